@@ -1,0 +1,53 @@
+"""Every error a caller may want to catch.
+
+ErtacacheError
+├── InvalidArgument     an argument has a value that cannot work (also a ValueError)
+│   ├── ScheduleInvalid     a schedule that cannot be run
+│   └── PredictorInvalid    a coefficient table that does not fit its schedule or its history
+├── CalibrationError    calibration cannot reach a result from what it was given
+├── ProfileInvalid      a profile file that is damaged, hostile or of another version
+├── ProfileMismatch     a sound profile that belongs to another model, solver or call
+├── UnsupportedPipeline a pipeline, denoiser or scheduler that cannot be served
+├── CacheConflict       something already caches or predicts on this denoiser
+└── MissingExtra        an optional dependency is not installed
+"""
+
+
+class ErtacacheError(Exception):
+    """Root of every error raised on purpose by this package; its text says what to do next."""
+
+
+class InvalidArgument(ErtacacheError, ValueError):
+    """An argument has a value that cannot work."""
+
+
+class ScheduleInvalid(InvalidArgument):
+    """A schedule that cannot be run."""
+
+
+class PredictorInvalid(InvalidArgument):
+    """A coefficient table that does not fit its schedule or its history."""
+
+
+class CalibrationError(ErtacacheError):
+    """Calibration cannot reach a result from what it was given."""
+
+
+class ProfileInvalid(ErtacacheError):
+    """A profile file that is damaged, hostile or of another version."""
+
+
+class ProfileMismatch(ErtacacheError):
+    """A sound profile that belongs to another model, solver or call."""
+
+
+class UnsupportedPipeline(ErtacacheError):
+    """A pipeline, denoiser or scheduler that cannot be served."""
+
+
+class CacheConflict(ErtacacheError):
+    """Something already caches or predicts on this denoiser."""
+
+
+class MissingExtra(ErtacacheError):
+    """An optional dependency is not installed; the message holds the command that installs it."""
