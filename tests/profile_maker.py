@@ -1,0 +1,143 @@
+"""A small sound profile with exact values, and ways to damage its file."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from ertacache.core.predictor import Predictor
+from ertacache.core.schedule import Schedule
+from ertacache.fingerprint import config_hash, prompt_hash
+from ertacache.profile import Profile, Provenance, Rectifier
+
+GOLDEN = "879f5e734ad4b3bd9345f5d09e5d251c489483212ce907898d98e2b1c5f4fce9"  # sha256 of make()
+FACTS: dict[str, Any] = {
+    "model_class": "FluxTransformer2DModel",
+    "model_config_hash": "0123456789abcdef",
+    "scheduler_class": "FlowMatchEulerDiscreteScheduler",
+    "scheduler_config_hash": "fedcba9876543210",
+    "num_inference_steps": 5,
+    "contexts": ("cond", "uncond"),
+    "guidance_weight": 7.0,
+    "embedded_guidance": 3.5,
+    "call": {"height": 64, "width": 64, "true_cfg_scale": 7.0, "negative_prompt": "", "sizes": [1, 2]},
+    "latent_shape": (16, 3),
+    "channel_axis": -1,
+    "dtype": "float32",
+    "prompt_count": 12,
+    "prompt_hash": "00112233445566ff",
+    "holdout_count": 4,
+    "seed": 0,
+    "method": {"basis": "fitted", "history": 2, "threshold": None, "strength": 0.1},
+    "versions": {"torch": "2.13.0", "diffusers": "0.42.1"},
+    "heldout": {"psnr": {"mean": 31.4159, "std": 2.5}, "ssim": {"mean": 0.97, "std": 0.01}, "K": 3},
+}
+
+
+def rows(values: torch.Tensor, schedule: Schedule) -> torch.Tensor:
+    """The table with its computed steps set to zero, as a predictor and a rectifier need it."""
+    table = values.clone()
+    table[list(schedule.computed_steps)] = 0
+    return table
+
+
+def table(*shape: int) -> torch.Tensor:
+    """Exact float32 values, none of them zero, the same on every machine."""
+    return (torch.arange(1, 1 + int(torch.tensor(shape).prod())) / 64).reshape(shape)
+
+
+def make(site: Any = "guided", activation: Any = None, **changes: Any) -> Profile:
+    """Five steps, two contexts, history 2 where there is one, per-channel coefficients of latents [16, 3]."""
+    schedule = Schedule.from_mask("#.#.#")
+    a = rows(table(5, 1, 2, 2, 1, 3), schedule)
+    a[1, :, :, 1] = 0  # only one step is computed before step 1
+    b = rows(table(5, 1, 1, 3), schedule)
+    kappa = rows(table(5, 1, 1, 3), schedule)
+    parts: dict[str, Any] = {
+        "schedule": schedule,
+        "site": site,
+        "predictor": Predictor(targets=("guided",), sources=("cond", "uncond"), a=a, d=b / 2, b=b),
+        "base_sigmas": torch.tensor([1.0, 0.875, 0.75, 0.5, 0.25, 0.0]),
+        "sigmas": torch.tensor([1.0, 0.875, 0.8125, 0.5625, 0.3125, 0.0]),
+        "rectifier": Rectifier(kappa, kappa / 4, activation) if activation else None,
+        "provenance": Provenance(**FACTS),
+    }
+    return Profile(**{**parts, **changes})
+
+
+def facts(**changes: Any) -> Provenance:
+    return Provenance(**{**FACTS, **changes})
+
+
+def reaching_too_far() -> torch.Tensor:
+    """A predictor.a whose step 1 reads two computed steps where there is one."""
+    a = make().predictor.a.clone()
+    a[1, 0, 0, 1] = 1.0
+    return a
+
+
+def parts_of(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Header, document and tensor bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    return header, json.loads(header["__metadata__"]["ertacache"]), data[end:]
+
+
+def framed(header: str, blob: bytes = b"") -> bytes:
+    return len(header.encode()).to_bytes(8, "little") + header.encode() + blob
+
+
+def with_header(edit: Callable[[dict[str, Any]], None]) -> bytes:
+    header, _, blob = parts_of(make().to_bytes())
+    edit(header)
+    return framed(json.dumps(header), blob)
+
+
+def with_text(text: str) -> bytes:
+    return with_header(lambda header: header["__metadata__"].update(ertacache=text))
+
+
+def with_document(activation: str | None = None, **changes: Any) -> bytes:
+    document = parts_of(make(activation=activation).to_bytes())[1]
+    return with_text(json.dumps({**document, **changes}))
+
+
+def without(key: str) -> bytes:
+    document = parts_of(make().to_bytes())[1]
+    del document[key]
+    return with_text(json.dumps(document))
+
+
+def with_facts(**changes: Any) -> bytes:
+    return with_document(provenance={**parts_of(make().to_bytes())[1]["provenance"], **changes})
+
+
+def with_tensors(activation: str | None = None, **changes: torch.Tensor | None) -> bytes:
+    data = make(activation=activation).to_bytes()
+    tensors: dict[str, Any] = load_tensors(data)
+    tensors.update({name.replace("__", "."): value for name, value in changes.items()})
+    kept = {name: value.clone() for name, value in tensors.items() if value is not None}
+    return save_tensors(kept, parts_of(data)[0]["__metadata__"])
+
+
+def poisoned(name: str, value: float) -> bytes:
+    tensor = load_tensors(make(activation="linear").to_bytes())[name].clone()
+    tensor.view(-1)[-1] = value
+    return with_tensors("linear", **{name.replace(".", "__"): tensor})
+
+
+def deep(levels: int) -> str:
+    return '{"a":' * levels + "1" + "}" * levels
+
+
+if __name__ == "__main__":  # in a process of its own, for the tests of stable bytes
+    print(hashlib.sha256(make().to_bytes()).hexdigest())
+    print(config_hash({"b": {1, "x"}, "a": len}), prompt_hash(["a red square"]))
+    lazy = "import sys, ertacache.profile; print(sorted({'diffusers', 'huggingface_hub'} & {*sys.modules}))"
+    print(subprocess.run([sys.executable, "-c", lazy], capture_output=True, text=True, check=True).stdout)
