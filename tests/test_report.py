@@ -1,0 +1,295 @@
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ertacache.errors import InvalidArgument
+from ertacache.report import write_report
+
+HOSTILE = "</script><script>alert(1)</script> \"'><img src=x onerror=alert(2)> \u2028 & end"
+PROMPTS = [HOSTILE, "a red circle above a blue square"]
+T = 4
+
+
+def stat(mean: float) -> dict[str, Any]:
+    return {"mean": mean, "std": 0.5, "values": [mean - 0.5, mean + 0.5]}
+
+
+def make_row(label: str, stage: str, mask: str, psnr: float, **changes: Any) -> dict[str, Any]:
+    steps = len(mask)
+    K = mask.count("#")
+    return {
+        "id": label,
+        "group": "tiny cfg 7",
+        "label": label,
+        "site": "output",
+        "basis": "residual",
+        "stage": stage,
+        "K": K,
+        "T": T,
+        "budget": K,
+        "schedule": mask,
+        "threshold": None,
+        "strength": None,
+        "calls": {"cond": K, "uncond": K},
+        "psnr": stat(psnr),
+        "ssim": stat(0.5 + psnr / 200),
+        "latent_error": 0.25,
+        "denoise_seconds": K / 10,
+        "image_seconds": K / 10 + 0.05,
+        "extra_bytes": 3072,
+        "sigmas": [1 - i / steps for i in range(steps + 1)],
+        "decomposition": {
+            "feature_shift": [0.1] * steps,
+            "amplified": [0.02] * steps,
+            "deviation": [0.03 * i for i in range(steps + 1)],
+        },
+        "samples": [],
+    } | changes
+
+
+def default_rows() -> list[dict[str, Any]]:
+    bare = {"site": None, "basis": None, "decomposition": None, "extra_bytes": 0}
+    return [
+        make_row("no cache", "no cache", "####", 100.0, **bare, budget=None, samples=["s/none-0.png"]),
+        make_row("fewer <steps>", "fewer steps", "##", 20.0, **bare),
+        make_row("residual, uniform", "uniform", "#..#", 24.0, samples=["s/uniform-0.png"]),
+        make_row("residual, moved", "+ timesteps", "#..#", 23.0, sigmas=[1.0, 0.7, 0.6, 0.4, 0.0], threshold=0.125),
+        make_row("residual, three", "uniform", "#.##", 31.0),
+        make_row("other group", "uniform", "##.#", 30.0, group="tiny & other"),
+    ]
+
+
+def write(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
+    header = {
+        "kind": "header",
+        "model": "tiny-flux",
+        "prompts": PROMPTS,
+        "seed": 11,
+        "versions": {"ertacache": "0.1.0"},
+        "machine": "two cores",
+        "call": {"guidance_scale": 7.0},
+        "T": T,
+    }
+    (folder / "s").mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8), (100, 100, 100)).save(folder / "s" / "none-0.png")
+    Image.new("RGB", (8, 8), (110, 20, 100)).save(folder / "s" / "uniform-0.png")
+    lines = [json.dumps(line, ensure_ascii=False) for line in [header, *(rows or default_rows())]]
+    path = folder / "results.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+class Page(HTMLParser):
+    """Every start tag with its attributes, and every piece of text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
+        return [a for t, a in self.tags if t == tag and all(a.get(k) == v for k, v in wanted.items())]
+
+
+@pytest.fixture
+def html(tmp_path: Path) -> str:
+    out = write_report(write(tmp_path), tmp_path / "deep" / "report.html")
+    assert out == tmp_path / "deep" / "report.html"
+    return out.read_text(encoding="utf-8")
+
+
+def test_the_file_refers_to_nothing_outside_itself(html: str) -> None:
+    assert "http://" not in html and "https://" not in html
+    page = Page(html)
+    for _, attributes in page.tags:
+        assert (attributes.get("src") or "data:").startswith("data:")
+        assert (attributes.get("href") or "#").startswith("#")
+    assert not page.all("link")
+    assert "url(" not in html and "@import" not in html
+    assert "default-src 'none'; img-src data:;" in html
+
+
+def test_every_row_group_and_provenance_is_there(html: str) -> None:
+    page = Page(html)
+    text = page.text
+    headings = [a["data-value"] for a in page.all("th", scope="row") if "data-value" in a]
+    # Budgets from the largest to the smallest, in each the order of the file.
+    assert headings == [default_rows()[i]["label"] for i in (0, 4, 1, 2, 3, 5)]
+    for expected in ("tiny-flux", "11", "two cores", "0.1.0", "7.0", PROMPTS[1]):
+        assert any(expected in piece for piece in text), expected
+    assert [a["href"] for a in page.all("a")] == ["#g1", "#g2"]
+    assert [a["id"] for a in page.all("h2") if "id" in a] == ["summary", "g1", "g2", "zoom-title"]
+    assert "tiny cfg 7" in text and "tiny & other" in text
+
+
+def test_hostile_text_is_escaped_everywhere(tmp_path: Path) -> None:
+    rows = default_rows()
+    for key in ("label", "group", "stage", "site", "basis", "id"):
+        rows[2][key] = HOSTILE
+    rows[2]["calls"] = {HOSTILE: 2}
+    page = Page(write_report(write(tmp_path, rows), tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert len(page.all("script")) == 1
+    assert not page.all("img", src="x")
+    assert not [a for _, a in page.tags if any(key.startswith("on") for key in a)]
+    assert any(HOSTILE in piece for piece in page.text)
+    assert any(HOSTILE in (a.get("aria-label") or "") for a in page.all("svg"))
+
+
+def test_columns_can_be_sorted(html: str) -> None:
+    heads = [a for a in Page(html).all("th") if "data-sort" in a]
+    assert len(heads) == 2 * 12  # two groups
+    assert {a["aria-sort"] for a in heads} == {"none"}
+    assert [a["data-sort"] for a in heads[:6]] == ["text"] * 4 + ["number"] * 2
+    values = re.findall(r'<td class="n" data-value="([^"]*)">24\.00 <small>± 0\.50</small>', html)
+    assert values == ["24.0"]
+    assert '<td class="n" data-value="3072">3.0 KiB</td>' in html
+
+
+def test_the_best_of_each_budget_is_marked(html: str) -> None:
+    marked = re.findall(r'<tr class="best">\s*<th scope="row" data-value="([^"]*)"', html)
+    assert marked == ["residual, three", "residual, uniform", "other group"]
+
+
+def test_the_summary_compares_with_fewer_steps_and_no_cache(html: str) -> None:
+    line = re.findall(r'<tr><th scope="row">tiny cfg 7</th><td class="n">2</td>.*?</tr>', html)
+    cells = re.findall(r">([^<>]+)</td>", line[0])
+    assert cells[:3] == ["2", "residual, uniform", "2 / 4"]
+    assert cells[-2:] == ["+4.00", "2.00×"]
+
+
+def test_a_strip_has_one_cell_per_step_and_fills_the_computed_ones(html: str) -> None:
+    strips = re.findall(r'<svg class="strip"[^>]*aria-label="([^:]*): [^"]*">(.*?)</svg>', html)
+    drawn = {
+        label: ["#" if kind == "computed" else "." for kind in re.findall('rect class="(.*?)"', body)]
+        for label, body in strips
+    }
+    assert {label: "".join(cells) for label, cells in drawn.items()} == {
+        "fewer &lt;steps&gt;": "##",
+        "residual, uniform": "#..#",
+        "residual, moved": "#..#",
+        "residual, three": "#.##",
+        "other group": "##.#",
+    }
+
+
+def test_only_a_grid_of_its_own_is_drawn_with_ticks_at_its_sigmas(html: str) -> None:
+    strips = dict(re.findall(r'<svg class="strip"[^>]*aria-label="([^:]*): [^"]*">(.*?)</svg>', html))
+    assert {label for label, body in strips.items() if "moved" in body} == {
+        "fewer &lt;steps&gt;",
+        "residual, moved",
+    }
+    ticks = re.findall(r'<line class="(base|moved)" x1="([^"]*)"', strips["residual, moved"])
+    # The axis runs from 0.6 to 299.4: sigma 0.7 lies at 0.6 + 0.3 * 298.8.
+    assert [x for kind, x in ticks if kind == "base"] == ["0.6", "75.3", "150.0", "224.7", "299.4"]
+    assert [x for kind, x in ticks if kind == "moved"] == ["0.6", "90.2", "120.1", "179.9", "299.4"]
+
+
+def test_plots_are_drawn_and_named(html: str) -> None:
+    plots = [a["aria-label"] or "" for a in Page(html).all("svg", role="img") if a["class"] == "plot"]
+    assert plots[0] == "PSNR against computed steps; highest: residual, three, 31.00 dB at K = 3"
+    assert "Error decomposition of residual, moved, K = 2: final deviation 0.12" in plots
+    assert len(plots) == 2 + 4  # a Pareto plot for each group, a decomposition for each row that has one
+    assert html.count("<title>residual, uniform: K = 2, 24.00 ± 0.50 dB</title>") == 1
+
+
+def test_samples_and_differences_hold_the_right_pixels(html: str) -> None:
+    images = {}
+    for attributes in Page(html).all("img"):
+        assert attributes["class"] == "pixels" and attributes["src"]
+        data = base64.b64decode(attributes["src"].split(",")[1])
+        with Image.open(io.BytesIO(data)) as image:
+            images[attributes["alt"]] = image.convert("RGB").getpixel((3, 3))
+    assert images == {
+        "no cache": (100, 100, 100),
+        "residual, uniform": (110, 20, 100),
+        "difference from no cache, amplified ×4": (40, 255, 0),  # 4 * |110-100|, 4 * 80 clipped, 0
+    }
+    # The first image carries the PSNR of the first prompt, not the mean.
+    assert "23.5 dB" in html
+
+
+def test_large_samples_are_reduced_and_one_group_needs_no_navigation(tmp_path: Path) -> None:
+    results = write(tmp_path, default_rows()[:-1])
+    for name in ("none", "uniform"):
+        Image.new("RGB", (1024, 640), (9, 9, 9)).save(tmp_path / "s" / f"{name}-0.png")
+    page = Page(write_report(results, tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert not page.all("nav")
+    source = page.all("img")[0]["src"]
+    assert source and "class" not in page.all("img")[0]
+    with Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as image:
+        assert image.size == (512, 320)
+
+
+def test_a_missing_or_broken_sample_is_named(tmp_path: Path) -> None:
+    results = write(tmp_path)
+    path = tmp_path / "s" / "uniform-0.png"
+    path.unlink()
+    with pytest.raises(InvalidArgument, match=r"s/uniform-0\.png of 'residual, uniform' \(line 4\).*keep results"):
+        write_report(results, tmp_path / "r.html")
+    path.write_bytes(b"not an image")
+    with pytest.raises(InvalidArgument, match=r"s/uniform-0\.png .*is not a readable image; run the comparison"):
+        write_report(results, tmp_path / "r.html")
+    Image.new("RGB", (9, 8)).save(path)
+    with pytest.raises(InvalidArgument, match=r"\(9, 8\) pixels and its uncached reference \(8, 8\)"):
+        write_report(results, tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_malformed_line_is_named_by_number(tmp_path: Path) -> None:
+    results = write(tmp_path)
+    whole = results.read_text(encoding="utf-8")
+    results.write_text(whole[: whole.rindex('"samples"')], encoding="utf-8")
+    with pytest.raises(InvalidArgument, match=r"results\.jsonl, line 7 is not JSON .*cut off"):
+        write_report(results, tmp_path / "r.html")
+    results.write_text(whole + "[1, 2]\n", encoding="utf-8")
+    with pytest.raises(InvalidArgument, match="line 8 is not a JSON object"):
+        write_report(results, tmp_path / "r.html")
+    results.write_text(whole.split("\n", 1)[1], encoding="utf-8")
+    with pytest.raises(InvalidArgument, match=r"does not start with a .*header"):
+        write_report(results, tmp_path / "r.html")
+    results.write_text(whole.split("\n", 1)[0], encoding="utf-8")
+    with pytest.raises(InvalidArgument, match="has a header and no rows"):
+        write_report(results, tmp_path / "r.html")
+    with pytest.raises(InvalidArgument, match=r"nowhere is not a file; pass the results\.jsonl"):
+        write_report(tmp_path / "nowhere", tmp_path / "r.html")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("schedule", "#x.#", r"line 4: 'schedule' must be a text of '#'"),
+        ("K", 3, r"line 4: 'K' must be the 2 computed steps of its schedule, found 3"),
+        ("label", 5, "line 4: 'label' must be text, found 5"),
+        ("latent_error", float("nan"), "line 4: 'latent_error' must be a finite number, found nan"),
+        ("denoise_seconds", True, "'denoise_seconds' must be a finite number, found True"),
+        ("psnr", None, "'psnr' must be an object, found None"),
+        ("ssim", {"mean": 1.0, "values": []}, "line 4, ssim: 'std' must be a finite number, found nothing"),
+        ("sigmas", [1.0, 0.0], "'sigmas' must be a list of 5 numbers"),
+        (
+            "decomposition",
+            {"feature_shift": [0.1]},
+            "decomposition: 'feature_shift' must be a list of 4 numbers",
+        ),
+        ("samples", ["a", "b", "c"], "'samples' must be at most one file for each of the 2 prompts"),
+        ("calls", {"cond": 1.5}, "line 4, calls: 'cond' must be a whole number, found 1.5"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    rows = default_rows()
+    rows[2][key] = value
+    with pytest.raises(InvalidArgument, match=message):
+        write_report(write(tmp_path, rows), tmp_path / "r.html")
