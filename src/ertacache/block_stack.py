@@ -1,0 +1,100 @@
+"""The block stack of a denoiser, which can be asked to add a given residual instead of running."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ertacache.errors import CacheConflict, UnsupportedPipeline
+from ertacache.models import Family
+from ertacache.overrides import Overrides, Wrapper
+
+
+class BlockStack:
+    """Site `hidden`: from the input of the first block to the output of the last one.
+
+    Attributes:
+        residual: what the stack added to its input [B, N, D] in the last call that ran the blocks.
+    """
+
+    def __init__(self, denoiser: nn.Module, family: Family) -> None:
+        if not family.block_lists:
+            raise UnsupportedPipeline(
+                f"site 'hidden' is not known for {type(denoiser).__name__}; use site 'output' or 'guided'"
+            )
+        self._blocks = [block for name in family.block_lists for block in getattr(denoiser, name)]
+        self._entry: Tensor | None = None
+        self._substitute: Tensor | None = None
+        self._taken = False
+        self.residual: Tensor | None = None
+
+    def with_residual(self, residual: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """Run a denoiser call with `residual` in place of the blocks: embeddings and head still run.
+
+        Raises:
+            CacheConflict: the blocks ran all the same.
+        """
+        self._substitute, self._taken = residual, False
+        try:
+            output = compute()
+        finally:
+            self._substitute = None
+        if not self._taken:
+            raise self.bypassed()
+        return output
+
+    def take_residual(self) -> Tensor:
+        """The residual [B, N, D] of the call just made; it is not kept.
+
+        Raises:
+            CacheConflict: there is none.
+        """
+        residual, self.residual = self.residual, None
+        if residual is None:
+            raise self.bypassed()
+        return residual
+
+    @staticmethod
+    def bypassed() -> CacheConflict:
+        """The error for blocks that did not pass by here."""
+        return CacheConflict(
+            "the blocks ran without passing by site 'hidden'; disable the profile, finish changing the denoiser "
+            "(compile, offload), then apply it again, or use site 'output' or 'guided'"
+        )
+
+    def install(self, overrides: Overrides) -> None:
+        """Wrap every block on its instance."""
+        for block in self._blocks:
+            # A graph compiled around the blocks looks at `forward` only; offloading takes that off in every run.
+            if hasattr(block, "_hf_hook") or vars(block).get("_compiled_call_impl") is not None:
+                overrides.replace_call(block, self._wrapper(block))
+            else:
+                overrides.replace(block, "forward", self._wrapper(block))
+
+    def _wrapper(self, block: nn.Module) -> Wrapper:
+        from diffusers.hooks._helpers import TransformerBlockRegistry
+
+        row: Any = TransformerBlockRegistry.get(type(block))
+        first, last = block is self._blocks[0], block is self._blocks[-1]
+        hidden_at, text_at = row.return_hidden_states_index, row.return_encoder_hidden_states_index
+
+        def call(original: Callable[..., Any], _: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            read = row._get_parameter_from_args_kwargs
+            hidden: Tensor = read(row.hidden_states_argument_name, args, kwargs)
+            entry = self._entry = hidden if first or self._entry is None else self._entry
+            if last:
+                self._entry = None
+            if self._substitute is None:
+                output = original(*args, **kwargs)
+                if last:
+                    self.residual = (output if isinstance(output, Tensor) else output[hidden_at]) - entry
+                return output
+            if last:
+                # From the entry, not from `hidden`: the residual already holds what was added between the blocks.
+                hidden, self._taken = entry + self._substitute, True
+            if text_at is None:
+                return hidden
+            text = read(row.encoder_hidden_states_argument_name, args, kwargs)
+            return (hidden, text) if hidden_at < text_at else (text, hidden)
+
+        return call

@@ -1,0 +1,142 @@
+"""Whether a profile belongs to a pipeline and to a call; every check names the field, both values and the remedy."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ertacache.errors import ProfileMismatch
+from ertacache.fingerprint import config_hash
+from ertacache.hooks import Run
+from ertacache.models import denoiser_of, unwrapped
+from ertacache.profile import Profile
+
+#: Largest difference between two grids that still counts as the same one, in units of sigma. Pipelines with
+#: dynamic shifting make slightly different grids for slightly different image sizes.
+GRID_TOLERANCE = 0.02
+#: Relative difference in guidance weight above which coefficients no longer belong.
+GUIDANCE_TOLERANCE = 0.01
+
+
+def check_pipeline(profile: Profile, pipe: Any) -> None:
+    """Model and scheduler, class and configuration.
+
+    Raises:
+        ProfileMismatch: at the first that differs.
+    """
+    facts = profile.provenance
+    denoiser = unwrapped(denoiser_of(pipe))
+    _same("model class", facts.model_class, type(denoiser).__name__, "load the model it was calibrated on")
+    _same("model config", facts.model_config_hash, model_fingerprint(denoiser), "calibrate on this model")
+    scheduler = pipe.scheduler
+    _same("scheduler class", facts.scheduler_class, type(scheduler).__name__, "set pipe.scheduler to that class")
+    _same(
+        "scheduler config",
+        facts.scheduler_config_hash,
+        config_hash(scheduler.config),
+        "calibrate with this scheduler",
+    )
+
+
+def check_grid(profile: Profile, run: Run) -> None:
+    """Step count and time grid, at `set_timesteps`.
+
+    Raises:
+        ProfileMismatch: another number of steps, or a grid more than 0.02 away in sigma.
+    """
+    _same(
+        "num_inference_steps",
+        profile.schedule.T,
+        run.T,
+        f"call the pipeline with num_inference_steps={profile.schedule.T}",
+    )
+    distance = (run.sigmas - profile.base_sigmas).abs()
+    i = int(distance.argmax())
+    if distance[i] > GRID_TOLERANCE:
+        raise ProfileMismatch(
+            f"time grid: at step {i} the profile has sigma {profile.base_sigmas[i]:.4f}, this call {run.sigmas[i]:.4f} "
+            f"(limit {GRID_TOLERANCE} apart); use the resolution and sigmas of the calibration, or calibrate with these"
+        )
+
+
+def check_latent(profile: Profile, run: Run, context: str, output: Tensor) -> None:
+    """Call name, channel count and, for coefficients of full latent shape, the shape; at the first step.
+
+    Raises:
+        ProfileMismatch: at the first that differs.
+    """
+    facts = profile.provenance
+    if context not in facts.contexts:
+        raise ProfileMismatch(
+            f"call names: the profile has {list(facts.contexts)}, this call is {context!r}; call the pipeline with the "
+            "same kind of guidance as in calibration"
+        )
+    shape = tuple(output.shape[1:])
+    if profile.site == "guided":
+        return
+    check_shape(profile, shape)
+
+
+def check_shape(profile: Profile, shape: tuple[int, ...]) -> None:
+    """Channel count, and the whole shape where coefficients have it; `shape` is without the batch axis.
+
+    Raises:
+        ProfileMismatch: at the first that differs.
+    """
+    facts = profile.provenance
+    axis = facts.channel_axis if facts.channel_axis < 0 else facts.channel_axis - 1
+    _same("latent channels", facts.latent_shape[axis], shape[axis], "use the model it was calibrated on")
+    tables = [profile.predictor.coef_shape]
+    if profile.rectifier is not None:
+        tables.append(tuple(profile.rectifier.kappa.shape[2:]))
+    if any(sum(size > 1 for size in table) > 1 for table in tables):
+        _same(
+            "latent shape",
+            facts.latent_shape,
+            shape,
+            "use the size of the calibration, or rectifier='channel'",
+        )
+
+
+def check_call(profile: Profile, run: Run, weight: float | None) -> None:
+    """The set of calls and the guidance, once the first step is complete.
+
+    Raises:
+        ProfileMismatch: calls are missing, or a guided or rectified profile meets another guidance weight.
+    """
+    facts = profile.provenance
+    if sorted(run.contexts) != sorted(facts.contexts):
+        raise ProfileMismatch(
+            f"call names: the profile has {list(facts.contexts)}, this step made {run.contexts}; call the pipeline "
+            "with the same kind of guidance (true_cfg_scale needs a negative_prompt, even an empty one)"
+        )
+    if not depends_on_guidance(profile):
+        return
+    _same_guidance("guidance weight", facts.guidance_weight, weight)
+    _same_guidance("embedded guidance", facts.embedded_guidance, run.guidance)
+
+
+def depends_on_guidance(profile: Profile) -> bool:
+    """Whether the coefficients were fitted: reuse of an output or a residual is right at any guidance weight."""
+    tables = profile.predictor
+    fixed = bool(((tables.a == 0) | (tables.a == 1)).all() and not tables.b.any())
+    return profile.rectifier is not None or profile.site == "guided" or not fixed
+
+
+def _same_guidance(field: str, expected: float | None, found: float | None) -> None:
+    if expected is None or found is None:
+        return
+    if abs(found - expected) > GUIDANCE_TOLERANCE * max(1.0, abs(expected)):
+        raise ProfileMismatch(
+            f"{field}: the profile was calibrated at {expected:.4g}, this call runs at {found:.4g}; use that "
+            "guidance or calibrate at this one"
+        )
+
+
+def model_fingerprint(denoiser: Any) -> str:
+    """Hash of a denoiser's configuration."""
+    return config_hash(dict(getattr(denoiser, "config", {})))
+
+
+def _same(field: str, expected: Any, found: Any, remedy: str) -> None:
+    if expected != found:
+        raise ProfileMismatch(f"{field}: the profile has {expected!r}, this pipeline {found!r}; {remedy}")
