@@ -1,0 +1,264 @@
+"""`calibrate`: from a pipeline and a few prompts to a profile whose loss was measured on prompts it did not fit."""
+
+import math
+import os
+import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from ertacache.block_stack import BlockStack
+from ertacache.calibrator import Calibrator
+from ertacache.core.rectify import Granularity
+from ertacache.core.schedule import Schedule
+from ertacache.errors import CalibrationError, InvalidArgument
+from ertacache.method import Method, assemble, fit_plans, policy_plan
+from ertacache.models import denoiser_of, family_of, unwrapped
+from ertacache.profile import Activation, Profile, Site
+from ertacache.progress import run_progress
+from ertacache.solvers import check_free_grid
+
+Basis = Literal["reuse", "residual", "fitted"]
+Timesteps = Literal["none", "paper", "auto"]
+
+#: Strengths of the timestep adjustment that `timesteps="auto"` measures; 0 is none, 1 the paper.
+STRENGTHS = (0.0, 0.1, 0.3, 1.0)
+#: Histories that `history="auto"` measures: (levels, both branches).
+HISTORIES = ((1, False), (2, False), (3, False), (1, True), (3, True))
+#: Shrinkage of the fitted predictor toward residual reuse, relative to the features' energy.
+RIDGE = 1e-3
+#: Shrinkage of an element-wise rectifier: a latent element has only as many samples as there are prompts.
+ELEMENT_RIDGE = 1.0
+#: Runs shorter than this have few steps to spare: each is too far from the last to be predicted well.
+_FEW_STEPS = 8
+#: Smallest log10 error that is written down; two equal latents have none.
+_LEAST_ERROR = -99.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One method with its profile and what the held-out prompts say of it.
+
+    Attributes:
+        deviation: mean over prompts of log10 of the relative squared deviation of the final latent; lower is better,
+            infinite where the run diverged.
+        heldout: figures for the profile's provenance.
+    """
+
+    method: Method
+    profile: Profile
+    deviation: float
+    heldout: dict[str, Any]
+
+
+def calibrate(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    threshold: float | None = None,
+    compute_steps: int | None = None,
+    schedule: Schedule | str | None = None,
+    basis: Basis = "residual",
+    site: Site | None = None,
+    history: int | Literal["auto"] = 3,
+    timesteps: Timesteps | float = "none",
+    rectifier: Granularity | Literal["none"] = "none",
+    activation: Activation = "linear",
+    ridge: float = RIDGE,
+    holdout: float = 0.25,
+    seed: int = 0,
+    batch_size: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    show_progress: bool = True,
+    **call: Any,
+) -> Profile:
+    """Calibrate a profile on the user's pipeline, run as it is.
+
+    Args:
+        pipe: a diffusers pipeline with one denoiser.
+        prompts: two or more; the last `holdout` share is never fitted and gives the figures in the profile.
+        threshold: λ of Algorithm 2; a step is predicted while its mean relative ℓ1 error is below.
+        compute_steps: K, the number of steps to compute. Without `schedule` the λ whose K is nearest is taken (K(λ)
+            skips values: the profile says which K it has); with `schedule="uniform"` exactly K.
+        schedule: "uniform", a Schedule, or its text form such as "#.#.##".
+        basis: `reuse` repeats the newest output, `residual` the newest residual v − x (Eq. 5-6), `fitted` corrects
+            residual reuse by a least-squares combination of the history (formula P).
+        site: where predictions are made; guided for `fitted`, else output.
+        history: depth of the fitted predictor, or "auto": own history and both branches at several depths, chosen on
+            the held-out prompts.
+        timesteps: strength γ of the timestep adjustment: "none" (0), "paper" (1), a number between, or "auto", which
+            measures several on the held-out prompts.
+        rectifier: granularity of the error rectifier (Eq. 15-21).
+        activation: "sigmoid" is the paper's literal form, for reproduction only.
+        ridge: shrinkage of the fitted predictor toward residual reuse.
+        holdout: share of the prompts that is held out.
+        seed: prompt n starts from the noise of seed + n.
+        batch_size: prompts per pipeline call. All at once is exact; less needs several passes.
+        checkpoint: file in which finished runs are kept; an interrupted calibration continues from it.
+        call: arguments of the pipeline call, `num_inference_steps`, `guidance_scale`, `height` and so on.
+
+    Returns:
+        The profile. `profile.provenance.heldout` holds PSNR and SSIM on the held-out prompts.
+
+    Raises:
+        InvalidArgument: arguments that contradict each other or cannot work.
+        CalibrationError: the checkpoint is another calibration's, or held-out runs end in NaN.
+        UnsupportedPipeline: nothing can be predicted for this pipeline, not at this site or not on another grid.
+
+    Warns:
+        UserWarning: the call has fewer than 8 steps, of which caching has little to save.
+    """
+    schedule = _parsed(schedule)
+    _check_budget(threshold, compute_steps, schedule)
+    _check_choices(basis, site, history, timesteps, rectifier, activation, ridge, batch_size)
+    _check_pipe(pipe, site, timesteps)
+    with run_progress(show_progress) as progress:
+        calibrator = Calibrator(
+            pipe, prompts, holdout=holdout, seed=seed, batch_size=batch_size, checkpoint=checkpoint, call=call,
+            progress=progress,
+        )  # fmt: skip
+        if calibrator.T < _FEW_STEPS:
+            warnings.warn(f"{calibrator.T} steps leave caching little to save; use it on longer runs", stacklevel=2)
+        method = Method(
+            basis=basis,
+            site=site or ("guided" if basis == "fitted" else "output"),
+            levels=history if basis == "fitted" and isinstance(history, int) else 0,
+            ridge=ridge if basis == "fitted" else 0.0,
+            rectifier=None if rectifier == "none" else rectifier,
+            rectifier_ridge=ELEMENT_RIDGE if rectifier == "element" else 0.0,
+            activation=activation,
+        )
+        method = choose_schedule(calibrator, method, threshold, compute_steps, schedule)
+        candidates = [evaluate(calibrator, option) for option in _options(calibrator, method, history, timesteps)]
+    best = min(candidates, key=lambda candidate: candidate.deviation)
+    if best.deviation == math.inf:
+        raise CalibrationError(
+            f"held-out runs end in NaN or infinity with schedule {best.profile.schedule}; compute more steps, or run "
+            "the pipeline in a wider dtype"
+        )
+    return best.profile
+
+
+def choose_schedule(
+    calibrator: Calibrator,
+    method: Method,
+    threshold: float | None,
+    compute_steps: int | None,
+    schedule: Schedule | str | None,
+) -> Method:
+    """The method with its schedule filled in: given, uniform, by threshold or nearest to a number of steps."""
+    plan = policy_plan(method, calibrator.family.channel_axis)
+    if isinstance(schedule, Schedule):
+        return replace(method, schedule=schedule)
+    if schedule is not None and schedule != "uniform":
+        return replace(method, schedule=Schedule.from_mask(schedule))
+    if threshold is not None:
+        chosen = calibrator.policy(replace(plan, threshold=threshold))
+        return replace(method, schedule=chosen, threshold=threshold)
+    if compute_steps is None:
+        raise InvalidArgument("no number of steps to compute; give threshold=λ, compute_steps=K or a schedule")
+    if not 2 <= compute_steps <= calibrator.T:
+        raise InvalidArgument(f"compute_steps is {compute_steps}; choose 2 to {calibrator.T} of {calibrator.T} steps")
+    if schedule == "uniform":
+        return replace(method, schedule=Schedule.uniform(calibrator.T, compute_steps))
+    found, chosen = calibrator.nearest_policy(plan, compute_steps)
+    return replace(method, schedule=chosen, threshold=found)
+
+
+def evaluate(calibrator: Calibrator, method: Method) -> Candidate:
+    """Fit one method along the closed loop and measure it on the held-out prompts; no run is done twice."""
+    solved, grid = fit_plans(calibrator, method)
+    draft = assemble(calibrator, method, solved, grid, heldout={})
+    measured = calibrator.measure(draft)
+    error = statistics.fmean(measured.pop("error"))
+    figures = {name: _summary(values) for name, values in measured.items() if values}
+    written = max(error, _LEAST_ERROR) if math.isfinite(error) else None
+    heldout: dict[str, Any] = {**figures, "latent_log10_error": written, "K": draft.schedule.K}
+    profile = replace(draft, provenance=replace(draft.provenance, heldout=heldout))
+    return Candidate(method, profile, error, heldout)
+
+
+def _options(
+    calibrator: Calibrator, method: Method, history: int | Literal["auto"], timesteps: Timesteps | float
+) -> list[Method]:
+    options = [method]
+    if method.basis == "fitted" and history == "auto":
+        two = len(calibrator.reference.contexts) > 1 and method.site == "guided"
+        options = [replace(method, levels=n, branches=both) for n, both in HISTORIES if two or not both]
+    if timesteps == "auto":
+        return [replace(option, strength=strength) for option in options for strength in STRENGTHS]
+    strength = {"none": 0.0, "paper": 1.0}.get(timesteps, timesteps) if isinstance(timesteps, str) else timesteps
+    return [replace(option, strength=float(strength)) for option in options]
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+def _parsed(schedule: Schedule | str | None) -> Schedule | str | None:
+    """A text form as a Schedule; "uniform" as it is, until the number of steps is known."""
+    return Schedule.from_mask(schedule) if isinstance(schedule, str) and schedule != "uniform" else schedule
+
+
+def _check_budget(threshold: float | None, compute_steps: int | None, schedule: Schedule | str | None) -> None:
+    if threshold is not None and (compute_steps is not None or schedule is not None):
+        raise InvalidArgument("threshold excludes compute_steps and schedule; give one of them")
+    if threshold is not None and not 0 < threshold < math.inf:
+        raise InvalidArgument(f"threshold is {threshold}; choose a positive λ, such as 0.1")
+    if isinstance(schedule, Schedule):
+        if compute_steps not in (None, schedule.K):
+            raise InvalidArgument(
+                f"compute_steps={compute_steps}, but the schedule computes {schedule.K}; give one of them"
+            )
+        return
+    if schedule == "uniform" and compute_steps is None:
+        raise InvalidArgument("schedule='uniform' needs compute_steps=K, the number of steps to compute")
+    if threshold is None and compute_steps is None:
+        raise InvalidArgument("say how much to compute: threshold=λ, compute_steps=K or schedule=...")
+    if compute_steps is not None and compute_steps < 2:
+        raise InvalidArgument(f"compute_steps is {compute_steps}; choose 2 or more, the first and the last step")
+
+
+def _check_choices(
+    basis: str,
+    site: str | None,
+    history: int | str,
+    timesteps: str | float,
+    rectifier: str,
+    activation: str,
+    ridge: float,
+    batch_size: int | None,
+) -> None:
+    _one_of("basis", basis, get_args(Basis))
+    _one_of("site", site, (None, *get_args(Site)))
+    _one_of("rectifier", rectifier, ("none", *get_args(Granularity)))
+    _one_of("activation", activation, get_args(Activation))
+    if isinstance(timesteps, str):
+        _one_of("timesteps", timesteps, get_args(Timesteps))
+    elif not 0 <= timesteps <= 1:
+        raise InvalidArgument(f"timesteps is {timesteps}; choose a strength from 0 (none) to 1 (the paper)")
+    if history != "auto" and (not isinstance(history, int) or history < 1):
+        raise InvalidArgument(f"history is {history!r}; choose a depth from 1, or 'auto'")
+    if site == "hidden" and basis != "residual":
+        raise InvalidArgument(f"site 'hidden' holds residuals only; use basis='residual', not {basis!r}")
+    if activation == "sigmoid" and rectifier == "none":
+        raise InvalidArgument("activation='sigmoid' belongs to a rectifier; choose rectifier='channel', say")
+    if not 0 <= ridge < math.inf:
+        raise InvalidArgument(f"ridge is {ridge}; choose 0 for plain least squares, more to shrink, such as {RIDGE}")
+    if batch_size is not None and batch_size < 1:
+        raise InvalidArgument(f"batch_size is {batch_size}; choose 1 or more prompts per call, or None for all at once")
+
+
+def _check_pipe(pipe: Any, site: Site | None, timesteps: Timesteps | float) -> None:
+    """What would otherwise show only after the first runs."""
+    denoiser = denoiser_of(pipe)
+    if site == "hidden":
+        BlockStack(unwrapped(denoiser), family_of(denoiser))
+    if timesteps not in ("none", 0):
+        check_free_grid(pipe.scheduler)
+
+
+def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
+    if value not in known:
+        raise InvalidArgument(f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}")

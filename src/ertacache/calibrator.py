@@ -1,0 +1,260 @@
+"""The stages of a calibration: record, choose a schedule, fit along the closed loop, verify. Each run is done once."""
+
+import hashlib
+import importlib.metadata
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ertacache.checkpoint import RunStore
+from ertacache.closed_loop import ClosedLoop
+from ertacache.core.policy import Probe, nearest_threshold
+from ertacache.core.schedule import Schedule
+from ertacache.errors import CalibrationError
+from ertacache.fingerprint import config_hash
+from ertacache.hooks import Controller
+from ertacache.matching import model_fingerprint
+from ertacache.metrics import psnr, ssim
+from ertacache.models import denoiser_of, family_of, unwrapped
+from ertacache.plan import Plan, Solved, from_state, schedule_of, to_state
+from ertacache.profile import Profile
+from ertacache.recording import (
+    Final,
+    Prompts,
+    Reference,
+    ReferenceLog,
+    check_call,
+    run_pipeline,
+    split_prompts,
+)
+from ertacache.runtime import Player, RunStats
+
+#: Called after every pipeline run with its name.
+Progress = Callable[[str], None]
+
+#: λ beyond which no published model reuses less; Eq. 12 is about 2 for outputs that have nothing in common.
+_LARGEST_THRESHOLD = 4.0
+_SMALLEST_BRACKET = 0.05
+#: Between two passes, what is too little for the float32 tables of a profile to hold.
+_CONVERGED = 1e-8
+#: Entries of each weight that name a model.
+_SAMPLED = 64
+
+
+class Calibrator:
+    """One pipeline, one set of prompts, one set of call arguments; shared by all plans that are compared on them.
+
+    Args:
+        pipe: the user's pipeline.
+        prompts: calibration prompts; the last `holdout` share of them is never fitted.
+        seed: prompt n starts from the noise of seed + n.
+        batch_size: prompts per pipeline call; None for all at once (exact in one pass), less where memory is short.
+        passes: how many times a fit is repeated at most when the prompts need several batches. One pass for every
+            predicted step is exact, two where a fitted predictor also has a rectifier or an adjusted grid (which
+            follow it by one pass); a few come close.
+        checkpoint: file to keep finished runs in.
+        call: arguments of the pipeline call.
+        progress: called after every pipeline run.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        *,
+        holdout: float,
+        seed: int,
+        batch_size: int | None = None,
+        passes: int = 4,
+        checkpoint: str | os.PathLike[str] | None = None,
+        call: dict[str, Any],
+        progress: Progress = lambda name: None,
+    ) -> None:
+        self.family = family_of(denoiser_of(pipe))
+        check_call(pipe, call)
+        self.pipe, self.call, self.seed, self.progress = pipe, call, seed, progress
+        self.prompts, self.heldout = split_prompts(prompts, holdout, seed)
+        self.batch_size, self.passes = batch_size, passes
+        self.store = RunStore(checkpoint, self._identity())
+        self._batches, self._heldout = self.prompts.batches(batch_size), self.heldout.batches(batch_size)
+        self.reference = self._reference()
+
+    @property
+    def T(self) -> int:
+        """Number of steps."""
+        return len(self.reference.sigmas) - 1
+
+    def _identity(self) -> str:
+        denoiser = unwrapped(denoiser_of(self.pipe))
+        return config_hash(
+            {
+                "version": importlib.metadata.version("ertacache"),
+                "model": [type(denoiser).__name__, model_fingerprint(denoiser), _weights_hash(self.pipe)],
+                "scheduler": [type(self.pipe.scheduler).__name__, config_hash(self.pipe.scheduler.config)],
+                "prompts": [self.prompts.texts, self.heldout.texts, self.seed, self.batch_size, self.passes],
+                "call": self.call,
+            }
+        )
+
+    def _run(self, prompts: Prompts, controller: Controller, name: str, hidden: bool, decode: bool) -> Tensor:
+        result = run_pipeline(self.pipe, prompts, controller, self.call, hidden=hidden, decode=decode)
+        self.progress(name)
+        return result
+
+    def _reference(self) -> Reference:
+        hidden = bool(self.family.block_lists)
+
+        def record(prompts: Prompts) -> dict[str, Any]:
+            log = ReferenceLog()
+            self._run(prompts, log, "uncached run", hidden, decode=False)
+            if not log.latents.isfinite().all():
+                raise CalibrationError("the uncached run ends in NaN or infinity; run the pipeline in a wider dtype")
+            return {
+                "guided": torch.stack(log.guided),
+                "hidden": torch.stack(log.hidden) if log.hidden else torch.zeros(0, 0),
+                "facts": (log.contexts, log.weight, log.embedded, log.dtype),
+                "sigmas": log.sigmas,
+                "latents": log.latents,
+            }
+
+        parts = [self.store.get(f"reference {n}", lambda b=b: record(b)) for n, b in enumerate(self._batches)]
+        contexts, weight, embedded, dtype = parts[0]["facts"]
+        return Reference(
+            sigmas=parts[0]["sigmas"],
+            contexts=tuple(contexts),
+            guided_l1=torch.cat([part["guided"] for part in parts], 1),
+            hidden_l1=torch.cat([part["hidden"] for part in parts], 1),
+            latents=torch.cat([part["latents"] for part in parts]),
+            weight=weight,
+            embedded=embedded,
+            dtype=dtype,
+        )
+
+    def measure(self, profile: Profile) -> dict[str, list[float]]:
+        """How far a profile's results on the held-out prompts are from the uncached ones, one value per prompt.
+
+        Returns:
+            `psnr` in dB and `ssim` (per frame for a video), `error`: log10 of the relative squared deviation of the
+            final latent; infinite, with no psnr and ssim, for prompts that come in one batch with a diverged one.
+        """
+        name = hashlib.sha256(profile.to_bytes()).hexdigest()
+        measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": []}
+        for n, batch in enumerate(self._heldout):
+            part = self.store.get(f"held-out {name} {n}", lambda b=batch, n=n: self._measure(profile, b, n))
+            for key, values in part.items():
+                measured[key] += values
+        return measured
+
+    def _measure(self, profile: Profile, batch: Prompts, n: int) -> dict[str, list[float]]:
+        reference = self.store.get(f"held-out reference {n}", lambda: self._play(None, batch))
+        result = self._play(profile, batch)
+        error = log10_error(result["latents"], reference["latents"])
+        if not error.isfinite().all():
+            return {"psnr": [], "ssim": [], "error": error.tolist()}
+        images = [x["images"].reshape(-1, *x["images"].shape[-3:]) for x in (result, reference)]
+        return {"psnr": psnr(*images).tolist(), "ssim": ssim(*images).tolist(), "error": error.tolist()}
+
+    def _play(self, profile: Profile | None, batch: Prompts) -> dict[str, Tensor]:
+        final = Final(Player(profile, RunStats()) if profile is not None else Controller())
+        hidden = profile is not None and profile.site == "hidden"
+        images = self._run(batch, final, "held-out run", hidden, decode=True)
+        return {"images": images, "latents": final.latents}
+
+    def solve(self, plan: Plan, grid: Tensor | None = None) -> Solved:
+        """Run a plan along the closed loop on the calibration prompts; the same plan is run once only."""
+        name = f"{asdict(replace(plan, schedule=None))} {plan.schedule} {None if grid is None else grid.tolist()}"
+        return from_state(self.store.get(name, lambda: to_state(self._solve(name, plan, grid))))
+
+    def _solve(self, name: str, plan: Plan, grid: Tensor | None) -> Solved:
+        if len(self._batches) == 1:
+            loop = ClosedLoop(plan, self.reference.contexts, grid=grid)
+            self._run_batch(loop, 0)
+            return loop.finish(self.reference.sigmas)
+        before = Solved()
+        for n in range(self.T if plan.schedule is None else self.passes):
+            before = self._pass(f"{name} pass {n}", plan, before, grid)
+            if before.change < _CONVERGED if plan.schedule is not None else len(before.computed) == self.T:
+                break
+        self.store.drop(f"{name} pass ")
+        return before
+
+    def _pass(self, name: str, plan: Plan, before: Solved, grid: Tensor | None) -> Solved:
+        """One pass over all batches. Its sums are kept after each, so that it continues where it stopped."""
+        loop = ClosedLoop(plan, self.reference.contexts, before=before, grid=grid)
+
+        def run(n: int) -> dict[str, Any]:
+            self._run_batch(loop, n)
+            return loop.sums.state()
+
+        def all_batches() -> dict[str, Any]:
+            kept = [n for n in range(len(self._batches)) if f"{name} batch {n}" in self.store]
+            for n in range(max(kept, default=0), len(self._batches)):
+                loop.sums = loop.sums.restore(self.store.get(f"{name} batch {n}", lambda n=n: run(n)))
+                self.store.drop(f"{name} batch {n - 1}")
+            return to_state(loop.finish(self.reference.sigmas))
+
+        solved = from_state(self.store.get(name, all_batches))
+        self.store.drop(f"{name} batch ")
+        return solved
+
+    def _run_batch(self, loop: ClosedLoop, n: int) -> None:
+        norms = self.reference.hidden_l1 if loop.plan.level == "hidden" else self.reference.guided_l1
+        start = sum(len(batch.texts) for batch in self._batches[:n])
+        loop.reference_l1 = norms[:, start : start + len(self._batches[n].texts)]
+        self._run(self._batches[n], loop, "closed loop", loop.plan.level == "hidden", decode=False)
+
+    def policy(self, plan: Plan) -> Schedule:
+        """Algorithm 2 at the plan's threshold."""
+        schedule = schedule_of(self.solve(replace(plan, schedule=None)), self.T)
+        if schedule is None:
+            raise CalibrationError("the threshold search did not decide every step; use a larger batch_size")
+        return schedule
+
+    def nearest_policy(self, plan: Plan, K: int) -> tuple[float, Schedule]:
+        """The λ whose schedule computes most nearly K steps, and that schedule. K(λ) skips values."""
+
+        def count(threshold: float) -> int:
+            return self.policy(replace(plan, threshold=threshold)).K
+
+        tried = [Probe(_SMALLEST_BRACKET, count(_SMALLEST_BRACKET))]
+        while tried[-1].computed > K and tried[-1].threshold < _LARGEST_THRESHOLD:
+            threshold = 2 * tried[-1].threshold
+            tried.append(Probe(threshold, count(threshold)))
+        if tried[-1].computed != K:
+            low = tried[-2].threshold if len(tried) > 1 else 0.0
+            tried += nearest_threshold(count, K, low, tried[-1].threshold, probes=7)
+        best = min(tried, key=lambda probe: (abs(probe.computed - K), -probe.computed, probe.threshold))
+        return best.threshold, self.policy(replace(plan, threshold=best.threshold))
+
+
+def log10_error(latents: Tensor, reference: Tensor) -> Tensor:
+    """log10 of the relative squared deviation of each prompt's final latent, [B, *] -> [B]; infinite for NaN."""
+    error = (latents - reference).double().flatten(1).square().sum(1)
+    energy = reference.double().flatten(1).square().sum(1)
+    value = torch.log10((error / energy).clamp_min(torch.finfo(torch.float64).tiny))
+    return torch.where(value.isnan(), math.inf, value)
+
+
+def deviation(latents: Tensor, reference: Tensor) -> float:
+    """Mean of `log10_error` over the prompts: what plans are compared by; lower is better."""
+    return float(log10_error(latents, reference).mean())
+
+
+def _weights_hash(pipe: Any) -> str:
+    """A name for the weights of all parts of a pipeline: a few entries of every tensor, exact on any machine."""
+    digest = hashlib.sha256()
+    for part, module in sorted(vars(pipe).items()):
+        tensors = unwrapped(module).state_dict() if isinstance(module, nn.Module) else {}
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor):
+                continue  # what a module keeps beside its weights
+            digest.update(f"{part} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            if tensor.device.type != "meta":  # sequential offload keeps the entries elsewhere
+                entries = tensor.detach().reshape(-1)
+                digest.update(str(entries[:: 1 + len(entries) // _SAMPLED].float().tolist()).encode())
+    return digest.hexdigest()

@@ -1,0 +1,170 @@
+"""What makes a whole-step method: schedule, basis, grid and rectifier; and the profile that comes of fitting it."""
+
+import importlib.metadata
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ertacache.calibrator import Calibrator
+from ertacache.core.predictor import Predictor
+from ertacache.core.rectify import Granularity
+from ertacache.core.schedule import Schedule
+from ertacache.errors import InvalidArgument
+from ertacache.fingerprint import config_hash, prompt_hash
+from ertacache.matching import model_fingerprint
+from ertacache.models import denoiser_of, unwrapped
+from ertacache.plan import Plan, Solved, feature_names
+from ertacache.profile import Activation, Profile, Rectifier, Site
+from ertacache.provenance import Provenance
+
+
+@dataclass(frozen=True)
+class Method:
+    """Every choice of a calibration but the prompts.
+
+    Attributes:
+        levels, branches, ridge: of the fitted basis; see `closed_loop.Plan`.
+        strength: γ of the timestep adjustment.
+        threshold: the λ that gave the schedule, if one did.
+    """
+
+    basis: Literal["reuse", "residual", "fitted"]
+    site: Site
+    schedule: Schedule | None = None
+    levels: int = 3
+    branches: bool = False
+    ridge: float = 0.0
+    strength: float = 0.0
+    rectifier: Granularity | None = None
+    rectifier_ridge: float = 0.0
+    activation: Activation = "linear"
+    threshold: float | None = None
+
+
+def policy_plan(method: Method, channel_axis: int) -> Plan:
+    """The closed loop that decides a schedule. Guidance is linear in the outputs, so that reuse at each call and
+    reuse of what the solver receives are one trajectory: at site `output` it is decided there too."""
+    level = "hidden" if method.site == "hidden" else "guided"
+    return Plan(level=level, residual=method.basis != "reuse", channel_axis=channel_axis)
+
+
+def fit_plans(calibrator: Calibrator, method: Method) -> tuple[Solved, Tensor | None]:
+    """Fit grid, predictor and rectifier of a method with a schedule; returns them and the adjusted grid, if any."""
+    if method.schedule is None:
+        raise InvalidArgument("the method has no schedule yet; choose one first")
+    if method.schedule.T != calibrator.T:
+        raise InvalidArgument(
+            f"the schedule has {method.schedule.T} steps and the pipeline call {calibrator.T}; make them agree"
+        )
+    base: dict[str, Any] = {
+        "schedule": method.schedule,
+        "residual": method.basis != "reuse",
+        "channel_axis": calibrator.family.channel_axis,
+    }
+    fit: dict[str, Any] = {
+        "levels": method.levels if method.basis == "fitted" else 0,
+        "branches": method.branches,
+        "ridge": method.ridge if method.basis == "fitted" else 0.0,
+        "rectifier": method.rectifier,
+        "rectifier_ridge": method.rectifier_ridge,
+        "activation": method.activation,
+    }
+    nothing_to_fit = method.basis != "fitted" and method.rectifier is None
+    if nothing_to_fit and method.strength == 0:
+        return Solved(), None
+    if method.site == "guided" or method.basis == "fitted":
+        solved = calibrator.solve(Plan(level=method.site, strength=method.strength, **base, **fit))
+        return solved, solved.grid
+    grid = None
+    if method.strength:
+        level = "hidden" if method.site == "hidden" else "guided"
+        grid = calibrator.solve(Plan(level=level, strength=method.strength, **base)).grid
+    if nothing_to_fit:
+        return Solved(), grid
+    return calibrator.solve(Plan(level=method.site, **base, **fit), grid), grid
+
+
+def assemble(
+    calibrator: Calibrator, method: Method, solved: Solved, grid: Tensor | None, heldout: dict[str, Any]
+) -> Profile:
+    """The profile of a fitted method."""
+    schedule = method.schedule
+    if schedule is None:
+        raise InvalidArgument("the method has no schedule yet; choose one first")
+    reference = calibrator.reference
+    predictor, rectifier = _predictor(method, schedule, reference.contexts, solved), None
+    if solved.affine:
+        rectifier = _rectifier_tables(solved, schedule, predictor.targets, method.activation)
+        if method.site != "hidden" and method.activation == "linear":
+            predictor, rectifier = predictor.rectified(rectifier.kappa, rectifier.beta), None
+    sigmas = reference.sigmas if grid is None else grid.float()
+    return Profile(
+        schedule=schedule,
+        site=method.site,
+        predictor=predictor,
+        base_sigmas=reference.sigmas,
+        sigmas=sigmas,
+        rectifier=rectifier,
+        provenance=_provenance(calibrator, method, solved.change, heldout),
+    )
+
+
+def _predictor(method: Method, schedule: Schedule, contexts: tuple[str, ...], solved: Solved) -> Predictor:
+    if method.site == "hidden":
+        # The history holds residuals of the block stack: repeating one is residual reuse there.
+        return Predictor.plain_reuse(schedule, contexts)
+    targets = ("guided",) if method.site == "guided" else contexts
+    make = Predictor.plain_reuse if method.basis == "reuse" else Predictor.residual_reuse
+    plain = make(schedule, targets)
+    if not solved.weights:
+        return plain
+    sources = (*targets, *contexts) if method.branches else targets
+    a = torch.zeros(schedule.T, len(targets), len(sources), method.levels)
+    a[:, :, : len(targets), :1] = plain.a
+    plan = Plan(level="guided", levels=method.levels, branches=method.branches)
+    for (i, target), weights in solved.weights.items():
+        names = feature_names(plan, target, contexts, schedule.depth(i))
+        for (source, level), weight in zip(names, weights, strict=True):
+            a[i, targets.index(target), sources.index(source), level] += float(weight)
+    return Predictor(targets, sources, a, plain.d, plain.b)
+
+
+def _rectifier_tables(
+    solved: Solved, schedule: Schedule, targets: tuple[str, ...], activation: Activation
+) -> Rectifier:
+    shape = next(iter(solved.affine.values())).kappa.shape
+    kappa = torch.zeros(schedule.T, len(targets), *shape)
+    beta = torch.zeros_like(kappa)
+    for (i, target), affine in solved.affine.items():
+        kappa[i, targets.index(target)] = affine.kappa
+        beta[i, targets.index(target)] = affine.beta
+    return Rectifier(kappa, beta, activation)
+
+
+def _provenance(calibrator: Calibrator, method: Method, change: float, heldout: dict[str, Any]) -> Provenance:
+    reference = calibrator.reference
+    denoiser, scheduler = unwrapped(denoiser_of(calibrator.pipe)), calibrator.pipe.scheduler
+    choices = {**asdict(method), "schedule": str(method.schedule), "last_pass_change": change}
+    return Provenance(
+        model_class=type(denoiser).__name__,
+        model_config_hash=model_fingerprint(denoiser),
+        scheduler_class=type(scheduler).__name__,
+        scheduler_config_hash=config_hash(scheduler.config),
+        num_inference_steps=calibrator.T,
+        contexts=reference.contexts,
+        guidance_weight=reference.weight,
+        embedded_guidance=reference.embedded,
+        call=calibrator.call,
+        latent_shape=tuple(reference.latents.shape[1:]),
+        channel_axis=calibrator.family.channel_axis,
+        dtype=reference.dtype,
+        prompt_count=len(calibrator.prompts.texts),
+        prompt_hash=prompt_hash([*calibrator.prompts.texts, *calibrator.heldout.texts]),
+        holdout_count=len(calibrator.heldout.texts),
+        seed=calibrator.seed,
+        method=choices,
+        versions={name: importlib.metadata.version(name) for name in ("diffusers", "ertacache", "torch")},
+        heldout=heldout,
+    )

@@ -1,0 +1,219 @@
+"""Runs of a user's pipeline, as it is, under a controller: one generator per prompt, results in plain tensors."""
+
+import inspect
+import json
+import re
+import reprlib
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ertacache.core.policy import l1_per_prompt
+from ertacache.core.precision import exact
+from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.guidance import TwoBranchGuidance
+from ertacache.hooks import Controller, Run, attached
+
+_OURS = (
+    "prompt", "generator", "output_type", "return_dict", "latents", "callback_on_step_end", "num_images_per_prompt",
+    "num_videos_per_prompt",
+)  # fmt: skip
+_TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Prompts with the seed of their initial noise: prompt n uses seed + n, in whatever batch it runs."""
+
+    texts: tuple[str, ...]
+    seed: int
+
+    def batches(self, size: int | None) -> list["Prompts"]:
+        """Consecutive parts of at most `size` prompts."""
+        size = size or len(self.texts)
+        starts = range(0, len(self.texts), size)
+        return [Prompts(self.texts[start : start + size], self.seed + start) for start in starts]
+
+
+def check_call(pipe: Any, call: dict[str, Any]) -> None:
+    """Refuse call arguments that the pipeline lacks, that are decided here or that a profile cannot hold.
+
+    Raises:
+        InvalidArgument: naming the argument.
+    """
+    known = inspect.signature(pipe.__call__).parameters
+    for name, value in call.items():
+        if name in _OURS:
+            raise InvalidArgument(f"{name!r} is set by this package for each prompt; leave it out")
+        if name not in known:
+            raise InvalidArgument(f"{type(pipe).__name__} takes no argument {name!r}; it takes {', '.join(known)}")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(
+                f"{name}={reprlib.repr(value)} cannot be written in a profile ({error}); calibrate with numbers, texts "
+                "and lists of them"
+            ) from error
+
+
+@torch.no_grad()
+def run_pipeline(
+    pipe: Any,
+    prompts: Prompts,
+    controller: Controller,
+    call: dict[str, Any],
+    *,
+    hidden: bool = False,
+    decode: bool = True,
+) -> Tensor:
+    """One call of the pipeline for a batch of prompts.
+
+    Returns:
+        Images [B, 3, H, W] (or frames) float32 in [0, 1] on the CPU; the final latents where `decode` is False.
+    """
+    count = len(prompts.texts)
+    generators = [torch.Generator("cpu").manual_seed(prompts.seed + n) for n in range(count)]
+    arguments = {**call, "prompt": list(prompts.texts), "generator": generators}
+    for name in filter(_TEXT.fullmatch, call):
+        if isinstance(call[name], str):
+            arguments[name] = [call[name]] * count
+    with quiet(pipe), attached(pipe, controller, hidden):
+        output = pipe(**arguments, output_type="pt" if decode else "latent")[0]
+    if not isinstance(output, Tensor):
+        raise UnsupportedPipeline(f"{type(pipe).__name__} returned {type(output).__name__} for output_type='pt'")
+    return output.float().cpu()
+
+
+@contextmanager
+def quiet(pipe: Any) -> Generator[None]:
+    """Without the pipeline's own progress bar; ours counts whole runs."""
+    before = dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**before)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the uncached run of the calibration prompts leaves behind; a few numbers per step and prompt.
+
+    Attributes:
+        sigmas: [T+1] the solver's own grid.
+        contexts: names of the calls of one step.
+        guided_l1: [T, N] ‖g_i − x_i‖₁ per prompt.
+        hidden_l1: [T, N] of the first call's hidden residual; empty where site `hidden` is unknown.
+        latents: [N, *] final latents.
+        weight: guidance weight of two branches, or None.
+        embedded: guidance weight that the denoiser is given, or None.
+        dtype: of the denoiser's output.
+    """
+
+    sigmas: Tensor
+    contexts: tuple[str, ...]
+    guided_l1: Tensor
+    hidden_l1: Tensor
+    latents: Tensor
+    weight: float | None
+    embedded: float | None
+    dtype: str
+
+
+@dataclass
+class ReferenceLog(Controller):
+    """Watches an uncached run."""
+
+    guided: list[Tensor] = field(default_factory=list[Tensor])
+    hidden: list[Tensor] = field(default_factory=list[Tensor])
+    contexts: tuple[str, ...] = ()
+    sigmas: Tensor = field(default_factory=lambda: torch.zeros(0))
+    weight: float | None = None
+    embedded: float | None = None
+    dtype: str = ""
+    latents: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def begin(self, run: Run) -> None:
+        self.sigmas = run.sigmas
+        self._first: dict[str, Tensor] = {}
+
+    def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
+        output = compute()
+        if run.steps_done == 0:
+            self._first[context] = output
+        if run.stack is not None and run.stack.residual is not None and len(run.contexts) == 1:
+            self.hidden.append(l1_per_prompt(run.stack.residual))
+        return output
+
+    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
+        if run.steps_done == 0:
+            if run.step != 0:
+                raise UnsupportedPipeline(
+                    f"the run starts at step {run.step}; calibrate on a run that starts at step 0"
+                )
+            self.contexts = tuple(run.contexts)
+            guidance = TwoBranchGuidance(self.contexts)
+            for context, first in self._first.items():
+                guidance.observe(context, first)
+            self.weight, self.embedded, self.dtype = guidance.weight(output), run.guidance, str(output.dtype)
+            self._first.clear()
+        self.guided.append(l1_per_prompt(exact(output) - exact(x)))
+        return output
+
+    def end_step(self, run: Run, x_next: Tensor) -> None:
+        self.latents = x_next.float().cpu()
+
+
+@dataclass
+class Final(Controller):
+    """Keeps the final latent of a run under another controller and, if asked, what the solver received at each step."""
+
+    inner: Controller = field(default_factory=Controller)
+    keep_outputs: bool = False
+    latents: Tensor = field(default_factory=lambda: torch.zeros(0))
+    outputs: list[Tensor] = field(default_factory=list[Tensor])
+    sigmas: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def begin(self, run: Run) -> None:
+        self.outputs.clear()
+        self.call_names = self.inner.call_names
+        self.inner.begin(run)
+        self.sigmas = run.scheduler.sigmas.detach().float().cpu().clone()
+
+    def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
+        return self.inner.call(run, context, x, compute)
+
+    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
+        used = self.inner.solve(run, output, x)
+        if self.keep_outputs:
+            self.outputs.append(used.float().cpu())
+        return used
+
+    def end_step(self, run: Run, x_next: Tensor) -> None:
+        self.inner.end_step(run, x_next)
+        self.latents = x_next.float().cpu()
+
+
+def split_prompts(prompts: Sequence[str], holdout: float, seed: int) -> tuple[Prompts, Prompts]:
+    """Calibration prompts and held-out prompts: the last `holdout` share, at least one of each kind.
+
+    Raises:
+        InvalidArgument: fewer than two prompts, one that is no text, or a share outside (0, 1).
+    """
+    texts = tuple(prompts)
+    if isinstance(prompts, str) or len(texts) < 2:
+        raise InvalidArgument(
+            f"{len(texts) if not isinstance(prompts, str) else 1} prompt(s) given; calibrate with at "
+            "least 2, since one part is held out"
+        )
+    if strange := [text for text in texts if not isinstance(text, str)]:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(f"prompt {reprlib.repr(strange[0])} is a {type(strange[0]).__name__}; give texts")
+    if not 0 < holdout < 1:
+        raise InvalidArgument(f"holdout is {holdout}; choose a share between 0 and 1, such as 0.25")
+    held = min(len(texts) - 1, max(1, round(len(texts) * holdout)))
+    cut = len(texts) - held
+    return Prompts(texts[:cut], seed), Prompts(texts[cut:], seed + cut)

@@ -1,0 +1,76 @@
+"""What a closed-loop pass adds up: it goes on from batch to batch, and into a checkpoint between two of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from torch import Tensor
+
+from ertacache.core.fit import RidgeSums
+from ertacache.core.policy import RelativeL1, l1_per_prompt
+from ertacache.core.precision import exact
+from ertacache.core.rectify import AffineSums, Granularity
+
+Key = tuple[int, str]
+"""A step and what is predicted at it."""
+
+
+@dataclass
+class PhiSums:
+    """‖ṽ_i − v_i‖₁ and ‖v_i − v_{i−1}‖₁ over prompts (Eq. 13)."""
+
+    error: float = 0.0
+    change: float = 0.0
+
+    def update(self, predicted: Tensor, truth: Tensor, before: Tensor) -> None:
+        """Add B prompts: the prediction, the output and the output of the step before, [B, *] each."""
+        self.error += float(l1_per_prompt(exact(predicted) - exact(truth)).sum())
+        self.change += float(l1_per_prompt(exact(truth) - exact(before)).sum())
+
+
+@dataclass
+class Sums:
+    """The sums of every predicted step.
+
+    Attributes:
+        granularity, channel_axis: of the rectifier; see `core.rectify.AffineSums`.
+        ridge, affine, policy, phi: of the fitted predictor, the rectifier, Algorithm 2 and the timestep adjustment.
+    """
+
+    granularity: Granularity = "scalar"
+    channel_axis: int = -1
+    ridge: dict[Key, RidgeSums] = field(default_factory=dict[Key, RidgeSums])
+    affine: dict[Key, AffineSums] = field(default_factory=dict[Key, AffineSums])
+    policy: dict[int, RelativeL1] = field(default_factory=dict[int, RelativeL1])
+    phi: dict[int, PhiSums] = field(default_factory=dict[int, PhiSums])
+
+    def ridge_at(self, key: Key, features: int) -> RidgeSums:
+        """The sums of the fit at one step, empty at first."""
+        return self.ridge.setdefault(key, RidgeSums(features))
+
+    def affine_at(self, key: Key) -> AffineSums:
+        """The sums of the rectifier at one step, empty at first."""
+        return self.affine.setdefault(key, AffineSums(self.granularity, self.channel_axis))
+
+    def state(self) -> dict[str, Any]:
+        """Plain containers and tensors; `restore` reads them back."""
+        return {
+            "ridge": {key: (sums.gram.clone(), sums.moment.clone()) for key, sums in self.ridge.items()},
+            "affine": {key: sums.state() for key, sums in self.affine.items()},
+            "policy": {i: (sums.error, sums.reference) for i, sums in self.policy.items()},
+            "phi": {i: (sums.error, sums.change) for i, sums in self.phi.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> Self:
+        """Sums of the same kind that go on from what `state` returned."""
+        restored = type(self)(self.granularity, self.channel_axis)
+        for key, (gram, moment) in state["ridge"].items():
+            sums = restored.ridge_at(key, len(moment))
+            sums.gram, sums.moment = gram.clone(), moment.clone()
+        for key, part in state["affine"].items():
+            restored.affine[key] = AffineSums.from_state(self.granularity, self.channel_axis, part)
+        for i, (error, reference) in state["policy"].items():
+            restored.policy[i] = RelativeL1()
+            restored.policy[i].error, restored.policy[i].reference = error, reference
+        restored.phi = {i: PhiSums(*part) for i, part in state["phi"].items()}
+        return restored

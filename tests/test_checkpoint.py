@@ -1,0 +1,176 @@
+"""An interrupted calibration continues: nothing finished is run again, and the result is the same to the byte."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dummy_pipeline import PROMPTS, DummyPipeline, mixture_pipeline
+from ertacache.calibration import calibrate
+from ertacache.checkpoint import RunStore
+from ertacache.errors import CalibrationError, InvalidArgument
+from ertacache.profile import Profile
+
+CALL: dict[str, Any] = {"num_inference_steps": 9, "guidance_scale": 5.0, "seed": 5, "show_progress": False}
+LOCKSTEP: dict[str, Any] = {"compute_steps": 4, "basis": "fitted", "history": "auto", "timesteps": 0.3}
+BATCHES: dict[str, Any] = {"threshold": 0.4, "rectifier": "channel", "batch_size": 1, "holdout": 0.5}
+GRID: dict[str, Any] = {"schedule": "#.#..#..#", "timesteps": "auto", "rectifier": "element", "batch_size": 4}
+
+
+def calibrated(pipe: DummyPipeline, path: Path | None, prompts: list[str] = PROMPTS, **options: Any) -> Profile:
+    return calibrate(pipe, prompts, checkpoint=path, **{**CALL, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "stride"), [(LOCKSTEP, 1), (BATCHES, 7), (GRID, 19)], ids=["fit", "batches", "grid"]
+)
+def test_an_interrupted_calibration_continues_where_it_stopped(options: dict[str, Any], stride: int, tmp_path: Path):
+    whole = mixture_pipeline()
+    expected = calibrated(whole, None, **options).to_bytes()
+    assert whole.calls > 8
+    interruptions = range(1, whole.calls + 1, stride)
+    for k in interruptions:
+        path = tmp_path / f"{k}.pt"
+        dying = mixture_pipeline()
+        dying.fail_at = k
+        with pytest.raises(ConnectionError):
+            calibrated(dying, path, **options)
+        again = mixture_pipeline()
+        assert calibrated(again, path, **options).to_bytes() == expected
+        assert (dying.calls, again.calls) == (k, whole.calls - (k - 1))
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(f"{k}.pt" for k in interruptions)
+
+
+def test_a_finished_calibration_runs_nothing_and_another_one_only_what_is_new(tmp_path: Path):
+    path, pipe = tmp_path / "runs.pt", mixture_pipeline()
+    first = calibrated(pipe, path, threshold=0.3)
+    runs = pipe.calls
+    assert calibrated(pipe, path, threshold=0.3) == first and pipe.calls == runs
+    calibrated(pipe, path, threshold=0.6)
+    assert pipe.calls == runs + 2  # its policy and its held-out run; both references are there
+
+
+def test_the_sums_of_a_finished_pass_are_not_kept(tmp_path: Path):
+    path = tmp_path / "runs.pt"
+    calibrated(mixture_pipeline(), path, **BATCHES)
+    names = list(torch.load(path, weights_only=True)["results"])
+    assert len(names) > 4 and not [name for name in names if " pass " in name or " batch " in name]
+
+
+def other_weights() -> DummyPipeline:
+    """The same configuration, weights a little further trained."""
+    pipe = mixture_pipeline()
+    pipe.transformer.means += 1e-5
+    return pipe
+
+
+def other_scheduler() -> DummyPipeline:
+    pipe = mixture_pipeline()
+    pipe.scheduler = type(pipe.scheduler)(shift=3.0)
+    return pipe
+
+
+def other_text_encoder() -> DummyPipeline:
+    pipe = mixture_pipeline()
+    pipe.text_encoder = torch.nn.Linear(2, 2)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (mixture_pipeline, {"prompts": [*PROMPTS[:-1], "another of class 1"]}),
+        (mixture_pipeline, {"prompts": [*PROMPTS[1::-1], *PROMPTS[2:]]}),
+        (mixture_pipeline, {"seed": 6}),
+        (mixture_pipeline, {"guidance_scale": 5.5}),
+        (mixture_pipeline, {"holdout": 0.5}),
+        (mixture_pipeline, {"batch_size": 2}),
+        (lambda: mixture_pipeline(seed=1), {}),
+        (lambda: mixture_pipeline(named=False), {}),
+        (other_weights, {}),
+        (other_scheduler, {}),
+        (other_text_encoder, {}),
+    ],
+)
+def test_a_checkpoint_of_another_calibration_is_refused(
+    make: Callable[[], DummyPipeline], changes: dict[str, Any], tmp_path: Path
+):
+    path, pipe = tmp_path / "runs.pt", make()
+    calibrated(mixture_pipeline(), path, threshold=0.3)
+    content = path.read_bytes()
+    with pytest.raises(
+        CalibrationError, match=r"runs.pt belongs to another calibration .*delete it or name another file"
+    ):
+        calibrated(pipe, path, **{"threshold": 0.3, **changes})
+    assert pipe.calls == 0 and path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: b"", lambda data: b"not a checkpoint", lambda data: data[: len(data) // 2], lambda data: data[:-20]],
+    ids=["empty", "text", "half", "cut"],
+)
+def test_a_damaged_checkpoint_is_refused(damage: Callable[[bytes], bytes], tmp_path: Path):
+    path, pipe = tmp_path / "runs.pt", mixture_pipeline()
+    calibrated(mixture_pipeline(), path, threshold=0.3)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CalibrationError, match=r"runs.pt cannot be read .*; delete it to start afresh"):
+        calibrated(pipe, path, threshold=0.3)
+    assert pipe.calls == 0
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path):
+    path = tmp_path / "runs.pt"
+    for content in ([1, 2], {"identity": "x"}, {"results": {}}, {"identity": "x", "results": [1]}):
+        torch.save(content, path)
+        with pytest.raises(CalibrationError, match=r"cannot be read .*; delete it to start afresh"):
+            RunStore(path, "x")
+
+
+def test_a_checkpoint_never_runs_code(tmp_path: Path):
+    class Harmful:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "harm",))
+
+    torch.save({"identity": "x", "results": {"a": Harmful()}}, tmp_path / "runs.pt")
+    with pytest.raises(CalibrationError, match=r"cannot be read"):
+        RunStore(tmp_path / "runs.pt", "x")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_folder_that_is_missing_is_refused_at_once(tmp_path: Path):
+    pipe = mixture_pipeline()
+    with pytest.raises(InvalidArgument, match=r"there is no folder .*missing; create it first"):
+        calibrated(pipe, tmp_path / "missing" / "runs.pt", threshold=0.3)
+    assert pipe.calls == 0
+
+
+def test_the_store_runs_each_name_once_and_reads_back_what_it_was_given(tmp_path: Path):
+    path, runs = tmp_path / "runs.pt", []
+
+    def run() -> Any:
+        runs.append(1)
+        return {"by step": {(3, "cond"): torch.tensor([0.1], dtype=torch.float64)}, "on": {0: True}, "grid": None}
+
+    store = RunStore(path, "x")
+    first = store.get("a", run)
+    assert store.get("a", run) is first and len(runs) == 1
+    again = RunStore(path, "x")
+    assert "a" in again and "b" not in again
+    kept = again.get("a", run)
+    assert len(runs) == 1 and kept["on"] == {0: True} and kept["grid"] is None
+    assert torch.equal(kept["by step"][3, "cond"], first["by step"][3, "cond"])
+    again.get("a b", lambda: 1)
+    again.get("c", lambda: 2)
+    again.drop("a")
+    assert [name in again for name in ("a", "a b", "c")] == [False, False, True]
+    again.get("d", lambda: 3)
+    assert [name in RunStore(path, "x") for name in ("a", "a b", "c", "d")] == [False, False, True, True]
+
+
+def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    RunStore(None, "x").get("a", lambda: 1)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,166 @@
+"""Runs of a pipeline as it is: its noise, its arguments, and what the uncached run leaves behind."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from by_hand import ByHand
+from dummy_pipeline import PROMPTS, decode, mixture_pipeline
+from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.hooks import Controller, Run
+from ertacache.recording import Final, Prompts, ReferenceLog, check_call, run_pipeline, split_prompts
+
+T, W = 10, 7.0
+CALL: dict[str, Any] = {"num_inference_steps": T, "guidance_scale": W}
+
+
+def by_hand(n: int = 8) -> ByHand:
+    return ByHand(PROMPTS[:n], 3, T, W, mixture_pipeline().transformer.mixture)
+
+
+def test_prompt_n_starts_from_the_noise_of_seed_plus_n_in_any_batch():
+    prompts = Prompts(tuple(PROMPTS), 3)
+    expected = by_hand().uncached()[0].float()
+    for size in (None, 8, 3, 1):
+        parts = prompts.batches(size)
+        assert [text for part in parts for text in part.texts] == PROMPTS
+        pipe = mixture_pipeline()
+        latents = torch.cat([run_pipeline(pipe, part, Controller(), CALL, decode=False) for part in parts])
+        torch.testing.assert_close(latents, expected, rtol=1e-6, atol=1e-6)
+    assert [part.seed for part in prompts.batches(3)] == [3, 6, 9]
+    assert [len(part.texts) for part in prompts.batches(3)] == [3, 3, 2]
+
+
+def test_images_are_decoded_and_latents_are_kept():
+    final = Final(keep_outputs=True)
+    images = run_pipeline(mixture_pipeline(), Prompts(tuple(PROMPTS[:4]), 3), final, CALL)
+    latents, _, guided = by_hand(4).uncached()
+    assert images.dtype == torch.float32 and images.shape == (4, 3, 12, 12)
+    torch.testing.assert_close(images, decode(latents).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(final.latents, latents.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.stack(final.outputs), torch.stack(guided).float(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(final.sigmas, by_hand().sigmas)
+
+
+def test_final_keeps_what_the_solver_received_from_the_controller_inside():
+    class Halves(Controller):
+        call_names = ("a", "b")
+
+        def solve(self, run: Run, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            assert run.contexts == ["a", "b"]
+            return output / 2
+
+    plain, halved = Final(keep_outputs=True), Final(Halves(), keep_outputs=True)
+    for final in (plain, halved):
+        run_pipeline(mixture_pipeline(named=False), Prompts(tuple(PROMPTS[:2]), 3), final, CALL)
+    assert torch.equal(halved.outputs[0], plain.outputs[0] / 2) and len(halved.outputs) == T
+
+
+def test_texts_are_given_once_per_prompt_and_nothing_else_is_changed():
+    pipe = mixture_pipeline()
+    pipe.set_progress_bar_config(desc="mine")
+    run_pipeline(
+        pipe, Prompts(("a of class 1", "b of class 2"), 0), Controller(), {**CALL, "negative_prompt": "blurred"}
+    )
+    assert pipe.seen[0]["prompt"] == ["a of class 1", "b of class 2"]
+    assert pipe.seen[0]["negative_prompt"] == ["blurred", "blurred"]
+    assert pipe.seen[0]["bar"] == {"desc": "mine", "disable": True}
+    assert pipe._progress_bar_config == {"desc": "mine"}
+    run_pipeline(
+        pipe, Prompts(("a of class 1", "b of class 2"), 0), Controller(), {**CALL, "negative_prompt": ["", "x"]}
+    )
+    assert pipe.seen[1]["negative_prompt"] == ["", "x"]
+
+
+def test_second_prompts_are_repeated_too():
+    class Pipeline:
+        transformer, scheduler = mixture_pipeline().transformer, mixture_pipeline().scheduler
+
+        def set_progress_bar_config(self, **config: Any) -> None:
+            pass
+
+        def __call__(self, **arguments: Any) -> tuple[torch.Tensor]:
+            self.arguments = arguments
+            return (torch.zeros(2, 1),)
+
+    pipe = Pipeline()
+    call = {"prompt_2": "a", "negative_prompt_2": "b", "negative_prompt_3": "c", "prompt_template": "d", "system": "e"}
+    run_pipeline(pipe, Prompts(("x", "y"), 0), Controller(), call)
+    kept = {name: pipe.arguments[name] for name in call}
+    assert kept == {
+        "prompt_2": ["a", "a"],
+        "negative_prompt_2": ["b", "b"],
+        "negative_prompt_3": ["c", "c"],
+        "prompt_template": "d",
+        "system": "e",
+    }
+
+
+def test_a_pipeline_that_returns_no_tensor_is_refused():
+    class Pipeline:
+        transformer, scheduler = mixture_pipeline().transformer, mixture_pipeline().scheduler
+
+        def set_progress_bar_config(self, **config: Any) -> None:
+            pass
+
+        def __call__(self, **arguments: Any) -> tuple[list[str]]:
+            return (["picture"],)
+
+    with pytest.raises(UnsupportedPipeline, match="Pipeline returned list for output_type='pt'"):
+        run_pipeline(Pipeline(), Prompts(("x",), 0), Controller(), {})
+
+
+@pytest.mark.parametrize(("named", "contexts"), [(True, ("cond", "uncond")), (False, ("call0", "call1"))])
+def test_the_uncached_run_leaves_its_facts(named: bool, contexts: tuple[str, ...]):
+    log = ReferenceLog()
+    run_pipeline(mixture_pipeline(named=named), Prompts(tuple(PROMPTS), 3), log, CALL)
+    latents, xs, gs = by_hand().uncached()
+    norms = torch.stack([(g - x).flatten(1).abs().sum(1) for g, x in zip(gs, xs, strict=True)])
+    torch.testing.assert_close(torch.stack(log.guided), norms, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(log.latents, latents.float(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(log.sigmas, by_hand().sigmas)
+    assert log.contexts == contexts and log.dtype == "torch.float64" and log.hidden == []
+    assert log.weight == pytest.approx(W, rel=1e-5) and log.embedded is None
+
+
+def test_a_run_that_starts_late_is_refused():
+    pipe = mixture_pipeline()
+    pipe.start = 2
+    with pytest.raises(UnsupportedPipeline, match="starts at step 2; calibrate on a run that starts at step 0"):
+        run_pipeline(pipe, Prompts(tuple(PROMPTS), 0), ReferenceLog(), CALL)
+
+
+@pytest.mark.parametrize(
+    ("count", "holdout", "kept"),
+    [(8, 0.25, 6), (2, 0.25, 1), (2, 0.99, 1), (3, 0.5, 1), (4, 0.01, 3), (10, 0.34, 7)],
+)
+def test_the_last_share_of_the_prompts_is_held_out(count: int, holdout: float, kept: int):
+    texts = [f"p{n}" for n in range(count)]
+    fitted, held = split_prompts(texts, holdout, 40)
+    assert (fitted.texts, held.texts) == (tuple(texts[:kept]), tuple(texts[kept:]))
+    assert (fitted.seed, held.seed) == (40, 40 + kept)
+
+
+def test_prompts_that_cannot_be_split_are_refused():
+    for prompts in ([], ["one"], "one text"):
+        with pytest.raises(InvalidArgument, match="calibrate with at least 2, since one part is held out"):
+            split_prompts(prompts, 0.25, 0)
+    with pytest.raises(InvalidArgument, match="prompt None is a NoneType; give texts"):
+        split_prompts(["a", None], 0.25, 0)  # pyright: ignore[reportArgumentType]
+    for holdout in (0, 1, -0.5, float("nan")):
+        with pytest.raises(InvalidArgument, match="choose a share between 0 and 1"):
+            split_prompts(["a", "b"], holdout, 0)
+
+
+def test_arguments_of_the_call_are_checked_by_name_and_kind():
+    pipe = mixture_pipeline()
+    check_call(pipe, {**CALL, "negative_prompt": "", "sigmas": [1.0, 0.5]})
+    with pytest.raises(
+        InvalidArgument, match="takes no argument 'true_cfg_scale'; it takes prompt, num_inference_steps"
+    ):
+        check_call(pipe, {"true_cfg_scale": 4})
+    with pytest.raises(InvalidArgument, match="'prompt' is set by this package for each prompt; leave it out"):
+        check_call(pipe, {"prompt": "a"})
+    with pytest.raises(InvalidArgument, match=r"extra=.*Tensor|tensor.* cannot be written in a profile"):
+        check_call(pipe, {"extra": torch.ones(2)})
