@@ -1,0 +1,106 @@
+"""From nothing to the finished model folders: pool, autoencoder, base model, distilled model."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+from torch import Tensor
+
+from ertacache.zoo import autoencoder, catalogue, components, flow, scenes, text
+from ertacache.zoo.training import write_atomically
+
+#: Scenes in the training pool, their seed, and how many of them the autoencoder sees.
+POOL, POOL_SEED, AUTOENCODER_IMAGES = 40_000, 1, 6_000
+_CHUNK = 1000
+
+CALLS: dict[str, dict[str, Any]] = {
+    "tiny-flux": {"guidance_scale": 12.0},
+    "tiny-flux-base": {"true_cfg_scale": 4.0, "negative_prompt": ""},
+}
+SHARED_CALL = {
+    "height": scenes.IMAGE_SIZE,
+    "width": scenes.IMAGE_SIZE,
+    "num_inference_steps": 30,
+    "max_sequence_length": components.MAX_SEQUENCE_LENGTH,
+}
+
+
+def train_model(name: str, work: Path, out: Path, compiled: bool) -> Path:
+    """Train what is not trained yet under `work`, and write the model folder `out`.
+
+    Raises:
+        InvalidArgument: no such model.
+    """
+    catalogue.folder(name)
+    scenes_ = scenes.sample(POOL, POOL_SEED, "train")
+    vae = _autoencoder(scenes_, work)
+    t5, clip = components.t5_tokenizer(), components.clip_tokenizer()
+    latents = _latents(vae, scenes_, work)
+    encoders = text.train_encoders(scenes_, t5, clip, work / "run")
+    pool = flow.make_pool(latents, [scene.caption for scene in scenes_], t5, clip)
+    denoiser = flow.train_base(pool, encoders, work / "run", flow.BASE, compiled)
+    stages = ["autoencoder", "text", "base"]
+    recipes: dict[str, Any] = {
+        "autoencoder": asdict(autoencoder.RECIPE),
+        "text": asdict(text.RECIPE),
+        "base": asdict(flow.BASE),
+    }
+    if name == "tiny-flux":
+        denoiser = flow.distil(denoiser, pool, work / "run", flow.DISTILLED, compiled)
+        stages.append("distilled")
+        recipes["distilled"] = {**asdict(flow.DISTILLED), "guidance_range": flow.GUIDANCE_RANGE}
+    return export(name, vae, denoiser, (t5, clip), out, work / "run", stages, recipes)
+
+
+def _autoencoder(pool: list[scenes.Scene], work: Path) -> AutoencoderKL:
+    images = scenes.render(pool[:AUTOENCODER_IMAGES], POOL_SEED)
+    # Eight bits, as any image file would have held them.
+    return autoencoder.train_autoencoder((images * 255).round() / 255, work / "run")
+
+
+def _latents(vae: AutoencoderKL, pool: list[scenes.Scene], work: Path) -> Tensor:
+    path = work / "latents.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    parts = [
+        autoencoder.encode_pool(vae, scenes.render(pool[i : i + _CHUNK], _CHUNK + i))
+        for i in range(0, len(pool), _CHUNK)
+    ]
+    latents = torch.cat(parts)
+    write_atomically(path, lambda target: torch.save(latents, target))
+    return latents
+
+
+def export(
+    name: str,
+    vae: AutoencoderKL,
+    denoiser: flow.Denoiser,
+    tokenizers: tuple[Any, Any],
+    out: Path,
+    run: Path,
+    stages: list[str],
+    recipes: dict[str, Any],
+) -> Path:
+    """Write a model as a diffusers folder, with call.json, training.json and the training logs beside it."""
+    t5, clip = tokenizers
+    parts: dict[str, Any] = {"text_encoder": denoiser.clip, "text_encoder_2": denoiser.t5}
+    pipe = FluxPipeline(
+        scheduler=components.scheduler(),
+        vae=vae,
+        tokenizer=clip,
+        tokenizer_2=t5,
+        transformer=denoiser.transformer,
+        **parts,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    pipe.save_pretrained(out)
+    (out / "call.json").write_text(json.dumps({**SHARED_CALL, **CALLS[name]}, indent=2) + "\n")
+    facts = {"pool": POOL, "pool_seed": POOL_SEED, "autoencoder_images": AUTOENCODER_IMAGES, "recipes": recipes}
+    (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    for stage in stages:
+        shutil.copyfile(run / f"{stage}.jsonl", out / f"training-{stage}.jsonl")
+    return out
