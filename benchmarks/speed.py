@@ -1,0 +1,95 @@
+"""Denoising speed-up at half the steps and the price of a predicted step, as ratios within one run.
+
+Run by hand: `make bench`. Pairs of an uncached and a cached run take turns, so that a drifting machine moves both;
+the figures are medians over the pairs. Rewrites benchmarks/results/speed.json.
+"""
+
+import argparse
+import json
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ertacache.calibration import calibrate
+from ertacache.evaluate import Timed, header
+from ertacache.hooks import Controller, Run
+from ertacache.loading import call_arguments, load_pipeline
+from ertacache.recording import Prompts, run_pipeline
+from ertacache.runtime import Player, RunStats
+from ertacache.zoo import catalogue
+
+BUDGET = 15
+
+
+@dataclass
+class StepTimer(Timed):
+    """Also the duration of every step, from the end of the one before."""
+
+    steps: list[float] = field(default_factory=list)
+
+    def begin(self, run: Run) -> None:
+        super().begin(run)
+        self.steps.clear()
+        self._last = self._start
+
+    def end_step(self, run: Run, x_next: torch.Tensor) -> None:
+        super().end_step(run, x_next)
+        from time import perf_counter
+
+        now = perf_counter()
+        self.steps.append(now - self._last)
+        self._last = now
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"))
+    arguments = parser.parse_args()
+    results: dict[str, Any] = {}
+    for name in catalogue.NAMES:
+        pipe, call = load_pipeline(name), call_arguments(name, {})
+        texts = catalogue.calibration_prompts(8)
+        profile = calibrate(pipe, texts, compute_steps=BUDGET, schedule="uniform", basis="fitted", **call)
+        prompts = Prompts(tuple(catalogue.heldout_prompts(arguments.batch_size)), 0)
+        results[name] = measure(pipe, profile, prompts, call, arguments.pairs)
+        print(name, json.dumps(results[name], indent=2), flush=True)
+    facts = header("tiny-flux, tiny-flux-base", prompts, call, profile.schedule.T)
+    facts["pairs"] = arguments.pairs
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps({"header": facts, "results": results}, indent=2) + "\n")
+
+
+def measure(pipe: Any, profile: Any, prompts: Prompts, call: dict[str, Any], pairs: int) -> dict[str, Any]:
+    """Paired runs: speed-up of the loop against T/K, and a predicted step against a computed one."""
+    ratios: list[float] = []
+    shares: list[float] = []
+    for pair in range(pairs + 1):
+        plain, cached = StepTimer(Controller()), StepTimer(Player(profile, RunStats()))
+        run_pipeline(pipe, prompts, plain, call, decode=False)
+        run_pipeline(pipe, prompts, cached, call, decode=False)
+        if pair == 0:
+            continue  # warm-up
+        ratios.append(plain.seconds / cached.seconds)
+        predicted = [cached.steps[i] for i in profile.schedule.predicted_steps]
+        computed = [cached.steps[i] for i in profile.schedule.computed_steps[1:]]
+        shares.append(statistics.median(predicted) / statistics.median(computed))
+    T, K = profile.schedule.T, profile.schedule.K
+    speedup = statistics.median(ratios)
+    return {
+        "T": T,
+        "K": K,
+        "batch_size": len(prompts.texts),
+        "speedup_median": round(speedup, 4),
+        "speedup_quartiles": [round(q, 4) for q in statistics.quantiles(ratios, n=4)],
+        "share_of_ideal": round(speedup / (T / K), 4),
+        "predicted_over_computed_step": round(statistics.median(shares), 4),
+    }
+
+
+if __name__ == "__main__":
+    main()

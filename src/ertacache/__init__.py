@@ -1,0 +1,86 @@
+"""Calibrated step caching for diffusers pipelines.
+
+import ertacache
+
+profile = ertacache.calibrate(pipe, prompts, compute_steps=15, basis="fitted", num_inference_steps=30)
+with ertacache.apply(pipe, profile) as stats:
+    image = pipe(prompt, num_inference_steps=30).images[0]
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ertacache.calibration import calibrate
+    from ertacache.core.schedule import Schedule
+    from ertacache.errors import (
+        CacheConflict,
+        CalibrationError,
+        ErtacacheError,
+        InvalidArgument,
+        MissingExtra,
+        PredictorInvalid,
+        ProfileInvalid,
+        ProfileMismatch,
+        ScheduleInvalid,
+        UnsupportedPipeline,
+    )
+    from ertacache.profile import Profile, Provenance
+    from ertacache.runtime import RunStats, apply, disable, enable
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CacheConflict": "errors",
+    "CalibrationError": "errors",
+    "ErtacacheError": "errors",
+    "InvalidArgument": "errors",
+    "MissingExtra": "errors",
+    "PredictorInvalid": "errors",
+    "Profile": "profile",
+    "ProfileInvalid": "errors",
+    "ProfileMismatch": "errors",
+    "Provenance": "profile",
+    "RunStats": "runtime",
+    "Schedule": "core.schedule",
+    "ScheduleInvalid": "errors",
+    "UnsupportedPipeline": "errors",
+    "apply": "runtime",
+    "calibrate": "calibration",
+    "disable": "runtime",
+    "enable": "runtime",
+}
+
+__all__ = [
+    "CacheConflict",
+    "CalibrationError",
+    "ErtacacheError",
+    "InvalidArgument",
+    "MissingExtra",
+    "PredictorInvalid",
+    "Profile",
+    "ProfileInvalid",
+    "ProfileMismatch",
+    "Provenance",
+    "RunStats",
+    "Schedule",
+    "ScheduleInvalid",
+    "UnsupportedPipeline",
+    "apply",
+    "calibrate",
+    "disable",
+    "enable",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used: `import ertacache` loads no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'ertacache' has no attribute {name!r}; its names are {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"ertacache.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

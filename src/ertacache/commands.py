@@ -1,0 +1,246 @@
+"""What each command does, returning plain results; the command line only parses and prints."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ertacache.errors import InvalidArgument
+from ertacache.loading import call_arguments, load_pipeline, read_prompts
+from ertacache.zoo import catalogue
+
+#: The demo: budget, prompts to calibrate on, prompts to measure.
+DEMO_BUDGET, DEMO_CALIBRATION, DEMO_PROMPTS = 15, 24, 16
+
+
+def number_or_word(text: str, number: Callable[[str], Any]) -> Any:
+    """'3' as a number, 'auto' as itself."""
+    try:
+        return number(text)
+    except ValueError:
+        return text
+
+
+def calibrate(
+    model: str, out: Path, prompts: Path | None, choices: dict[str, Any], call: dict[str, Any], device: str, dtype: str
+) -> dict[str, Any]:
+    """Calibrate and save a profile."""
+    from ertacache.calibration import calibrate as run
+
+    texts = _prompts(model, prompts, catalogue.calibration_prompts, "--prompts")
+    pipe = load_pipeline(model, device, dtype)
+    profile = run(pipe, texts, **choices, **call_arguments(model, call))
+    path = profile.save(out)
+    facts = summary(profile)
+    return {
+        "profile": str(path),
+        **facts,
+        "text": f"{describe(facts)}\nwritten to {path} ({path.stat().st_size} bytes)",
+    }
+
+
+def generate(
+    model: str, prompt: str, profile: str | None, out: Path, seed: int, call: dict[str, Any], device: str, dtype: str
+) -> dict[str, Any]:
+    """Draw one picture; returns the time of the denoising loop and what was computed."""
+    from ertacache.evaluate import Timed, write_image
+    from ertacache.hooks import Controller
+    from ertacache.matching import check_pipeline
+    from ertacache.profile import Profile
+    from ertacache.recording import Prompts, check_call, run_pipeline
+    from ertacache.runtime import Player, RunStats
+
+    pipe = load_pipeline(model, device, dtype)
+    arguments = call_arguments(model, call)
+    check_call(pipe, arguments)
+    stats, loaded = RunStats(), Profile.load(profile) if profile is not None else None
+    if loaded is not None:
+        check_pipeline(loaded, pipe)
+    timed = Timed(Player(loaded, stats) if loaded is not None else Controller())
+    start = time.perf_counter()
+    hidden = loaded is not None and loaded.site == "hidden"
+    images = run_pipeline(pipe, Prompts((prompt,), seed), timed, arguments, hidden=hidden)
+    seconds = time.perf_counter() - start
+    write_image(images[0], out)
+    counted = f"; computed {dict(stats.computed)}, predicted {dict(stats.predicted)}" if loaded is not None else ""
+    return {
+        "image": str(out),
+        "denoise_seconds": timed.seconds,
+        "image_seconds": seconds,
+        "computed": dict(stats.computed),
+        "predicted": dict(stats.predicted),
+        "extra_bytes": stats.extra_bytes,
+        "text": f"{out}: denoising {timed.seconds:.2f} s, whole call {seconds:.2f} s{counted}",
+    }
+
+
+def compare(
+    model: str,
+    out: Path,
+    budgets: str,
+    prompts: Path | None,
+    calibration_prompts: Path | None,
+    full: bool,
+    seed: int,
+    call: dict[str, Any],
+    device: str,
+    dtype: str,
+) -> dict[str, Any]:
+    """Measure all rows and write results.jsonl and report.html."""
+    from ertacache.compare import Comparison
+
+    try:
+        numbers = [int(part) for part in budgets.split(",")]
+    except ValueError as error:
+        raise InvalidArgument(
+            f"budgets is {budgets!r}; give whole numbers separated by commas, such as 15,10,6"
+        ) from error
+    held = _prompts(model, prompts, catalogue.heldout_prompts, "--prompts")
+    texts = _prompts(model, calibration_prompts, catalogue.calibration_prompts, "--calibration-prompts")
+    pipe = load_pipeline(model, device, dtype)
+    arguments = call_arguments(model, call)
+    comparison = Comparison(out, held, seed, model)
+    rows = comparison.add(pipe, texts, numbers, arguments, group=group_name(model, arguments), full=full)
+    report = comparison.report()
+    text = f"{table(rows)}\n{out / 'results.jsonl'}\n{report}"
+    kept = (
+        "label",
+        "K",
+        "budget",
+        "psnr",
+        "ssim",
+        "denoise_seconds",
+        "image_seconds",
+        "extra_bytes",
+        "calls",
+        "schedule",
+    )
+    return {"report": str(report), "rows": [{key: row[key] for key in kept} for row in rows], "text": text}
+
+
+def inspect(source: str, picture: Path | None) -> dict[str, Any]:
+    """What a profile holds; drawn as well where a picture is asked for."""
+    from ertacache.profile import Profile
+
+    profile = Profile.load(source)
+    facts = summary(profile)
+    text = describe(facts)
+    if picture is not None:
+        from ertacache.profile_plot import draw_profile
+
+        draw_profile(profile, picture)
+        text += f"\ndrawn to {picture}"
+    return {**facts, "text": text}
+
+
+def demo(model: str, out: Path) -> dict[str, Any]:
+    """Calibrate, generate and compare on a bundled model."""
+    if model not in catalogue.NAMES:
+        raise InvalidArgument(f"no bundled model {model!r}; there are {', '.join(catalogue.NAMES)}")
+    start = time.perf_counter()
+    from ertacache.calibration import calibrate as run
+    from ertacache.compare import Comparison
+
+    pipe, call = load_pipeline(model), call_arguments(model, {})
+    texts = catalogue.calibration_prompts(DEMO_CALIBRATION)
+    options: dict[str, Any] = {
+        "schedule": "uniform",
+        "basis": "fitted",
+        "history": "auto",
+        "compute_steps": DEMO_BUDGET,
+    }
+    path = run(pipe, texts, **options, **call).save(_folder(out) / "profile.safetensors")
+    inspected = inspect(str(path), None)["text"]
+    held = catalogue.heldout_prompts(DEMO_PROMPTS)
+    drawn = [
+        generate(model, held[0], profile, out / f"{name}.png", 0, {}, "cpu", "float32")
+        for name, profile in (("uncached", None), ("ertacache", str(path)))
+    ]
+    comparison = Comparison(out, held, model=model)
+    rows = comparison.add(pipe, texts, [DEMO_BUDGET], call, group=group_name(model, call), full=False)
+    report = comparison.report()
+    seconds = time.perf_counter() - start
+    lines = [
+        inspected,
+        *(part["text"] for part in drawn),
+        table(rows),
+        f"report: {report}",
+        f"demo took {seconds:.0f} s",
+    ]
+    return {"profile": str(path), "report": str(report), "seconds": seconds, "text": "\n\n".join(lines)}
+
+
+def summary(profile: Any) -> dict[str, Any]:
+    """A profile's facts as JSON."""
+    facts = profile.provenance
+    return {
+        "schedule": str(profile.schedule),
+        "K": profile.schedule.K,
+        "T": profile.schedule.T,
+        "site": profile.site,
+        "method": facts.method,
+        "adjusted_grid": bool((profile.sigmas != profile.base_sigmas).any()),
+        "coefficients": list(profile.predictor.a.shape),
+        "model": facts.model_class,
+        "scheduler": facts.scheduler_class,
+        "contexts": list(facts.contexts),
+        "guidance_weight": facts.guidance_weight,
+        "embedded_guidance": facts.embedded_guidance,
+        "latent_shape": list(facts.latent_shape),
+        "call": facts.call,
+        "prompts": {"fitted": facts.prompt_count, "heldout": facts.holdout_count, "seed": facts.seed},
+        "heldout": facts.heldout,
+        "versions": facts.versions,
+    }
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The summary for people."""
+    method, held = facts["method"], facts["heldout"]
+    quality = (
+        f"PSNR {held['psnr']['mean']:.2f} ± {held['psnr']['std']:.2f} dB, SSIM {held['ssim']['mean']:.4f} "
+        f"on {facts['prompts']['heldout']} held-out prompts"
+        if held
+        else "not measured"
+    )
+    return "\n".join(
+        [
+            f"{facts['schedule']}  computes {facts['K']} of {facts['T']} steps",
+            f"{facts['model']} with {facts['scheduler']}, calls {', '.join(facts['contexts'])}",
+            f"basis {method.get('basis')} at site {facts['site']}, rectifier {method.get('rectifier') or 'none'}, "
+            f"timestep strength {method.get('strength')}, threshold {method.get('threshold')}",
+            f"history: {method.get('levels')} levels{' of both branches' if method.get('branches') else ''}",
+            f"quality: {quality}",
+        ]
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as aligned text."""
+    lines = [f"{'':58} {'K':>3} {'PSNR':>14} {'SSIM':>7} {'denoise':>9}"]
+    for row in rows:
+        psnr = f"{row['psnr']['mean']:6.2f} ± {row['psnr']['std']:4.2f}"
+        seconds = f"{row['denoise_seconds'] * 1000:6.0f} ms"
+        lines.append(f"{row['label'][:58]:58} {row['K']:3} {psnr:>14} {row['ssim']['mean']:7.4f} {seconds:>9}")
+    return "\n".join(lines)
+
+
+def group_name(model: str, call: dict[str, Any]) -> str:
+    """Model and guidance, as the report groups rows."""
+    name = Path(model).name
+    if call.get("true_cfg_scale"):
+        return f"{name}, true_cfg_scale {call['true_cfg_scale']:g}"
+    return f"{name}, guidance_scale {call['guidance_scale']:g}" if call.get("guidance_scale") else name
+
+
+def _prompts(model: str, path: Path | None, bundled: Callable[[], list[str]], option: str) -> list[str]:
+    if path is not None:
+        return read_prompts(path)
+    if model in catalogue.NAMES:
+        return bundled()
+    raise InvalidArgument(f"{model!r} has no bundled prompts; give a file with {option}")
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,100 @@
+"""The commands, on a saved pipeline with random weights."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from ertacache import cli
+from ertacache.profile import Profile
+from pipelines import CALL, PROMPTS, flux
+
+RUN = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with call.json, and prompt files beside it."""
+    folder = tmp_path_factory.mktemp("model")
+    flux().save_pretrained(folder)
+    (folder / "call.json").write_text(json.dumps(CALL))
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    (folder / "heldout.txt").write_text("a small red ring at the top left\na large cyan cross at the top right\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def profile(model: Path) -> Path:
+    path = model / "profile.safetensors"
+    invoke("calibrate", model, "--out", path, "--prompts", model / "prompts.txt", "--compute-steps", 5,
+           "--schedule", "uniform", "--json")  # fmt: skip
+    return path
+
+
+def invoke(*arguments: object) -> Any:
+    """Run a command that must succeed; its JSON where it printed some."""
+    result = RUN.invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.splitlines()[-1]) if "--json" in arguments else result.stdout
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run the entry point; it must exit with 2 and explain itself on one line of standard error."""
+    monkeypatch.setattr(sys, "argv", ["ertacache", *(str(argument) for argument in arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_calibrate_writes_a_profile_that_inspect_describes(model: Path, profile: Path):
+    loaded = Profile.load(profile)
+    assert (loaded.schedule.K, loaded.site) == (5, "guided")
+    facts = invoke("inspect", profile, "--json")
+    assert facts["schedule"] == str(loaded.schedule)
+    assert facts["heldout"]["psnr"]["mean"] == loaded.provenance.heldout["psnr"]["mean"]
+    text = invoke("inspect", profile, "--picture", model / "profile.png")
+    assert str(loaded.schedule) in text and "held-out prompts" in text
+    assert (model / "profile.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_generate_with_and_without_a_profile(model: Path, profile: Path):
+    plain = invoke("generate", model, "--prompt", PROMPTS[0], "--out", model / "plain.png", "--json")
+    assert plain["computed"] == {}
+    cached = invoke("generate", model, "--prompt", PROMPTS[0], "--profile", profile, "--out", model / "c.png", "--json")
+    assert cached["computed"] == {"cond": 5} and cached["predicted"] == {"cond": 5}
+    assert (model / "plain.png").read_bytes() != (model / "c.png").read_bytes()
+
+
+def test_compare_prints_a_table_and_writes_a_report(model: Path):
+    arguments = ("compare", model, "--prompts", model / "heldout.txt", "--calibration-prompts", model / "prompts.txt")
+    result = invoke(*arguments, "--budgets", "5", "--no-full", "--out", model / "out", "--json")
+    assert Path(result["report"]).is_file()
+    assert result["rows"][0]["label"] == "no cache"
+
+
+def test_zoo_lists_the_bundled_models():
+    assert set(invoke("zoo", "list", "--json")) == {"tiny-flux", "tiny-flux-base"}
+
+
+def test_bad_input_exits_with_2_and_one_clear_line(model: Path, monkeypatch, capsys):
+    prompts = ("--prompts", model / "prompts.txt")
+    assert "has no bundled prompts; give a file with --prompts" in fails(monkeypatch, capsys, "calibrate", model)
+    assert "say how much to compute" in fails(monkeypatch, capsys, "calibrate", model, *prompts)
+    text = fails(monkeypatch, capsys, "calibrate", model, *prompts, "--compute-steps", 11, "--basis", "residual")
+    assert "compute_steps is 11; choose 2 to 10" in text
+    assert "basis is 'magic'" in fails(monkeypatch, capsys, "calibrate", model, *prompts, "--basis", "magic")
+    assert "budgets is 'many'" in fails(monkeypatch, capsys, "compare", model, "--budgets", "many")
+    assert "no bundled model 'x'" in fails(monkeypatch, capsys, "demo", "x")
+    missing = fails(monkeypatch, capsys, "inspect", model / "nowhere.safetensors")
+    assert "nowhere.safetensors" in missing
+
+
+def test_a_profile_of_another_step_count_is_refused(model: Path, profile: Path, monkeypatch, capsys):
+    text = fails(
+        monkeypatch, capsys, "generate", model, "--prompt", "x", "--profile", profile, "--num-inference-steps", 8
+    )
+    assert "num_inference_steps: the profile has 10, this pipeline 8" in text

@@ -1,0 +1,130 @@
+"""The comparison: which rows there are, what they count, and the files they leave."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ertacache.ablation import Ablation
+from ertacache.calibrator import Calibrator
+from ertacache.commands import group_name, number_or_word, table
+from ertacache.compare import Comparison
+from ertacache.errors import CalibrationError, InvalidArgument
+from ertacache.evaluate import Evaluation, Trial, count_calls, write_image
+from ertacache.recording import Prompts
+from ertacache.runtime import Player
+from ertacache.zoo import catalogue
+from pipelines import CALL, CFG_CALL, PROMPTS, flux
+
+HELD = catalogue.heldout_prompts(2)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
+    out = tmp_path_factory.mktemp("compare")
+    comparison = Comparison(out, HELD, model="random")
+    rows = comparison.add(flux(), PROMPTS, [5], CALL, group="one branch", show_progress=False)
+    rows = rows + comparison.add(flux(False), PROMPTS, [4], CFG_CALL, group="two", full=False, show_progress=False)
+    comparison.report()
+    return out, rows
+
+
+def test_all_rows_are_there(compared):
+    _, rows = compared
+    first = [(row["site"], row["basis"], row["stage"]) for row in rows if row["group"] == "one branch"]
+    assert first[:2] == [(None, None, "no cache"), (None, None, "fewer steps")]
+    for site, basis in (("output", "residual"), ("output", "reuse"), ("hidden", "residual")):
+        stages = [stage for s, b, stage in first if (s, b) == (site, basis)]
+        assert [stage for stage in dict.fromkeys(stages)] == ["uniform", "policy", "+ timesteps", "+ rectifier"]
+    assert [stage for s, b, stage in first if b == "fitted"] == ["uniform", "policy"]
+
+
+def test_calls_are_those_of_the_schedule_and_of_the_budget(compared):
+    _, rows = compared
+    for row in rows:
+        expected = row["K"] if row["stage"] != "no cache" else row["T"]
+        assert row["schedule"].count("#") == expected
+        contexts = 1 if row["group"] == "one branch" else 2
+        assert sum(row["calls"].values()) == expected * contexts
+        if row["stage"] in ("uniform", "fewer steps") and "policy's K" not in row["label"]:
+            assert row["K"] == row["budget"]
+
+
+def test_the_uncached_row_is_perfect_and_the_others_are_not(compared):
+    _, rows = compared
+    for row in rows:
+        assert (row["psnr"]["mean"] == 100) == (row["stage"] == "no cache")
+        assert len(row["psnr"]["values"]) == len(HELD)
+
+
+def test_the_decomposition_ends_at_the_measured_deviation(compared):
+    """Eq. 11 on the held-out run: the accumulated deviation is the deviation of the final latent."""
+    _, rows = compared
+    row = next(row for row in rows if row["label"] == "residual, output: uniform" and row["group"] == "one branch")
+    parts = row["decomposition"]
+    assert len(parts["deviation"]) == row["T"] + 1
+    # latent_error is the mean log10 of squared relative deviation; both describe the same two latents.
+    assert parts["deviation"][-1] > 0
+    assert parts["feature_shift"][0] == 0
+
+
+def test_the_files_are_complete(compared):
+    out, rows = compared
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert lines[0]["kind"] == "header" and lines[0]["prompts"] == HELD
+    assert lines[1:] == rows
+    assert all((out / name).is_file() for row in rows for name in row["samples"])
+    assert "fitted, guided: uniform" in (out / "report.html").read_text()
+
+
+def test_the_table_names_every_row(compared):
+    _, rows = compared
+    assert all(row["label"][:58] in table(rows) for row in rows)
+
+
+def test_prompts_may_not_be_calibrated_and_measured_on(tmp_path: Path):
+    with pytest.raises(InvalidArgument, match=r"1 prompt\(s\) are calibrated and measured on"):
+        Comparison(tmp_path, PROMPTS[:1]).add(flux(), PROMPTS, [5], CALL, group="g", show_progress=False)
+    with pytest.raises(InvalidArgument, match="budget 11 is outside 2 to 10"):
+        Comparison(tmp_path, HELD).add(flux(), PROMPTS, [11], CALL, group="g", show_progress=False)
+
+
+def test_a_plan_that_computes_more_than_it_says_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pipe = flux()
+    calibrator = Calibrator(pipe, PROMPTS, holdout=0.5, seed=0, call=CALL)
+    trial = next(t for t in Ablation(calibrator, 5, full_reuse()).trials() if t.stage == "uniform")
+    evaluation = Evaluation(pipe, Prompts(tuple(HELD), 0), CALL, "g", tmp_path)
+    evaluation.row(Trial("no cache", "no cache"))
+    call = Player.call
+
+    def wasteful(self, run, context, x, compute):
+        if self._predicts(run):
+            compute()
+        return call(self, run, context, x, compute)
+
+    monkeypatch.setattr(Player, "call", wasteful)
+    with pytest.raises(CalibrationError, match="10 real denoiser calls were counted, 5 due"):
+        evaluation.row(trial)
+
+
+def full_reuse():
+    return (("output", "residual"),)
+
+
+def test_counting_leaves_no_hook():
+    pipe = flux()
+    with count_calls(pipe) as counter:
+        assert counter.calls == 0
+    part = next(pipe.transformer.transformer_blocks[0].children())
+    assert not part._forward_pre_hooks
+
+
+def test_small_helpers(tmp_path: Path):
+    assert number_or_word("3", int) == 3
+    assert number_or_word("auto", int) == "auto"
+    assert group_name("a/tiny", {"true_cfg_scale": 7.0}) == "tiny, true_cfg_scale 7"
+    assert group_name("tiny", {"guidance_scale": 3.5}) == "tiny, guidance_scale 3.5"
+    assert group_name("tiny", {}) == "tiny"
+    with pytest.raises(InvalidArgument, match=r"cannot write a picture to .*x\.what"):
+        write_image(torch.zeros(3, 4, 4), tmp_path / "x.what")
