@@ -1,6 +1,6 @@
-"""The README's table of results, from the committed result file.
+"""The README's figures, from the committed result files.
 
-`python benchmarks/readme_table.py` rewrites the part of README.md between the two markers.
+`python benchmarks/readme_table.py` rewrites the parts of README.md between its markers.
 """
 
 import json
@@ -10,7 +10,6 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "ablation" / "results.jsonl"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 BUDGETS = (15, 10, 6)
 KINDS = (
     ("fewer steps", lambda row: row["stage"] == "fewer steps"),
@@ -34,7 +33,7 @@ def read_rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[1:]]
 
 
-def render(rows: list[dict[str, Any]]) -> str:
+def ablation_table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table per group: methods down, budgets across; K in brackets where it is not the budget."""
     parts: list[str] = []
     for group in dict.fromkeys(row["group"] for row in rows):
@@ -61,11 +60,37 @@ def _cell(found: list[dict[str, Any]], budget: int) -> str:
     return f"{row['psnr']['mean']:.1f}{note}"
 
 
-def updated(readme: str, rows: list[dict[str, Any]]) -> str:
-    """README text with the table between the markers."""
-    return re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n{render(rows)}\n{END}", readme, flags=re.DOTALL)
+def updated(readme: str) -> str:
+    """README text with the generated parts between their markers."""
+    parts = {"results": ablation_table(read_rows()), "speed": speed_text(), "zoo": zoo_table()}
+    for name, text in parts.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        readme = re.sub(f"{begin}.*{end}", lambda _, t=f"{begin}\n{text}\n{end}": t, readme, flags=re.DOTALL)
+    return readme
+
+
+def speed_text() -> str:
+    """What benchmarks/speed.py measured."""
+    rows = [
+        "| K = 15 of 30 | speed-up of the denoising loop | share of T/K | a predicted step, of a computed one |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, row in json.loads((ROOT / "benchmarks/results/speed.json").read_text())["results"].items():
+        price = f"{row['predicted_over_computed_step']:.1%}"
+        rows.append(f"| {name} | {row['speedup_median']:.2f}× | {row['share_of_ideal']:.1%} | {price} |")
+    return "\n".join(rows)
+
+
+def zoo_table() -> str:
+    """What `ertacache zoo check` measured on 200 held-out captions."""
+    rows = ["| 200 held-out captions | colour and place right | shape right |", "|---|---:|---:|"]
+    for name in ("tiny-flux", "tiny-flux-base"):
+        row = json.loads((ROOT / f"benchmarks/results/zoo-{name}.json").read_text())
+        rows.append(f"| {name} | {row['colour_and_place']:.1%} | {row['shape']:.1%} |")
+    truth = f"{row['judge_colour_and_place']:.1%} | {row['judge_shape']:.1%}"
+    return "\n".join([*rows, f"| the generator's own images | {truth} |"])
 
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
-    path.write_text(updated(path.read_text(), read_rows()))
+    path.write_text(updated(path.read_text()))

@@ -86,7 +86,9 @@ def test_bad_input_exits_with_2_and_one_clear_line(model: Path, monkeypatch, cap
     assert "say how much to compute" in fails(monkeypatch, capsys, "calibrate", model, *prompts)
     text = fails(monkeypatch, capsys, "calibrate", model, *prompts, "--compute-steps", 11, "--basis", "residual")
     assert "compute_steps is 11; choose 2 to 10" in text
-    assert "basis is 'magic'" in fails(monkeypatch, capsys, "calibrate", model, *prompts, "--basis", "magic")
+    assert "basis is 'magic'" in fails(
+        monkeypatch, capsys, "calibrate", model, *prompts, "--compute-steps", 5, "--basis", "magic"
+    )
     assert "budgets is 'many'" in fails(monkeypatch, capsys, "compare", model, "--budgets", "many")
     assert "no bundled model 'x'" in fails(monkeypatch, capsys, "demo", "x")
     missing = fails(monkeypatch, capsys, "inspect", model / "nowhere.safetensors")

@@ -1,4 +1,4 @@
-"""Profiles on denoisers that are compiled or offloaded."""
+"""Profiles on denoisers that are compiled, offloaded or changed in the middle of a run."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
 import ertacache.runtime as ertacache
-from cached import MASK, SITES, calls_per_step, latents, profile
+from cached import MASK, SITES, T, calls_per_step, latents, profile
 from ertacache.errors import CacheConflict
 from ertacache.profile import Site
 
@@ -100,3 +100,22 @@ def test_offloading_that_puts_its_hooks_on_anew(flux: Any, site: Site) -> None:
             assert calls_per_step(flux) == COMPUTED
             offload()
     assert torch.equal(latents(flux), plain)
+
+
+def test_blocks_that_pass_by_the_profile_are_noticed(flux: Any) -> None:
+    last = flux.transformer.single_transformer_blocks[-1]
+    wanted = profile(flux, "hidden", "###" + "." * (T - 3))
+
+    for at in (1, 2):  # before a computed step and before a predicted one
+
+        def lose(_: Any, step: int, t: Any, tensors: dict[str, Any], at: int = at) -> dict[str, Any]:
+            if step == at:
+                last.forward = type(last).forward.__get__(last)
+            return tensors
+
+        ertacache.enable(flux, wanted)
+        with pytest.raises(CacheConflict, match=r"site 'hidden'.*apply it again"):
+            latents(flux, callback_on_step_end=lose)
+        with pytest.raises(CacheConflict, match=r"forward was wrapped again"):
+            ertacache.disable(flux)
+        del last.forward

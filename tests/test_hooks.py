@@ -161,6 +161,14 @@ def test_a_shared_denoiser_is_refused(flux: Any) -> None:
         pass
 
 
+def test_a_pipeline_that_shares_everything_is_served_too(flux_cfg: Any) -> None:
+    other = FluxImg2ImgPipeline.from_pipe(flux_cfg)  # it names no calls, where the first one does
+    with ertacache.apply(flux_cfg, profile(flux_cfg, "output")) as stats:
+        latents(flux_cfg)
+        assert calls_per_step(other, image=torch.zeros(1, 3, 64, 64), strength=1.0) == [2 * n for n in COMPUTED]
+    assert (stats.computed, stats.predicted) == ({"cond": 5, "uncond": 5}, {"cond": 5, "uncond": 5})
+
+
 def test_a_shared_scheduler_is_refused(flux: Any, flux_cfg: Any) -> None:
     flux_cfg.scheduler = flux.scheduler
     with (
@@ -238,23 +246,12 @@ def test_hidden_is_refused_where_the_blocks_are_unknown(flux: Any) -> None:
         latents(flux)
 
 
-def test_blocks_that_pass_by_the_profile_are_noticed(flux: Any) -> None:
-    last = flux.transformer.single_transformer_blocks[-1]
-    wanted = profile(flux, "hidden", "###" + "." * (T - 3))
-
-    for at in (1, 2):  # before a computed step and before a predicted one
-
-        def lose(_: Any, step: int, t: Any, tensors: dict[str, Any], at: int = at) -> dict[str, Any]:
-            if step == at:
-                last.forward = type(last).forward.__get__(last)
-            return tensors
-
-        ertacache.enable(flux, wanted)
-        with pytest.raises(CacheConflict, match=r"site 'hidden'.*apply it again"):
-            latents(flux, callback_on_step_end=lose)
-        with pytest.raises(CacheConflict, match=r"forward was wrapped again"):
-            ertacache.disable(flux)
-        del last.forward
+def test_a_foreign_block_is_refused_and_the_others_are_left_as_they_were(flux: Any) -> None:
+    flux.transformer.single_transformer_blocks[-1] = torch.nn.Identity()
+    before = state(flux)
+    with pytest.raises(UnsupportedPipeline, match=r"'hidden' is not known for a block of class Identity"):
+        Attachment(flux, Controller(), hidden=True)
+    assert state(flux) == before
 
 
 @pytest.mark.parametrize(("parts", "found"), [((), "no"), (("transformer", "unet"), "'transformer', 'unet'")])

@@ -74,7 +74,12 @@ class BlockStack:
     def _wrapper(self, block: nn.Module) -> Wrapper:
         from diffusers.hooks._helpers import TransformerBlockRegistry
 
-        row: Any = TransformerBlockRegistry.get(type(block))
+        try:
+            row: Any = TransformerBlockRegistry.get(type(block))
+        except ValueError as error:
+            raise UnsupportedPipeline(
+                f"site 'hidden' is not known for a block of class {type(block).__name__}; use site 'output' or 'guided'"
+            ) from error
         first, last = block is self._blocks[0], block is self._blocks[-1]
         hidden_at, text_at = row.return_hidden_states_index, row.return_encoder_hidden_states_index
 

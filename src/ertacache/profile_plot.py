@@ -55,7 +55,7 @@ def _coefficients(axes: Any, profile: Profile) -> None:
     for m, target in enumerate(predictor.targets):
         for s, source in enumerate(predictor.sources):
             for level in range(predictor.levels):
-                values = predictor.a[:, m, s, level].flatten(1).mean(1)[steps] if steps else predictor.a.new_zeros(0)
+                values = predictor.a[:, m, s, level].reshape(predictor.T, -1).mean(1)[steps]
                 if bool(values.any()):
                     name = (
                         f"{target} from {source}, {level + 1} back"

@@ -17,8 +17,31 @@ from ertacache.zoo.training import write_atomically
 POOL, POOL_SEED, AUTOENCODER_IMAGES = 40_000, 1, 6_000
 _CHUNK = 1000
 
+_README = """# {name}
+
+A small `FluxPipeline` ({kind}), trained on captioned scenes of two objects; see `docs/zoo.md` of ertacache.
+
+The pipeline's defaults are made for the large model. Call it with what `call.json` holds:
+
+```python
+from diffusers import FluxPipeline
+
+pipe = FluxPipeline.from_pretrained("{name}")
+image = pipe("{caption}", {call}).images[0]
+```
+
+{note}Licence: Apache-2.0. Trained on generated images only.
+"""
+_NOTES = {
+    "tiny-flux": ("guidance embedded, one call per step", ""),
+    "tiny-flux-base": (
+        "two-branch guidance, two calls per step",
+        "Without a negative prompt, even an empty one, `true_cfg_scale` silently does nothing.\n\n",
+    ),
+}
+
 CALLS: dict[str, dict[str, Any]] = {
-    "tiny-flux": {"guidance_scale": 12.0},
+    "tiny-flux": {"guidance_scale": 10.0},
     "tiny-flux-base": {"true_cfg_scale": 4.0, "negative_prompt": ""},
 }
 SHARED_CALL = {
@@ -99,8 +122,16 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     pipe.save_pretrained(out)
     (out / "call.json").write_text(json.dumps({**SHARED_CALL, **CALLS[name]}, indent=2) + "\n")
+    (out / "README.md").write_text(_readme(name))
     facts = {"pool": POOL, "pool_seed": POOL_SEED, "autoencoder_images": AUTOENCODER_IMAGES, "recipes": recipes}
     (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     for stage in stages:
         shutil.copyfile(run / f"{stage}.jsonl", out / f"training-{stage}.jsonl")
     return out
+
+
+def _readme(name: str) -> str:
+    call = ", ".join(f"{key}={value!r}" for key, value in {**SHARED_CALL, **CALLS[name]}.items())
+    kind, note = _NOTES[name]
+    caption = scenes.sample(1, 0, "heldout")[0].caption
+    return _README.format(name=name, kind=kind, caption=caption, call=call, note=note)

@@ -1,0 +1,58 @@
+"""The README's figures are those of the committed result files, and its Python runs."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme_table.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_generated_parts_are_what_the_result_files_give(script: Any):
+    readme = (ROOT / "README.md").read_text()
+    assert script.updated(readme) == readme
+
+
+def test_every_cell_is_the_row_it_names(script: Any):
+    """The table's arithmetic, on rows made up here."""
+    row = {"group": "g", "site": "guided", "basis": "fitted", "stage": "uniform", "K": 14, "budget": 15}
+    text = script.ablation_table([{**row, "psnr": {"mean": 31.26}}])
+    assert "| uniform, fitted | 31.3 (K=14) | – | – |" in text
+
+
+def test_every_relative_link_leads_somewhere():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_five_lines_use_real_names():
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    import ertacache
+
+    for name in re.findall(r"ertacache\.(\w+)", code[1]):
+        assert hasattr(ertacache, name), name
+
+
+def test_the_committed_rows_count_what_they_say():
+    lines = (ROOT / "benchmarks/results/ablation/results.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines[1:]]
+    assert len(json.loads(lines[0])["prompts"]) >= 32
+    for row in rows:
+        per_context = set(row["calls"].values()) if row["stage"] not in ("no cache", "fewer steps") else {row["K"]}
+        assert per_context == {row["K"]}
