@@ -55,7 +55,9 @@ def merge(out: Path) -> Path:
         head, *rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
         known = {(row["group"], row["id"]) for row in lines[1:]}
         lines += [head] if not lines else []
-        lines += [row for row in rows if (row["group"], row["id"]) not in known]
+        # One prompt's pictures are enough for a report that is committed; the parts keep three.
+        new = [row for row in rows if (row["group"], row["id"]) not in known]
+        lines += [{**row, "samples": row["samples"][:1]} for row in new]
         shutil.copytree(folder / "samples", out / "samples", dirs_exist_ok=True)
     write_rows(out / "results.jsonl", lines)
     return write_report(out / "results.jsonl", out / "report.html")

@@ -1,6 +1,6 @@
 """Denoising speed-up at half the steps and the price of a predicted step, as ratios within one run.
 
-Run by hand: `make bench`. Pairs of an uncached and a cached run take turns, so that a drifting machine moves both;
+Run by hand: `make bench`. Pairs of an uncached and a cached run, in turns of order, so that a drifting machine moves both;
 the figures are medians over the pairs. Rewrites benchmarks/results/speed.json.
 """
 
@@ -70,8 +70,8 @@ def measure(pipe: Any, profile: Any, prompts: Prompts, call: dict[str, Any], pai
     shares: list[float] = []
     for pair in range(pairs + 1):
         plain, cached = StepTimer(Controller()), StepTimer(Player(profile, RunStats()))
-        run_pipeline(pipe, prompts, plain, call, decode=False)
-        run_pipeline(pipe, prompts, cached, call, decode=False)
+        for timer in (plain, cached) if pair % 2 else (cached, plain):
+            run_pipeline(pipe, prompts, timer, call, decode=False)
         if pair == 0:
             continue  # warm-up
         ratios.append(plain.seconds / cached.seconds)

@@ -16,7 +16,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.fingerprint import config_hash, prompt_hash
 from ertacache.profile import Profile, Provenance, Rectifier
 
-GOLDEN = "879f5e734ad4b3bd9345f5d09e5d251c489483212ce907898d98e2b1c5f4fce9"  # sha256 of make()
+GOLDEN = "1a566a23233720dbb7454a0ef404185b1a276035ae60e00652d8b93e5b347f07"  # sha256 of make()
 FACTS: dict[str, Any] = {
     "model_class": "FluxTransformer2DModel",
     "model_config_hash": "0123456789abcdef",
@@ -62,7 +62,7 @@ def make(site: Any = "guided", activation: Any = None, **changes: Any) -> Profil
     parts: dict[str, Any] = {
         "schedule": schedule,
         "site": site,
-        "predictor": Predictor(targets=("guided",), sources=("cond", "uncond"), a=a, d=b / 2, b=b),
+        "predictor": Predictor(targets=("guided",), sources=("cond", "uncond"), a=a, d=b / 2 * (site != "hidden"), b=b),
         "base_sigmas": torch.tensor([1.0, 0.875, 0.75, 0.5, 0.25, 0.0]),
         "sigmas": torch.tensor([1.0, 0.875, 0.8125, 0.5625, 0.3125, 0.0]),
         "rectifier": Rectifier(kappa, kappa / 4, activation) if activation else None,

@@ -226,6 +226,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_tensors(predictor__a=AT_COMPUTED),
         r"content: step 2 .*computed",
     ),
+    "input term at site hidden": (
+        lambda: with_document(site="hidden"),
+        r"predictor.d is not 0 at site 'hidden', which holds residuals; set it to 0",
+    ),
     "rectifier at a computed step": (
         lambda: with_tensors("linear", rectifier__kappa=EVERYWHERE),
         r"the rectifier is not zero at step 0, which is computed",
