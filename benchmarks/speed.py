@@ -1,7 +1,7 @@
 """Denoising speed-up at half the steps and the price of a predicted step, as ratios within one run.
 
-Run by hand: `make bench`. Pairs of an uncached and a cached run, in turns of order, so that a drifting machine moves both;
-the figures are medians over the pairs. Rewrites benchmarks/results/speed.json.
+Run by hand: `make bench`. Every pair is an uncached and a cached run, in alternating order, so that a drifting
+machine moves both; the figures are medians over the pairs. Rewrites benchmarks/results/speed.json.
 """
 
 import argparse
