@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. Bad input exits with code 2."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -172,6 +173,8 @@ def inspect(
 
 def main() -> None:
     """Entry point: errors of this package become one line and exit code 2."""
+    # It warns at every start that image processors which nothing here uses would like torchvision.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except ErtacacheError as error:
