@@ -32,6 +32,8 @@ RIDGE = 1e-3
 ELEMENT_RIDGE = 1.0
 #: Runs shorter than this have few steps to spare: each is too far from the last to be predicted well.
 _FEW_STEPS = 8
+#: For the estimate of what is left: runs of a threshold search, passes of a fit over several batches.
+_SEARCH, _PASSES = 10, 4
 #: Smallest log10 error that is written down; two equal latents have none.
 _LEAST_ERROR = -99.0
 
@@ -113,7 +115,10 @@ def calibrate(
     _check_budget(threshold, compute_steps, schedule)
     _check_choices(basis, site, history, timesteps, rectifier, activation, ridge, batch_size)
     _check_pipe(pipe, site, timesteps)
-    with run_progress(show_progress) as progress:
+    options = (len(HISTORIES) if history == "auto" else 1) * (len(STRENGTHS) if timesteps == "auto" else 1)
+    searches = 0 if schedule is not None else 1 if threshold is not None else _SEARCH
+    expected = _expected_runs(len(prompts), holdout, batch_size, options, searches)
+    with run_progress(show_progress, expected=expected) as progress:
         calibrator = Calibrator(
             pipe, prompts, holdout=holdout, seed=seed, batch_size=batch_size, checkpoint=checkpoint, call=call,
             progress=progress,
@@ -199,6 +204,14 @@ def _summary(values: list[float]) -> dict[str, float]:
 def _parsed(schedule: Schedule | str | None) -> Schedule | str | None:
     """A text form as a Schedule; "uniform" as it is, until the number of steps is known."""
     return Schedule.from_mask(schedule) if isinstance(schedule, str) and schedule != "uniform" else schedule
+
+
+def _expected_runs(prompts: int, holdout: float, batch_size: int | None, options: int, searches: int) -> int:
+    """About how many pipeline calls a calibration takes: the uncached ones, a threshold search, fits and checks."""
+    size = batch_size or prompts or 1
+    fitted, held = math.ceil(prompts * (1 - holdout) / size), math.ceil(prompts * holdout / size)
+    passes = 1 if fitted == 1 else _PASSES
+    return fitted * (1 + passes * (options + searches)) + held * (1 + options)
 
 
 def _check_budget(threshold: float | None, compute_steps: int | None, schedule: Schedule | str | None) -> None:

@@ -57,7 +57,7 @@ class Comparison:
                 f"{len(shared)} prompt(s) are calibrated and measured on, such as {shared[0]!r}; separate them"
             )
         held = Prompts(tuple(self.prompts), self.seed)
-        with run_progress(show_progress, f"compare {group}") as progress:
+        with run_progress(show_progress, f"compare {group}", expected=len(budgets) * (90 if full else 45)) as progress:
             calibrator = Calibrator(pipe, calibration_prompts, holdout=1 / 3, seed=0, call=call, progress=progress)
             evaluation = Evaluation(pipe, held, call, group, self.out, samples=samples)
             head = header(self.model or group, held, call, calibrator.T)

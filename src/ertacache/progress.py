@@ -1,33 +1,32 @@
-"""Progress of pipeline runs on standard error, with the time that one run takes."""
+"""Progress of pipeline runs on standard error: a bar and the time that is left."""
 
 import sys
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 @contextmanager
-def run_progress(show: bool = True, title: str = "calibrate") -> Generator[Callable[[str], None]]:
-    """A line that counts finished runs; yields what to call after each, with its name.
+def run_progress(show: bool = True, title: str = "calibrate", expected: int = 1) -> Generator[Callable[[str], None]]:
+    """A bar over pipeline runs; yields what to call after each, with its name.
 
-    How many runs a threshold search takes is known only at its end, so that the estimate is per run.
+    Args:
+        expected: about how many runs there will be. How many a threshold search takes is known only at its end: the
+            bar ends early where it takes fewer, and grows where it takes more.
     """
     if not show:
         yield lambda name: None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    bar = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(f"{title}: first run", total=None)
-        count, start = 0, time.monotonic()
+    with Progress(TextColumn("{task.description}"), *bar, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=expected)
 
         def advance(name: str) -> None:
-            nonlocal count
-            count += 1
-            each = (time.monotonic() - start) / count
-            progress.update(task, description=f"{title}: {count} runs, {each:.1f} s each, last: {name}")
+            progress.update(task, advance=1, description=f"{title}: {name}")
+            done = int(progress.tasks[0].completed)
+            progress.update(task, total=max(expected, done + 1))
 
         yield advance
