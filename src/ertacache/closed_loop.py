@@ -15,7 +15,7 @@ from ertacache.core.history import History
 from ertacache.core.policy import RelativeL1, decide
 from ertacache.core.precision import widen
 from ertacache.core.rectify import Affine
-from ertacache.core.timesteps import phi, soften, stretch
+from ertacache.core.timesteps import adjust, phi, soften, stretch
 from ertacache.errors import CalibrationError
 from ertacache.hooks import Controller, Run
 from ertacache.plan import Plan, Solved, feature_names, largest_change
@@ -186,11 +186,8 @@ class ClosedLoop(Controller):
         solved.weights = {key: part.solve(self.plan.ridge) for key, part in sums.ridge.items()}
         solved.affine = {key: part.solve(self.plan.rectifier_ridge) for key, part in sums.affine.items()}
         solved.phis = {i: phi(part.error, part.change) for i, part in sums.phi.items()}
-        if self.plan.strength:
-            grid = sigmas.double()
-            for i in sorted(solved.phis):
-                grid = stretch(grid, i, soften(solved.phis[i], self.plan.strength))
-            solved.grid = grid
+        if self.plan.strength and self.plan.schedule is not None:
+            solved.grid = adjust(sigmas, self.plan.schedule, solved.phis, self.plan.strength)
         solved.computed = self._decide_next(len(sigmas) - 1) if self.plan.schedule is None else {}
         solved.change = largest_change(self.before, solved)
         return solved

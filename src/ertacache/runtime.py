@@ -12,7 +12,7 @@ from torch import Tensor
 from ertacache.core.history import History
 from ertacache.core.predictor import Terms
 from ertacache.core.rectify import Affine
-from ertacache.errors import CacheConflict, InvalidArgument, ProfileMismatch
+from ertacache.errors import CacheConflict, InvalidArgument
 from ertacache.guidance import TwoBranchGuidance
 from ertacache.hooks import Attachment, Controller, Run, attachment_of
 from ertacache.matching import check_call, check_grid, check_latent, check_pipeline, check_shape
@@ -213,6 +213,3 @@ def apply(pipe: Any, profile: Profile) -> Generator[RunStats]:
         # Ours, whatever the pipeline has by now; nothing to do if `disable` was called inside the block.
         if attachment.active:
             attachment.detach()
-
-
-__all__ = ["Player", "ProfileMismatch", "RunStats", "apply", "disable", "enable"]
