@@ -3,7 +3,18 @@
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    FluxPipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from ertacache.zoo import components
 
@@ -16,6 +27,17 @@ CALL: dict[str, Any] = {
 }
 #: Two branches: without a negative prompt the pipeline would silently run without guidance.
 CFG_CALL: dict[str, Any] = {**CALL, "true_cfg_scale": 4.0, "negative_prompt": ""}
+
+#: Wan makes two calls per step, CogVideoX one with both branches in the batch.
+VIDEO_CALL: dict[str, Any] = {
+    "height": 32,
+    "width": 32,
+    "num_frames": 9,
+    "num_inference_steps": 10,
+    "guidance_scale": 5.0,
+    "max_sequence_length": components.MAX_SEQUENCE_LENGTH,
+    "negative_prompt": "",
+}
 
 PROMPTS = [
     "a small red ring at the top left and a large cyan triangle at the top right on a grey dotted background",
@@ -41,6 +63,67 @@ def flux(guidance_embeds: bool = True, seed: int = 0) -> Any:
     pipe.set_progress_bar_config(disable=True)
     with torch.no_grad():
         pipe.transformer.proj_out.weight.mul_(8)
+    return pipe
+
+
+def wan(seed: int = 0) -> Any:
+    """A WanPipeline with random weights and its published solver, UniPC on flow sigmas."""
+    build, tokenizer = components.seeded, components.t5_tokenizer()
+    text: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "dropout_rate": 0.0}
+    pipe = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=build(lambda: UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), **text)), seed=seed),
+        vae=build(
+            lambda: AutoencoderKLWan(
+                base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+                latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+            ),
+            seed=seed + 1,
+        ),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+        ),
+        transformer=build(
+            lambda: WanTransformer3DModel(
+                patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+                text_dim=32, freq_dim=32, ffn_dim=48, num_layers=3, rope_max_seq_len=32,
+            ),
+            seed=seed + 2,
+        ),
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def cogvideox(seed: int = 0) -> Any:
+    """A CogVideoXPipeline with random weights: guidance in one batched call, DDIM on v-prediction."""
+    build, tokenizer = components.seeded, components.t5_tokenizer()
+    text: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "dropout_rate": 0.0}
+    pipe = CogVideoXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=build(lambda: T5EncoderModel(T5Config(vocab_size=len(tokenizer), **text)), seed=seed),
+        vae=build(
+            lambda: AutoencoderKLCogVideoX(
+                down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+                block_out_channels=(8,) * 4, latent_channels=4, layers_per_block=1, norm_num_groups=2,
+            ),
+            seed=seed + 1,
+        ),
+        scheduler=CogVideoXDDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
+            rescale_betas_zero_snr=True, set_alpha_to_one=True, timestep_spacing="trailing", snr_shift_scale=3.0,
+            clip_sample=False,
+        ),
+        transformer=build(
+            lambda: CogVideoXTransformer3DModel(
+                num_attention_heads=4, attention_head_dim=8, in_channels=4, out_channels=4, time_embed_dim=16,
+                text_embed_dim=32, num_layers=3, sample_width=4, sample_height=4, sample_frames=9, patch_size=2,
+                max_text_seq_length=components.MAX_SEQUENCE_LENGTH,
+            ),
+            seed=seed + 2,
+        ),
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ertacache.errors import CacheConflict, UnsupportedPipeline
-from ertacache.models import Family
+from ertacache.models import Family, blocks_of
 from ertacache.overrides import Overrides, Wrapper
 
 
@@ -15,6 +15,8 @@ class BlockStack:
 
     Attributes:
         residual: what the stack added to its input [B, N, D] in the last call that ran the blocks.
+        on_entry: asked at the first block of every call, with that block and the arguments it was called with; a
+            residual that it returns takes the place of the blocks in this call. For methods that decide there.
     """
 
     def __init__(self, denoiser: nn.Module, family: Family) -> None:
@@ -22,11 +24,13 @@ class BlockStack:
             raise UnsupportedPipeline(
                 f"site 'hidden' is not known for {type(denoiser).__name__}; use site 'output' or 'guided'"
             )
-        self._blocks = [block for name in family.block_lists for block in getattr(denoiser, name)]
+        self._blocks = blocks_of(denoiser)
         self._entry: Tensor | None = None
         self._substitute: Tensor | None = None
         self._taken = False
         self.residual: Tensor | None = None
+        self.on_entry: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Tensor | None] | None = None
+        self._answer: Tensor | None = None
 
     def with_residual(self, residual: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """Run a denoiser call with `residual` in place of the blocks: embeddings and head still run.
@@ -65,11 +69,7 @@ class BlockStack:
     def install(self, overrides: Overrides) -> None:
         """Wrap every block on its instance."""
         for block in self._blocks:
-            # A graph compiled around the blocks looks at `forward` only; offloading takes that off in every run.
-            if hasattr(block, "_hf_hook") or vars(block).get("_compiled_call_impl") is not None:
-                overrides.replace_call(block, self._wrapper(block))
-            else:
-                overrides.replace(block, "forward", self._wrapper(block))
+            overrides.replace_part(block, self._wrapper(block))
 
     def _wrapper(self, block: nn.Module) -> Wrapper:
         from diffusers.hooks._helpers import TransformerBlockRegistry
@@ -83,20 +83,23 @@ class BlockStack:
         first, last = block is self._blocks[0], block is self._blocks[-1]
         hidden_at, text_at = row.return_hidden_states_index, row.return_encoder_hidden_states_index
 
-        def call(original: Callable[..., Any], _: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def call(original: Callable[..., Any], block: nn.Module, *args: Any, **kwargs: Any) -> Any:
             read = row._get_parameter_from_args_kwargs
             hidden: Tensor = read(row.hidden_states_argument_name, args, kwargs)
             entry = self._entry = hidden if first or self._entry is None else self._entry
+            if first and self.on_entry is not None:
+                self._answer = self.on_entry(block, args, kwargs)
+            substitute = self._answer if self._substitute is None else self._substitute
             if last:
-                self._entry = None
-            if self._substitute is None:
+                self._entry = self._answer = None
+            if substitute is None:
                 output = original(*args, **kwargs)
                 if last:
                     self.residual = (output if isinstance(output, Tensor) else output[hidden_at]) - entry
                 return output
             if last:
                 # From the entry, not from `hidden`: the residual already holds what was added between the blocks.
-                hidden, self._taken = entry + self._substitute, True
+                hidden, self._taken = entry + substitute, True
             if text_at is None:
                 return hidden
             text = read(row.encoder_hidden_states_argument_name, args, kwargs)

@@ -53,6 +53,9 @@ class Controller:
     #: Names for the calls of a step where the pipeline sets no cache context; call0, call1, ... without.
     call_names: tuple[str, ...] = ()
 
+    def install(self, attachment: "Attachment", denoiser: nn.Module) -> None:
+        """Replace further methods of the denoiser's parts through `attachment`, which puts them back."""
+
     def begin(self, run: Run) -> None:
         """After `scheduler.set_timesteps`; the grid may be changed here."""
 
@@ -105,6 +108,7 @@ class Attachment(Overrides):
         if hasattr(type(inner), "cache_context"):
             self.replace(inner, "cache_context", self._cache_context)
         self.replace_call(self._denoiser, self._forward)
+        self.controller.install(self, inner)
 
     def _set_timesteps(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
         self.run = None
@@ -214,7 +218,7 @@ def _places(denoiser: nn.Module, scheduler: Any) -> tuple[tuple[Any, tuple[str, 
 
 def _refuse_conflicts(denoiser: nn.Module, scheduler: Any) -> None:
     for instance, names in _places(denoiser, scheduler):
-        if overrides_of(instance, *names) is not None:
+        if isinstance(overrides_of(instance, *names), Attachment):
             raise CacheConflict(
                 f"a profile is already applied to this {type(instance).__name__}; call ertacache.disable on the "
                 "pipeline that has it, or leave its `with` block, first"

@@ -1,7 +1,7 @@
 """What differs from model family to model family, as one row of data each."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -18,11 +18,14 @@ class Family:
             index where the layout fixes it from the end.
         block_lists: attribute names of the block stacks, in the order they run; empty where site `hidden` is
             not served.
+        attentions: attribute of each attention module in a block, with what it attends to: "self" (image or
+            video tokens only), "cross" (text only) or "joint" (both at once).
     """
 
     denoiser: str
     channel_axis: int
     block_lists: tuple[str, ...] = ()
+    attentions: tuple[tuple[str, Literal["self", "cross", "joint"]], ...] = ()
 
 
 FAMILIES = (
@@ -30,6 +33,19 @@ FAMILIES = (
         "FluxTransformer2DModel",
         channel_axis=-1,
         block_lists=("transformer_blocks", "single_transformer_blocks"),
+        attentions=(("attn", "joint"),),
+    ),
+    Family(
+        "WanTransformer3DModel",
+        channel_axis=1,
+        block_lists=("blocks",),
+        attentions=(("attn1", "self"), ("attn2", "cross")),
+    ),
+    Family(
+        "CogVideoXTransformer3DModel",
+        channel_axis=2,
+        block_lists=("transformer_blocks",),
+        attentions=(("attn1", "joint"),),
     ),
 )
 
@@ -61,3 +77,9 @@ def family_of(denoiser: nn.Module) -> Family:
     """The row of a denoiser, or the generic one."""
     name = type(unwrapped(denoiser)).__name__
     return next((family for family in FAMILIES if family.denoiser == name), GENERIC)
+
+
+def blocks_of(denoiser: nn.Module) -> list[nn.Module]:
+    """Its blocks in the order they run; empty where they are not known."""
+    inner = unwrapped(denoiser)
+    return [block for name in family_of(inner).block_lists for block in getattr(inner, name)]

@@ -45,6 +45,16 @@ class Overrides:
             call = cast(Any, module)
             self._put(module, "_compiled_call_impl", call._compiled_call_impl or call._call_impl, wrapper)
 
+    def replace_part(self, part: nn.Module, wrapper: Wrapper) -> None:
+        """Put `wrapper` around a part of a denoiser, so that compiled and offloaded parts pass by it as well.
+
+        A graph compiled around the part looks at `forward` only; offloading takes that off in every run.
+        """
+        if hasattr(part, "_hf_hook") or vars(part).get("_compiled_call_impl") is not None:
+            self.replace_call(part, wrapper)
+        else:
+            self.replace(part, "forward", wrapper)
+
     def remove(self) -> None:
         """Take every method off, newest first.
 

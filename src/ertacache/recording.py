@@ -17,6 +17,7 @@ from ertacache.core.precision import exact
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.guidance import TwoBranchGuidance
 from ertacache.hooks import Controller, Run, attached
+from ertacache.solvers import read_grid
 
 _OURS = (
     "prompt", "generator", "output_type", "return_dict", "latents", "callback_on_step_end", "num_images_per_prompt",
@@ -60,7 +61,6 @@ def check_call(pipe: Any, call: dict[str, Any]) -> None:
             ) from error
 
 
-@torch.no_grad()
 def run_pipeline(
     pipe: Any,
     prompts: Prompts,
@@ -70,10 +70,18 @@ def run_pipeline(
     hidden: bool = False,
     decode: bool = True,
 ) -> Tensor:
+    """`call_pipeline` under a controller."""
+    with attached(pipe, controller, hidden):
+        return call_pipeline(pipe, prompts, call, decode=decode)
+
+
+@torch.no_grad()
+def call_pipeline(pipe: Any, prompts: Prompts, call: dict[str, Any], *, decode: bool = True) -> Tensor:
     """One call of the pipeline for a batch of prompts.
 
     Returns:
-        Images [B, 3, H, W] (or frames) float32 in [0, 1] on the CPU; the final latents where `decode` is False.
+        Images [B, 3, H, W] (or frames [B, F, 3, H, W]) float32 in [0, 1] on the CPU; the final latents where `decode`
+        is False.
     """
     count = len(prompts.texts)
     generators = [torch.Generator("cpu").manual_seed(prompts.seed + n) for n in range(count)]
@@ -81,7 +89,7 @@ def run_pipeline(
     for name in filter(_TEXT.fullmatch, call):
         if isinstance(call[name], str):
             arguments[name] = [call[name]] * count
-    with quiet(pipe), attached(pipe, controller, hidden):
+    with quiet(pipe):
         output = pipe(**arguments, output_type="pt" if decode else "latent")[0]
     if not isinstance(output, Tensor):
         raise UnsupportedPipeline(f"{type(pipe).__name__} returned {type(output).__name__} for output_type='pt'")
@@ -169,6 +177,24 @@ class ReferenceLog(Controller):
 
 
 @dataclass
+class TrajectoryLog(Controller):
+    """Keeps the latent before every step of a run and, last, the final one: [B, *] float32 on the CPU."""
+
+    latents: list[Tensor] = field(default_factory=list[Tensor])
+
+    def begin(self, run: Run) -> None:
+        self.latents.clear()
+
+    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
+        self.latents.append(x.float().cpu())
+        return output
+
+    def end_step(self, run: Run, x_next: Tensor) -> None:
+        if run.step == run.T - 1:
+            self.latents.append(x_next.float().cpu())
+
+
+@dataclass
 class Final(Controller):
     """Keeps the final latent of a run under another controller and, if asked, what the solver received at each step."""
 
@@ -182,7 +208,7 @@ class Final(Controller):
         self.outputs.clear()
         self.call_names = self.inner.call_names
         self.inner.begin(run)
-        self.sigmas = run.scheduler.sigmas.detach().float().cpu().clone()
+        self.sigmas = read_grid(run.scheduler)
 
     def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
         return self.inner.call(run, context, x, compute)

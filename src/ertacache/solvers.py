@@ -40,10 +40,16 @@ def check_scheduler(scheduler: Any) -> None:
 def read_grid(scheduler: Any) -> Tensor:
     """The time grid [T+1] that `set_timesteps` made, float32 on the CPU.
 
+    A scheduler of the variance-preserving kind that works on ᾱ alone (DDIM) is read as σ = √(1 − ᾱ).
+
     Raises:
-        UnsupportedPipeline: the scheduler keeps no `sigmas`.
+        UnsupportedPipeline: the scheduler keeps neither `sigmas` nor `alphas_cumprod`.
     """
     sigmas = getattr(scheduler, "sigmas", None)
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if sigmas is None and isinstance(alphas, Tensor):
+        end = torch.as_tensor(getattr(scheduler, "final_alpha_cumprod", 1.0)).reshape(1)
+        sigmas = (1 - torch.cat([alphas[scheduler.timesteps.long().cpu()], end.to(alphas)])).clamp_min(0).sqrt()
     if not isinstance(sigmas, Tensor):
         raise UnsupportedPipeline(
             f"{type(scheduler).__name__} keeps no sigmas; use FlowMatchEulerDiscreteScheduler or another flow solver"
@@ -62,6 +68,11 @@ def check_free_grid(scheduler: Any) -> None:
             f"the time grid of {type(scheduler).__name__} cannot be changed; calibrate with timesteps='none', or use "
             f"one of {', '.join(_FREE_GRID)}"
         )
+
+
+def is_euler(scheduler: Any) -> bool:
+    """Whether a step is x + Δσ v and nothing else."""
+    return type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler" and not scheduler.config.stochastic_sampling
 
 
 def write_grid(scheduler: Any, sigmas: Tensor) -> None:

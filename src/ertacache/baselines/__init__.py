@@ -1,0 +1,1 @@
+"""Every method that a comparison can run, one file each."""

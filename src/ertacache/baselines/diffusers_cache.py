@@ -1,0 +1,35 @@
+"""The caches that diffusers has, on a denoiser for the length of a `with` block."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from ertacache.errors import CacheConflict
+from ertacache.models import denoiser_of, unwrapped
+
+
+def refusal(pipe: Any) -> str | None:
+    """Why diffusers cannot cache this denoiser; None where it can."""
+    from diffusers.models.cache_utils import CacheMixin
+
+    denoiser = unwrapped(denoiser_of(pipe))
+    return None if isinstance(denoiser, CacheMixin) else f"{type(denoiser).__name__} has no enable_cache"
+
+
+@contextmanager
+def cache_enabled(pipe: Any, config: Any) -> Generator[None]:
+    """`enable_cache(config)`, and everything off again at the end, also after an exception.
+
+    Raises:
+        CacheConflict: another cache of diffusers is on.
+    """
+    denoiser: Any = unwrapped(denoiser_of(pipe))
+    if denoiser.is_cache_enabled:
+        raise CacheConflict(
+            f"a cache is already enabled on this {type(denoiser).__name__}; call disable_cache() on it first"
+        )
+    denoiser.enable_cache(config)
+    try:
+        yield
+    finally:
+        denoiser.disable_cache()

@@ -1,0 +1,90 @@
+"""A method's knob turned until its counted cost is as near to a wanted one as it gets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ertacache.baselines.baseline import Baseline
+from ertacache.errors import InvalidArgument
+from ertacache.recording import Prompts, call_pipeline
+from ertacache.watch import Executed, Watch
+
+_PROBES = 9
+#: Costs closer than this to the wanted one are not worth another probe.
+_CLOSE = 0.004
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A method at a wanted cost.
+
+    Attributes:
+        method: with its knob set.
+        cost: what it reached, as a share of the uncached run's operations.
+        probes: knob value and cost of every trial, in the order they were made.
+    """
+
+    method: Baseline
+    cost: float
+    probes: tuple[tuple[float, float], ...]
+
+
+def execute(
+    pipe: Any,
+    method: Baseline | None,
+    prompts: Prompts,
+    call: dict[str, Any],
+    *,
+    flops: bool = False,
+    keep_outputs: bool = False,
+    decode: bool = True,
+) -> tuple[Tensor, Executed]:
+    """One pipeline call under a method (None: uncached), counted from outside of it.
+
+    Returns:
+        Images or frames (final latents where `decode` is False) and what was executed.
+    """
+    with Watch(pipe, flops=flops, keep_outputs=keep_outputs) as watch:
+        if method is None:
+            return call_pipeline(pipe, prompts, call, decode=decode), watch.executed
+        changed = method.call(call)
+        with method.applied(pipe, changed):
+            return call_pipeline(pipe, prompts, changed, decode=decode), watch.executed
+
+
+def match_cost(method: Baseline, target: float, cost: Callable[[Baseline], float]) -> Matched:
+    """Bisection on the knob, which trades cost for quality more or less monotonely; the nearest trial wins.
+
+    Args:
+        target: share of the uncached run's operations, in (0, 1).
+        cost: counts one method.
+
+    Raises:
+        InvalidArgument: a target outside of (0, 1).
+    """
+    if not 0 < target < 1:
+        raise InvalidArgument(f"cost is {target:g}; choose a share of the uncached run between 0 and 1, such as 0.5")
+    knob, tried = method.knob, dict[float, tuple[float, Baseline]]()
+
+    def probe(value: float) -> float:
+        value = float(round(value)) if knob.whole else value
+        if value not in tried:
+            candidate = method.at(value)
+            tried[value] = cost(candidate), candidate
+        return tried[value][0]
+
+    low, high = knob.low, knob.high
+    if probe(low) > target > probe(high):
+        for _ in range(_PROBES):
+            middle = (low + high) / 2
+            if knob.whole and abs(high - low) <= 1:
+                break
+            found = probe(middle)
+            low, high = (middle, high) if found > target else (low, middle)
+            if abs(found - target) < _CLOSE:
+                break
+    value = min(tried, key=lambda tried_value: (abs(tried[tried_value][0] - target), abs(tried_value - knob.low)))
+    reached, best = tried[value]
+    return Matched(best, reached, tuple((value, found) for value, (found, _) in tried.items()))

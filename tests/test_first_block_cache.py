@@ -1,0 +1,37 @@
+"""FirstBlockCache of diffusers as a compared method."""
+
+import pytest
+
+from ertacache.baselines.first_block_cache import FirstBlockCache
+from ertacache.errors import CacheConflict
+from method_contract import check_contract
+from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
+
+ALL = [
+    (flux, CALL, 6, 1),
+    (lambda: flux(False), CFG_CALL, 6, 2),
+    (wan, VIDEO_CALL, 3, 2),
+    (cogvideox, VIDEO_CALL, 3, 1),
+]
+
+
+@pytest.mark.parametrize(("build", "call", "blocks", "branches"), ALL, ids=["flux", "flux-cfg", "wan", "cogvideox"])
+def test_an_endless_threshold_runs_the_first_block_only(build, call, blocks, branches):
+    executed = check_contract(build, FirstBlockCache(threshold=2.0), call)
+    assert executed.block_calls == [branches * blocks] + [branches] * 9
+    assert executed.denoiser_calls == [branches] * 10
+
+
+def test_no_threshold_computes_everything():
+    executed = check_contract(flux, FirstBlockCache(threshold=0.0), CALL)
+    assert executed.block_calls == [6] * 10
+
+
+def test_a_second_cache_is_refused():
+    pipe = flux()
+    with (
+        FirstBlockCache().applied(pipe, CALL),
+        pytest.raises(CacheConflict, match="already enabled on this FluxTransformer2DModel"),
+        FirstBlockCache().applied(pipe, CALL),
+    ):
+        pass
