@@ -84,6 +84,7 @@ class ByHand:
         levels: int = 0,
         branches: bool = False,
         ridge: float = 0.0,
+        aim: str = "step",
         rectifier: str | None = None,
         sigmoid: bool = False,
         strength: float = 0.0,
@@ -92,6 +93,8 @@ class ByHand:
         """One closed loop with everything solved on the way, all prompts at once."""
         exact = (self.sigmas if grid is None else grid).double()
         x, found, held, before = self.x0, Found(self.x0, exact), [], {}
+        end, way, _ = self.uncached()
+        way = [*way, end]
         for i in range(self.T):
             truth = self.call(x, exact[i].float())
             used = dict(truth)
@@ -101,7 +104,9 @@ class ByHand:
                 if levels:
                     sources = ("cond", "uncond") if branches else (target,)
                     features = [past[source] for past in held[:levels] for source in sources]
-                    found.weights[i, target] = weighted_ridge(features, truth[target] - v, truth[target], ridge)
+                    back = (way[i + 1] - x) / (self.sigmas[i + 1] - self.sigmas[i]).double()
+                    goal = truth[target] if aim == "step" else back
+                    found.weights[i, target] = weighted_ridge(features, goal - v, goal, ridge)
                     v = v + sum(a * f for a, f in zip(found.weights[i, target], features, strict=True))
                 errors += float((v - truth[target]).abs().sum())
                 changes += float((truth[target] - before[target]).abs().sum())

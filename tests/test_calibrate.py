@@ -59,8 +59,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "residual, output, element": {"basis": "residual", "rectifier": "element", **OUTPUT},
     "residual, output, sigmoid": {"basis": "residual", "rectifier": "channel", "activation": "sigmoid", **OUTPUT},
     "residual, guided, sigmoid": {"basis": "residual", "rectifier": "scalar", "activation": "sigmoid"},
-    "fitted 1": {"basis": "fitted", "history": 1},
-    "fitted 3": {"basis": "fitted", "history": 3},
+    "fitted 1": {"basis": "fitted", "history": 1, "aim": "step"},
+    "fitted 3": {"basis": "fitted", "history": 3, "aim": "step"},
+    "trajectory 1": {"basis": "fitted", "history": 1, "aim": "trajectory"},
+    "trajectory 3": {"basis": "fitted", "history": 3, "aim": "trajectory"},
     "fitted, output": {"basis": "fitted", "history": 2, **OUTPUT},
     "fitted, output, all": {"basis": "fitted", "history": 2, "timesteps": 0.5, "rectifier": "channel", **OUTPUT},
     "fitted, grid, scalar": {"basis": "fitted", "history": 2, "timesteps": "paper", "rectifier": "scalar"},
@@ -83,6 +85,7 @@ def test_what_was_fitted_is_what_is_run(name: str):
         residual=choices["basis"] != "reuse",
         levels=choices["history"] if choices["basis"] == "fitted" else 0,
         ridge=1e-3,
+        aim=choices.get("aim", "step"),
         rectifier=choices.get("rectifier"),
         sigmoid=choices.get("activation") == "sigmoid",
         strength=1.0 if strength == "paper" else strength,
@@ -164,18 +167,18 @@ def test_automatic_choices_take_the_least_deviation_on_the_held_out_prompts():
     chosen = calibrated(history="auto", timesteps="auto", **options)
     run = Calibrator(mixture_pipeline(), PROMPTS, holdout=0.25, seed=5, call=CALL)
     schedule = Schedule.from_mask(MASK)
-    results: dict[tuple[int, bool, float], float] = {}
+    results: dict[tuple[int, bool, str, float], float] = {}
     for levels, branches in HISTORIES:
-        for strength in STRENGTHS:
-            method = Method("fitted", "guided", schedule, levels, branches, ridge=1e-3, strength=strength)
-            results[levels, branches, strength] = measured(evaluate(run, method).profile)
+        for aim, strength in [("trajectory", 0.0), *(("step", strength) for strength in STRENGTHS)]:
+            method = Method("fitted", "guided", schedule, levels, branches, ridge=1e-3, aim=aim, strength=strength)
+            results[levels, branches, aim, strength] = measured(evaluate(run, method).profile)
     best = min(results, key=lambda key: results[key])
     facts = chosen.provenance.method
-    assert (facts["levels"], facts["branches"], facts["strength"]) == best
-    assert len(results) == 20 and len({round(value, 6) for value in results.values()}) == 20
+    assert (facts["levels"], facts["branches"], facts["aim"], facts["strength"]) == best
+    assert len(results) == 30 and len({round(value, 6) for value in results.values()}) == 30
     assert chosen.provenance.heldout["latent_log10_error"] == pytest.approx(results[best], abs=1e-3)
-    alone = min((levels for levels in (1, 2, 3)), key=lambda levels: results[levels, False, 0.0])
-    assert calibrated(history=alone, **options).predictor.levels == alone
+    aim = min(("step", "trajectory"), key=lambda aim: results[2, False, aim, 0.0])
+    assert calibrated(history=2, **options).provenance.method["aim"] == aim
 
 
 def test_fitted_beats_residual_reuse_where_guidance_is_strong():
@@ -214,7 +217,7 @@ def test_two_calibrations_give_the_same_bytes(tmp_path: Path):
 
 
 def test_batches_come_close_to_lockstep_and_say_how_close():
-    options: dict[str, Any] = {"schedule": MASK, "basis": "fitted", "history": 2}
+    options: dict[str, Any] = {"schedule": MASK, "basis": "fitted", "history": 2, "aim": "step"}
     lockstep, passes = calibrated(**options), calibrated(batch_size=2, **options)
     assert lockstep.provenance.method["last_pass_change"] == 0.0
     change = passes.provenance.method["last_pass_change"]

@@ -35,6 +35,10 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "#,########"}, "write '#' for computed, '.' for predicted"),
     ({"schedule": ".#########"}, "predicts step 0, which has no history"),
     ({"basis": "guess"}, "basis is 'guess'; choose one of 'reuse', 'residual', 'fitted'"),
+    ({"aim": "end"}, "aim is 'end'; choose one of 'step', 'trajectory', 'auto'"),
+    ({"compute_steps": 5, "aim": "trajectory"}, "aim='trajectory' is of the fitted basis at site 'guided'"),
+    ({"compute_steps": 5, "basis": "fitted", "aim": "trajectory", "timesteps": 0.3}, "needs the solver's own grid"),
+    ({"compute_steps": 5, "basis": "fitted", "aim": "trajectory", "rectifier": "scalar"}, "the same error twice"),
     ({"site": "input"}, "site is 'input'; choose one of None, 'output', 'guided', 'hidden'"),
     ({"rectifier": "pixel"}, "rectifier is 'pixel'; choose one of 'none', 'scalar', 'channel', 'element'"),
     ({"rectifier": "scalar", "activation": "relu"}, "activation is 'relu'; choose one of 'linear', 'sigmoid'"),
@@ -111,3 +115,10 @@ def test_the_pipeline_is_left_as_it_was_after_a_refusal():
     assert not {"forward", "cache_context"} & set(vars(pipe.transformer))
     assert not {"step", "set_timesteps"} & set(vars(pipe.scheduler))
     assert pipe._progress_bar_config == {"desc": "mine"} and pipe.seen[0]["bar"] == {"desc": "mine", "disable": True}
+
+
+def test_the_trajectory_needs_eulers_solver():
+    pipe = mixture_pipeline()
+    pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    message = "inverts a step of Euler's solver, and this pipeline has UniPCMultistepScheduler; use aim='step'"
+    refused(UnsupportedPipeline, message, pipe, compute_steps=5, basis="fitted", aim="trajectory")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ertacache.calibration import HISTORIES, RIDGE, STRENGTHS, Candidate, evaluate
+from ertacache.calibration import RIDGE, STRENGTHS, Candidate, evaluate, fit_options
 from ertacache.calibrator import Calibrator
 from ertacache.core.schedule import Schedule
 from ertacache.evaluate import Trial
@@ -65,15 +65,13 @@ class Ablation:
             yield self._trial(f"{name}: policy + rectifier", "+ rectifier", alone)
 
     def _fitted_rows(self, uniform: Schedule) -> Iterator[Trial]:
-        two = len(self.calibrator.reference.contexts) > 1
         plan = policy_plan(Method(basis="residual", site="output"), self.calibrator.family.channel_axis)
         found, policy = self.calibrator.nearest_policy(plan, self.budget)
         for stage, schedule, threshold in (("uniform", uniform, None), ("policy", policy, found)):
             start = Method(basis="fitted", site="guided", schedule=schedule, ridge=RIDGE, threshold=threshold)
-            options = [replace(start, levels=n, branches=both) for n, both in HISTORIES if two or not both]
-            best = self._best(options)
+            best = self._best(fit_options(self.calibrator, start))
             kind = "both branches" if best.method.branches else "own history"
-            label = f"fitted, guided: {stage} ({kind}, last {best.method.levels})"
+            label = f"fitted, guided: {stage} ({kind}, last {best.method.levels}, {best.method.aim})"
             yield Trial(label, stage, self.budget, best.profile)
 
     def _best(self, options: list[Method]) -> Candidate:

@@ -6,26 +6,22 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from ertacache.block_stack import BlockStack
 from ertacache.calibrator import Calibrator
+from ertacache.choices import Aim, Basis, Timesteps, check_aim, check_budget, check_choices, check_pipe
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.method import Method, assemble, fit_plans, policy_plan
-from ertacache.models import denoiser_of, family_of, unwrapped
 from ertacache.profile import Activation, Profile, Site
 from ertacache.progress import run_progress
-from ertacache.solvers import check_free_grid
-
-Basis = Literal["reuse", "residual", "fitted"]
-Timesteps = Literal["none", "paper", "auto"]
+from ertacache.solvers import is_euler
 
 #: Strengths of the timestep adjustment that `timesteps="auto"` measures; 0 is none, 1 the paper.
 STRENGTHS = (0.0, 0.1, 0.3, 1.0)
 #: Histories that `history="auto"` measures: (levels, both branches).
-HISTORIES = ((1, False), (2, False), (3, False), (1, True), (3, True))
+HISTORIES = ((1, False), (2, False), (3, False), (4, False), (1, True), (3, True))
 #: Shrinkage of the fitted predictor toward residual reuse, relative to the features' energy.
 RIDGE = 1e-3
 #: Shrinkage of an element-wise rectifier: a latent element has only as many samples as there are prompts.
@@ -64,6 +60,7 @@ def calibrate(
     basis: Basis = "residual",
     site: Site | None = None,
     history: int | Literal["auto"] = 3,
+    aim: Aim = "auto",
     timesteps: Timesteps | float = "none",
     rectifier: Granularity | Literal["none"] = "none",
     activation: Activation = "linear",
@@ -89,6 +86,9 @@ def calibrate(
         site: where predictions are made; guided for `fitted`, else output.
         history: depth of the fitted predictor, or "auto": own history and both branches at several depths, chosen on
             the held-out prompts.
+        aim: what `fitted` is fitted to: the true output of each "step", or whatever brings the latent back to the
+            uncached "trajectory" (Euler's solver at site guided on its own grid only); "auto" measures both where it
+            can.
         timesteps: strength γ of the timestep adjustment: "none" (0), "paper" (1), a number between, or "auto", which
             measures several on the held-out prompts.
         rectifier: granularity of the error rectifier (Eq. 15-21).
@@ -112,10 +112,12 @@ def calibrate(
         UserWarning: the call has fewer than 8 steps, of which caching has little to save.
     """
     schedule = _parsed(schedule)
-    _check_budget(threshold, compute_steps, schedule)
-    _check_choices(basis, site, history, timesteps, rectifier, activation, ridge, batch_size)
-    _check_pipe(pipe, site, timesteps)
+    check_budget(threshold, compute_steps, schedule)
+    check_choices(basis, site, history, aim, timesteps, rectifier, activation, ridge, batch_size)
+    check_pipe(pipe, site, timesteps)
+    check_aim(pipe, basis, site, aim, timesteps, rectifier)
     options = (len(HISTORIES) if history == "auto" else 1) * (len(STRENGTHS) if timesteps == "auto" else 1)
+    options *= 2 if aim == "auto" and basis == "fitted" else 1
     searches = 0 if schedule is not None else 1 if threshold is not None else _SEARCH
     expected = _expected_runs(len(prompts), holdout, batch_size, options, searches)
     with run_progress(show_progress, expected=expected) as progress:
@@ -135,7 +137,7 @@ def calibrate(
             activation=activation,
         )
         method = choose_schedule(calibrator, method, threshold, compute_steps, schedule)
-        candidates = [evaluate(calibrator, option) for option in _options(calibrator, method, history, timesteps)]
+        candidates = [evaluate(calibrator, option) for option in _options(calibrator, method, history, aim, timesteps)]
     best = min(candidates, key=lambda candidate: candidate.deviation)
     if best.deviation == math.inf:
         raise CalibrationError(
@@ -184,17 +186,34 @@ def evaluate(calibrator: Calibrator, method: Method) -> Candidate:
     return Candidate(method, profile, error, heldout)
 
 
-def _options(
-    calibrator: Calibrator, method: Method, history: int | Literal["auto"], timesteps: Timesteps | float
+def fit_options(
+    calibrator: Calibrator, method: Method, history: int | Literal["auto"] = "auto", aim: Aim = "auto"
 ) -> list[Method]:
+    """The histories and aims that a fitted method can be measured with; the method itself where nothing is open."""
+    if method.basis != "fitted":
+        return [method]
     options = [method]
-    if method.basis == "fitted" and history == "auto":
+    if history == "auto":
         two = len(calibrator.reference.contexts) > 1 and method.site == "guided"
         options = [replace(method, levels=n, branches=both) for n, both in HISTORIES if two or not both]
+    if aim == "auto":
+        plain = method.site == "guided" and method.strength == 0 and method.rectifier is None
+        both = plain and is_euler(calibrator.pipe.scheduler)
+        aims: tuple[Literal["step", "trajectory"], ...] = ("step", "trajectory") if both else ("step",)
+        return [replace(option, aim=one) for option in options for one in aims]
+    return [replace(option, aim=aim) for option in options]
+
+
+def _options(
+    calibrator: Calibrator, method: Method, history: int | Literal["auto"], aim: Aim, timesteps: Timesteps | float
+) -> list[Method]:
+    options = fit_options(calibrator, method, history, aim)
     if timesteps == "auto":
-        return [replace(option, strength=strength) for option in options for strength in STRENGTHS]
+        grids = [(option, strength) for option in options for strength in STRENGTHS]
+        # The uncached trajectory is known at the solver's own sigmas only.
+        return [replace(o, strength=strength) for o, strength in grids if strength == 0 or o.aim == "step"]
     strength = {"none": 0.0, "paper": 1.0}.get(timesteps, timesteps) if isinstance(timesteps, str) else timesteps
-    return [replace(option, strength=float(strength)) for option in options]
+    return [replace(o, strength=float(strength)) for o in options if strength == 0 or o.aim == "step"]
 
 
 def _summary(values: list[float]) -> dict[str, float]:
@@ -212,66 +231,3 @@ def _expected_runs(prompts: int, holdout: float, batch_size: int | None, options
     fitted, held = math.ceil(prompts * (1 - holdout) / size), math.ceil(prompts * holdout / size)
     passes = 1 if fitted == 1 else _PASSES
     return fitted * (1 + passes * (options + searches)) + held * (1 + options)
-
-
-def _check_budget(threshold: float | None, compute_steps: int | None, schedule: Schedule | str | None) -> None:
-    if threshold is not None and (compute_steps is not None or schedule is not None):
-        raise InvalidArgument("threshold excludes compute_steps and schedule; give one of them")
-    if threshold is not None and not 0 < threshold < math.inf:
-        raise InvalidArgument(f"threshold is {threshold}; choose a positive λ, such as 0.1")
-    if isinstance(schedule, Schedule):
-        if compute_steps not in (None, schedule.K):
-            raise InvalidArgument(
-                f"compute_steps={compute_steps}, but the schedule computes {schedule.K}; give one of them"
-            )
-        return
-    if schedule == "uniform" and compute_steps is None:
-        raise InvalidArgument("schedule='uniform' needs compute_steps=K, the number of steps to compute")
-    if threshold is None and compute_steps is None:
-        raise InvalidArgument("say how much to compute: threshold=λ, compute_steps=K or schedule=...")
-    if compute_steps is not None and compute_steps < 2:
-        raise InvalidArgument(f"compute_steps is {compute_steps}; choose 2 or more, the first and the last step")
-
-
-def _check_choices(
-    basis: str,
-    site: str | None,
-    history: int | str,
-    timesteps: str | float,
-    rectifier: str,
-    activation: str,
-    ridge: float,
-    batch_size: int | None,
-) -> None:
-    _one_of("basis", basis, get_args(Basis))
-    _one_of("site", site, (None, *get_args(Site)))
-    _one_of("rectifier", rectifier, ("none", *get_args(Granularity)))
-    _one_of("activation", activation, get_args(Activation))
-    if isinstance(timesteps, str):
-        _one_of("timesteps", timesteps, get_args(Timesteps))
-    elif not 0 <= timesteps <= 1:
-        raise InvalidArgument(f"timesteps is {timesteps}; choose a strength from 0 (none) to 1 (the paper)")
-    if history != "auto" and (not isinstance(history, int) or history < 1):
-        raise InvalidArgument(f"history is {history!r}; choose a depth from 1, or 'auto'")
-    if site == "hidden" and basis != "residual":
-        raise InvalidArgument(f"site 'hidden' holds residuals only; use basis='residual', not {basis!r}")
-    if activation == "sigmoid" and rectifier == "none":
-        raise InvalidArgument("activation='sigmoid' belongs to a rectifier; choose rectifier='channel', say")
-    if not 0 <= ridge < math.inf:
-        raise InvalidArgument(f"ridge is {ridge}; choose 0 for plain least squares, more to shrink, such as {RIDGE}")
-    if batch_size is not None and batch_size < 1:
-        raise InvalidArgument(f"batch_size is {batch_size}; choose 1 or more prompts per call, or None for all at once")
-
-
-def _check_pipe(pipe: Any, site: Site | None, timesteps: Timesteps | float) -> None:
-    """What would otherwise show only after the first runs."""
-    denoiser = denoiser_of(pipe)
-    if site == "hidden":
-        BlockStack(unwrapped(denoiser), family_of(denoiser))
-    if timesteps not in ("none", 0):
-        check_free_grid(pipe.scheduler)
-
-
-def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
-    if value not in known:
-        raise InvalidArgument(f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}")

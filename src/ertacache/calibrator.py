@@ -28,6 +28,7 @@ from ertacache.recording import (
     Prompts,
     Reference,
     ReferenceLog,
+    TrajectoryLog,
     check_call,
     run_pipeline,
     split_prompts,
@@ -206,7 +207,19 @@ class Calibrator:
         norms = self.reference.hidden_l1 if loop.plan.level == "hidden" else self.reference.guided_l1
         start = sum(len(batch.texts) for batch in self._batches[:n])
         loop.reference_l1 = norms[:, start : start + len(self._batches[n].texts)]
+        if loop.plan.aim == "trajectory":
+            loop.trajectory = self._trajectory(n)
         self._run(self._batches[n], loop, "closed loop", loop.plan.level == "hidden", decode=False)
+
+    def _trajectory(self, n: int) -> Tensor:
+        """[T+1, B, *] latents of the uncached run of a batch; T times what all else keeps, so only on demand."""
+
+        def record() -> Tensor:
+            log = TrajectoryLog()
+            self._run(self._batches[n], log, "uncached run", False, decode=False)
+            return torch.stack(log.latents)
+
+        return self.store.get(f"trajectory {n}", record)
 
     def policy(self, plan: Plan) -> Schedule:
         """Algorithm 2 at the plan's threshold."""

@@ -34,6 +34,7 @@ class ClosedLoop(Controller):
 
     Attributes:
         reference_l1: [T, B] ‖v − x‖₁ of the uncached run on the batch under way; for a threshold only.
+        trajectory: [T+1, B, *] latents of that run; for a plan that aims at them only.
         sums: over the batches so far.
     """
 
@@ -45,6 +46,7 @@ class ClosedLoop(Controller):
         self.before = before
         self.solved = Solved(grid=grid)
         self.reference_l1 = torch.zeros(0, 0)
+        self.trajectory = torch.zeros(0)
         self.sums = Sums(plan.rectifier or "scalar", plan.channel_axis)
 
     def begin(self, run: Run) -> None:
@@ -76,7 +78,7 @@ class ClosedLoop(Controller):
             self._history.push(target, truth, x)
             self._previous[target] = truth
             return truth
-        predicted = self._fitted(run.step, target, self._reused(target, x), truth)
+        predicted = self._fitted(run.step, target, self._reused(target, x), self._goal(run, truth, x))
         self._measure_phi(run, target, predicted, truth)
         used = self._rectified(run.step, target, predicted, truth)
         self._previous[target] = truth
@@ -120,13 +122,20 @@ class ClosedLoop(Controller):
         self.solved.computed[i] = not (i > 0 and decide(i, run.T, self.sums.policy[i].value, self.plan.threshold))
         return self.solved.computed[i]
 
-    def _fitted(self, i: int, target: str, base: Tensor, truth: Tensor) -> Tensor:
+    def _goal(self, run: Run, truth: Tensor, x: Tensor) -> Tensor:
+        """What a fit aims at: v_i, or the v with which Euler's x + Δσ v lands on the uncached run's next latent."""
+        if self.plan.aim == "step":
+            return truth
+        length = float(run.sigmas[run.step + 1] - run.sigmas[run.step])
+        return (self.trajectory[run.step + 1].to(x.device) - widen(x)) / length
+
+    def _fitted(self, i: int, target: str, base: Tensor, goal: Tensor) -> Tensor:
         if self.plan.levels == 0:
             return base
         features = [widen(f) for f in self._features(target)]
-        left = widen(truth) - base
+        left = widen(goal) - base
         sums = self.sums.ridge_at((i, target), len(features))
-        sums.update(features, left, prompt_weights(left, truth))
+        sums.update(features, left, prompt_weights(left, goal))
         if self.before is None:
             self.solved.weights[i, target] = sums.solve(self.plan.ridge)
             weights = self.solved.weights[i, target]

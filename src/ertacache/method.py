@@ -26,6 +26,7 @@ class Method:
 
     Attributes:
         levels, branches, ridge: of the fitted basis; see `closed_loop.Plan`.
+        aim: what the fitted basis is fitted to; see `plan.Plan`.
         strength: γ of the timestep adjustment.
         threshold: the λ that gave the schedule, if one did.
     """
@@ -36,6 +37,7 @@ class Method:
     levels: int = 3
     branches: bool = False
     ridge: float = 0.0
+    aim: Literal["step", "trajectory"] = "step"
     strength: float = 0.0
     rectifier: Granularity | None = None
     rectifier_ridge: float = 0.0
@@ -67,6 +69,7 @@ def fit_plans(calibrator: Calibrator, method: Method) -> tuple[Solved, Tensor | 
         "levels": method.levels if method.basis == "fitted" else 0,
         "branches": method.branches,
         "ridge": method.ridge if method.basis == "fitted" else 0.0,
+        "aim": method.aim if method.basis == "fitted" else "step",
         "rectifier": method.rectifier,
         "rectifier_ridge": method.rectifier_ridge,
         "activation": method.activation,

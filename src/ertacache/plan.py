@@ -23,6 +23,8 @@ class Plan:
         levels: history depth of the least-squares predictor; 0 for plain reuse of the newest output.
         branches: let that predictor use the calls' outputs as well as what the solver received.
         ridge: its shrinkage toward residual reuse.
+        aim: what that predictor is fitted to at a step: the true output there, or whatever brings the latent back to
+            the uncached run's after it.
         strength: of the timestep adjustment, 0 for none.
         rectifier: granularity of the rectifier, None for none.
         activation: linear, or the paper's literal sigmoid.
@@ -36,6 +38,7 @@ class Plan:
     levels: int = 0
     branches: bool = False
     ridge: float = 0.0
+    aim: Literal["step", "trajectory"] = "step"
     strength: float = 0.0
     rectifier: Granularity | None = None
     activation: Literal["linear", "sigmoid"] = "linear"
