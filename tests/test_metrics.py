@@ -149,3 +149,18 @@ def test_the_accumulator_survives_a_refused_batch_and_needs_one() -> None:
     assert len(result["psnr"]["values"]) == len(result["ssim"]["values"]) == 1
     assert result["psnr"]["mean"] == pytest.approx(20.0, abs=1e-4)
     assert result["psnr"]["std"] == 0.0
+
+
+def test_the_accumulators_of_two_ranks_merge() -> None:
+    images, references = noisy_pair(5)
+    whole, first, second = PairedMetrics(), PairedMetrics(), PairedMetrics()
+    whole.update(images, references)
+    first.update(images[:2], references[:2])
+    second.update(images[2:], references[2:])
+    state = second.state()
+    first.merge(state)
+    assert first.compute() == whole.compute()
+    state["psnr"].clear()
+    assert len(second.compute()["psnr"]["values"]) == 3
+    with pytest.raises(InvalidArgument, match="the state holds lpips, not psnr, ssim"):
+        first.merge({"lpips": [0.1]})
