@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ertacache.errors import InvalidArgument
-from ertacache.report import write_report
+from ertacache.report.ablation import write_report
 
 HOSTILE = "</script><script>alert(1)</script> \"'><img src=x onerror=alert(2)> \u2028 & end"
 PROMPTS = [HOSTILE, "a red circle above a blue square"]

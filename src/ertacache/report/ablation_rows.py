@@ -1,12 +1,12 @@
 """Reading results.jsonl: one header line, then one row per measured method. Every defect names its line."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ertacache.errors import InvalidArgument
+from ertacache.report.json_object import JsonObject
 
 NO_CACHE = "no cache"
 FEWER_STEPS = "fewer steps"
@@ -70,74 +70,11 @@ class Row:
     samples: tuple[str, ...]
 
 
-class _Line:
-    """One JSON object and the place it stands in, so that every complaint can say where."""
-
-    def __init__(self, data: Any, where: str) -> None:
-        if not isinstance(data, dict):
-            raise InvalidArgument(f"{where} is not a JSON object; write one object per line")
-        self._data = cast(dict[str, Any], data)
-        self.where = where
-
-    def wrong(self, key: str, expected: str) -> InvalidArgument:
-        found = repr(self._data[key])[:80] if key in self._data else "nothing"
-        return InvalidArgument(f"{self.where}: {key!r} must be {expected}, found {found}; run the comparison again")
-
-    def value(self, key: str) -> Any:
-        return self._data.get(key)
-
-    def text(self, key: str) -> str:
-        if not isinstance(value := self.value(key), str):
-            raise self.wrong(key, "text")
-        return value
-
-    def optional_text(self, key: str) -> str | None:
-        return None if self.value(key) is None else self.text(key)
-
-    def number(self, key: str) -> float:
-        value = self.value(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.wrong(key, "a finite number")
-        return value
-
-    def optional_number(self, key: str) -> float | None:
-        return None if self.value(key) is None else self.number(key)
-
-    def integer(self, key: str) -> int:
-        value = self.number(key)
-        if not isinstance(value, int):
-            raise self.wrong(key, "a whole number")
-        return value
-
-    def object(self, key: str) -> dict[str, Any]:
-        if not isinstance(value := self.value(key), dict):
-            raise self.wrong(key, "an object")
-        return cast(dict[str, Any], value)
-
-    def part(self, key: str) -> "_Line":
-        return _Line(self.object(key), f"{self.where}, {key}")
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self.value(key)
-        if not isinstance(value, list) or not all(isinstance(x, str) for x in cast(list[Any], value)):
-            raise self.wrong(key, "a list of text")
-        return tuple(cast(list[str], value))
-
-    def numbers(self, key: str, count: int | None = None) -> tuple[float, ...]:
-        value = self.value(key)
-        items: list[Any] = cast(list[Any], value) if isinstance(value, list) else [None]
-        if not all(isinstance(x, int | float) and math.isfinite(x) for x in items):
-            raise self.wrong(key, "a list of finite numbers")
-        if count is not None and len(items) != count:
-            raise self.wrong(key, f"a list of {count} numbers (one per step of its schedule, see the row schema)")
-        return tuple(items)
-
-
 def read_results(path: Path) -> tuple[Header, tuple[Row, ...]]:
     """Header and rows of a results file. Raises `InvalidArgument` naming the file and the line at fault."""
     if not path.is_file():
         raise InvalidArgument(f"{path} is not a file; pass the results.jsonl that `ertacache compare` wrote")
-    lines: list[tuple[int, _Line]] = []
+    lines: list[tuple[int, JsonObject]] = []
     for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         where = f"{path}, line {number}"
         if not text.strip():
@@ -149,7 +86,7 @@ def read_results(path: Path) -> tuple[Header, tuple[Row, ...]]:
                 f"{where} is not JSON ({error.msg} at column {error.colno}); "
                 "it may have been cut off: delete the line or run the comparison again"
             ) from error
-        lines.append((number, _Line(data, where)))
+        lines.append((number, JsonObject(data, where)))
     if not lines or lines[0][1].value("kind") != "header":
         raise InvalidArgument(f'{path} does not start with a {{"kind": "header"}} line; run the comparison again')
     if len(lines) == 1:
@@ -158,7 +95,7 @@ def read_results(path: Path) -> tuple[Header, tuple[Row, ...]]:
     return header, tuple(_row(number, line, len(header.prompts)) for number, line in lines[1:])
 
 
-def _header(line: _Line) -> Header:
+def _header(line: JsonObject) -> Header:
     return Header(
         model=line.text("model"),
         prompts=line.texts("prompts"),
@@ -170,7 +107,7 @@ def _header(line: _Line) -> Header:
     )
 
 
-def _row(number: int, line: _Line, prompts: int) -> Row:
+def _row(number: int, line: JsonObject, prompts: int) -> Row:
     mask = line.text("schedule")
     K = line.integer("K")
     if not mask or set(mask) - {"#", "."}:
@@ -208,11 +145,11 @@ def _row(number: int, line: _Line, prompts: int) -> Row:
     )
 
 
-def _stat(line: _Line) -> Stat:
+def _stat(line: JsonObject) -> Stat:
     return Stat(line.number("mean"), line.number("std"), line.numbers("values"))
 
 
-def _decomposition(line: _Line, steps: int) -> Decomposition | None:
+def _decomposition(line: JsonObject, steps: int) -> Decomposition | None:
     if line.value("decomposition") is None:
         return None
     part = line.part("decomposition")

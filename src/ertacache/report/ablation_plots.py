@@ -1,17 +1,14 @@
-"""Drawings of the report: SVG and legend fragments as text, coloured by the report's style sheet.
+"""Drawings of the report: SVG and legend fragments as text; those from a results file go through `escape`."""
 
-Nothing here is a full SVG file, so no namespace is needed. Text from a results file goes through `escape`.
-"""
-
-import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from ertacache.report_rows import FEWER_STEPS, NO_CACHE, Row
+from ertacache.report.ablation_rows import FEWER_STEPS, NO_CACHE, Decomposition, Row
+from ertacache.report.svg import Scale, line, rows_of_grid, scale, svg, text, ticks
 
 _WIDTH = 640
 _LEFT, _RIGHT, _TOP = 52, 14, 14
-_STRIP_WIDTH = 300
+STRIP_WIDTH = 300
 _SERIES_COLOURS = 7  # .s0 to .s6 in the style sheet
 
 _MARKS: dict[str, Callable[[float, float], str]] = {
@@ -41,33 +38,6 @@ def _mark(stage: str, x: float, y: float) -> str:
     return f'<path class="{kind}" d="{path}"/>'
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round values that span [low, high]."""
-    span = max(high - low, abs(high) * 1e-6, 1e-12)
-    power = 10.0 ** math.floor(math.log10(span / count))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power * count >= span * 0.999)
-    first = math.floor(low / step + 1e-9)
-    last = max(math.ceil(high / step - 1e-9), first + 1)
-    return [index * step for index in range(first, last + 1)]
-
-
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    return lambda value: start + (value - low) / (high - low) * (end - start)
-
-
-def _text(x: float, y: float, text: str, kind: str = "tick", anchor: str = "middle") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _svg(width: float, height: float, label: str, parts: Sequence[str], attributes: str = 'class="plot"') -> str:
-    box = f'viewBox="0 0 {width:g} {height:g}"'
-    return f'<svg {attributes} {box} role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-
-
 def pareto(rows: Sequence[Row]) -> str:
     """PSNR (mean over prompts, dB) against computed steps K; rows of one label are joined.
 
@@ -79,31 +49,28 @@ def pareto(rows: Sequence[Row]) -> str:
     height, bottom = 380, 332
     families = _families(rows)
     ks = sorted({row.K for row in rows})
-    ticks = _ticks(min(row.psnr.mean for row in rows), max(row.psnr.mean for row in rows), 6)
-    centre = _scale(ks[0] - 0.6, ks[-1] + 0.6, _LEFT, _WIDTH - _RIGHT)
-    y = _scale(ticks[0], ticks[-1], bottom, _TOP + 8)
+    marks = ticks(min(row.psnr.mean for row in rows), max(row.psnr.mean for row in rows), 6)
+    centre = scale(ks[0] - 0.6, ks[-1] + 0.6, _LEFT, _WIDTH - _RIGHT)
+    y = scale(marks[0], marks[-1], bottom, _TOP + 8)
     apart = min(7.0, 0.7 * (centre(1) - centre(0)) / len(families))
 
     def at(row: Row) -> tuple[float, float]:
         side = families.index(family(row)) - (len(families) - 1) / 2
         return centre(row.K) + apart * side, y(row.psnr.mean)
 
-    parts = [
-        _line(_LEFT, y(t), _WIDTH - _RIGHT, y(t), "grid") + _text(_LEFT - 8, y(t) + 4, f"{t:g}", anchor="end")
-        for t in ticks
-    ]
-    parts += [_text(centre(k), bottom + 18, str(k)) for k in ks]
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, height - 8, "computed steps K", "axis"))
-    parts.append(_text(_LEFT - 44, 10, "PSNR, dB", "axis", "start"))
+    parts = rows_of_grid(marks, y, _LEFT, _WIDTH - _RIGHT)
+    parts += [text(centre(k), bottom + 18, str(k)) for k in ks]
+    parts.append(text((_LEFT + _WIDTH - _RIGHT) / 2, height - 8, "computed steps K", "axis"))
+    parts.append(text(_LEFT - 44, 10, "PSNR, dB", "axis", "start"))
     for label in dict.fromkeys(row.label for row in rows):
         series = sorted((row for row in rows if row.label == label), key=lambda row: row.K)
         parts.append(f'<g class="{_colour(families, series[0])}">{_joined(series, at)}</g>')
     for budget in {row.budget for row in rows}:
         best = max((row for row in rows if row.budget == budget), key=lambda row: row.psnr.mean)
-        parts.append(_text(at(best)[0], at(best)[1] - 10, f"{best.psnr.mean:.1f}", "value"))
+        parts.append(text(at(best)[0], at(best)[1] - 10, f"{best.psnr.mean:.1f}", "value"))
     best = max(rows, key=lambda row: row.psnr.mean)
     label = f"PSNR against computed steps; highest: {best.label}, {best.psnr.mean:.2f} dB at K = {best.K}"
-    return _svg(_WIDTH, height, label, parts)
+    return svg(_WIDTH, height, label, parts)
 
 
 def _joined(series: Sequence[Row], at: Callable[[Row], tuple[float, float]]) -> str:
@@ -138,24 +105,29 @@ def legend(rows: Sequence[Row]) -> str:
 def strip(row: Row, base_sigmas: Sequence[float] | None) -> str:
     """The schedule as one cell per step; below it the sigma grid of the row, if it is not `base_sigmas`."""
     count = len(row.computed)
-    cell = _STRIP_WIDTH / count
+    cell = STRIP_WIDTH / count
     size = f'y="1" width="{cell - 1.2:.2f}" height="12"'
     parts = [
         f'<rect class="{"computed" if done else "predicted"}" x="{i * cell + 0.6:.2f}" {size}/>'
         for i, done in enumerate(row.computed)
     ]
-    moved = base_sigmas is not None and _differ(row.sigmas, base_sigmas)
-    if base_sigmas is not None and moved:
-        x = _scale(base_sigmas[0], base_sigmas[-1], 0.6, _STRIP_WIDTH - 0.6)
-        parts += [_line(x(sigma), 17, x(sigma), 22, "base") for sigma in base_sigmas]
-        parts += [_line(x(sigma), 22, x(sigma), 30, "moved") for sigma in row.sigmas]
+    grid = grid_ticks(row.sigmas, base_sigmas)
+    parts += grid
     steps = ", ".join(str(i) for i, done in enumerate(row.computed) if done)
     label = f"{row.label}: {row.K} of {count} steps computed: {steps}"
-    if moved:
+    if grid:
         label += "; on a time grid of its own"
-    height = 31 if moved else 14
+    height = 31 if grid else 14
     attributes = f'class="strip" preserveAspectRatio="none" data-computed="{row.K}" style="height:{height}px"'
-    return _svg(_STRIP_WIDTH, height, label, parts, attributes)
+    return svg(STRIP_WIDTH, height, label, parts, attributes)
+
+
+def grid_ticks(sigmas: Sequence[float], base: Sequence[float] | None) -> list[str]:
+    """Both time grids along σ, below the cells of a strip; nothing if they are equal."""
+    if base is None or not _differ(sigmas, base):
+        return []
+    x = scale(base[0], base[-1], 0.6, STRIP_WIDTH - 0.6)
+    return [line(x(s), 17, x(s), 22, "base") for s in base] + [line(x(s), 22, x(s), 30, "moved") for s in sigmas]
 
 
 def _differ(sigmas: Sequence[float], base: Sequence[float]) -> bool:
@@ -164,12 +136,16 @@ def _differ(sigmas: Sequence[float], base: Sequence[float]) -> bool:
 
 
 def decomposition(row: Row) -> str:
-    """Three panels over the steps: feature shift, its amplified share, and the accumulated deviation."""
+    """`error_panels` of a row."""
     if row.decomposition is None:
         return ""
-    steps, panel, gap = len(row.computed), 92, 40
-    x = _scale(0, steps, _LEFT, _WIDTH - _RIGHT)
-    data = row.decomposition
+    return error_panels(f"{row.label}, K = {row.K}", row.decomposition, row.computed)
+
+
+def error_panels(label: str, data: Decomposition, computed: Sequence[bool]) -> str:
+    """Three panels over the steps: feature shift, its amplified share, and the accumulated deviation."""
+    steps, panel, gap = len(computed), 92, 40
+    x = scale(0, steps, _LEFT, _WIDTH - _RIGHT)
     panels = (
         ("Feature shift: RMS of ε at each step", data.feature_shift),
         ("Amplified: |Δσ| times the feature shift", data.amplified),
@@ -179,33 +155,34 @@ def decomposition(row: Row) -> str:
     for index, (title, values) in enumerate(panels):
         top = 24 + index * (panel + gap)
         bottom = top + panel
-        ticks = _ticks(0.0, max(values), 3)
-        y = _scale(0.0, ticks[-1], bottom, top)
-        parts.append(_text(_LEFT, top - 9, title, "axis", "start"))
-        for tick in ticks:
-            parts.append(_line(_LEFT, y(tick), _WIDTH - _RIGHT, y(tick), "grid"))
-            parts.append(_text(_LEFT - 8, y(tick) + 4, f"{tick:g}", anchor="end"))
-        parts += _bars(row, values, x, y, bottom) if len(values) == steps else _curve(values, x, y)
+        marks = ticks(0.0, max(values), 3)
+        y = scale(0.0, marks[-1], bottom, top)
+        parts.append(text(_LEFT, top - 9, title, "axis", "start"))
+        parts += rows_of_grid(marks, y, _LEFT, _WIDTH - _RIGHT)
+        parts += _bars(computed, values, x, y, bottom) if len(values) == steps else _curve(values, x, y)
     bottom = 24 + 3 * panel + 2 * gap
+    parts += step_axis(steps, x, bottom)
+    name = f"Error decomposition of {label}: final deviation {data.deviation[-1]:.4g}"
+    return svg(_WIDTH, bottom + 44, name, parts)
+
+
+def step_axis(steps: int, x: Scale, bottom: float) -> list[str]:
+    """Numbers of steps under their cells, and the axis's name."""
     every = 5 if steps > 12 else 1
-    parts += [_text((x(i) + x(i + 1)) / 2, bottom + 17, str(i)) for i in range(0, steps, every)]
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, bottom + 36, "step", "axis"))
-    label = f"Error decomposition of {row.label}, K = {row.K}: final deviation {data.deviation[-1]:.4g}"
-    return _svg(_WIDTH, bottom + 44, label, parts)
+    numbers = [text((x(i) + x(i + 1)) / 2, bottom + 17, str(i)) for i in range(0, steps, every)]
+    return [*numbers, text((x(0) + x(steps)) / 2, bottom + 36, "step", "axis")]
 
 
-def _bars(
-    row: Row, values: Sequence[float], x: Callable[[float], float], y: Callable[[float], float], bottom: float
-) -> list[str]:
+def _bars(computed: Sequence[bool], values: Sequence[float], x: Scale, y: Scale, bottom: float) -> list[str]:
     return [
         f'<rect class="{"computed" if done else "shift"}" x="{x(i + 0.14):.1f}" y="{y(value):.1f}" '
         f'width="{x(0.72) - x(0):.1f}" height="{bottom - y(value):.1f}">'
         f"<title>step {i}: {value:.4g}</title></rect>"
-        for i, (done, value) in enumerate(zip(row.computed, values, strict=True))
+        for i, (done, value) in enumerate(zip(computed, values, strict=True))
     ]
 
 
-def _curve(values: Sequence[float], x: Callable[[float], float], y: Callable[[float], float]) -> list[str]:
+def _curve(values: Sequence[float], x: Scale, y: Scale) -> list[str]:
     points = " ".join(f"{x(i):.1f},{y(value):.1f}" for i, value in enumerate(values))
     dots = "".join(
         f'<circle class="dot" cx="{x(i):.1f}" cy="{y(value):.1f}" r="2.2">'

@@ -1,22 +1,16 @@
 """One self-contained report.html from results.jsonl and the sample images beside it."""
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image
 
-from ertacache import report_plots
-from ertacache.errors import InvalidArgument
-from ertacache.report_rows import FEWER_STEPS, NO_CACHE, Header, Row, read_results
-
-DIFFERENCE_GAIN = 4
-_PIXEL_ART_SIDE = 128  # up to this side, images are kept lossless and enlarged with visible pixels
-_LARGEST_SIDE = 512
+from ertacache.report import ablation_plots
+from ertacache.report.ablation_rows import FEWER_STEPS, NO_CACHE, Header, Row, read_results
+from ertacache.report.embedded import DIFFERENCE_GAIN, amplified_difference, image_uri, is_pixel_art, open_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +55,13 @@ def write_report(results: Path, out: Path) -> Path:
     for row in rows:
         groups.setdefault(row.group, []).append(row)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ertacache", "."),
+        loader=jinja2.PackageLoader("ertacache.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("report.html")
+    template = environment.get_template("ablation.html")
     html = template.render(
         header=header,
         versions=_flat(header.versions),
@@ -134,10 +128,10 @@ def _group(anchor: str, name: str, rows: list[Row], header: Header, folder: Path
         "contexts": " + ".join(max((row.calls for row in rows), key=len)),
         "budgets": budgets,
         "best": best,
-        "pareto": report_plots.pareto(rows),
-        "legend": report_plots.legend(rows),
-        "strips": {row.line: report_plots.strip(row, base_sigmas) for row in rows},
-        "decompositions": [(row, report_plots.decomposition(row)) for row in decomposed],
+        "pareto": ablation_plots.pareto(rows),
+        "legend": ablation_plots.legend(rows),
+        "strips": {row.line: ablation_plots.strip(row, base_sigmas) for row in rows},
+        "decompositions": [(row, ablation_plots.decomposition(row)) for row in decomposed],
         "shown": next((row.line for row in decomposed if row.line in best), None),
         "sheets": [_sheet(budget, reference, header.prompts, folder) for budget in budgets],
     }
@@ -158,44 +152,22 @@ def _sample(row: Row, index: int, truth: Image.Image | None, folder: Path) -> di
     image = _open(row, index, folder)
     difference = None
     if truth is not None and row.stage != NO_CACHE:
-        if image.size != truth.size:
-            raise InvalidArgument(
-                f"sample {row.samples[index]} of {row.label!r} (line {row.line}) has {image.size} pixels and "
-                f"its uncached reference {truth.size}; generate both at one size"
-            )
-        gain = [min(255, DIFFERENCE_GAIN * value) for value in range(256)] * 3
-        difference = _data_uri(ImageChops.difference(image, truth).point(gain))
+        difference = image_uri(amplified_difference(image, truth, _where(row, index)), lossless=False)
     return {
         "row": row,
-        "image": _data_uri(image),
+        "image": image_uri(image),
         "difference": difference,
-        "pixels": max(image.size) <= _PIXEL_ART_SIDE,
+        "pixels": is_pixel_art(image),
         "psnr": f"{row.psnr.values[index]:.1f} dB" if index < len(row.psnr.values) else "",
     }
 
 
 def _open(row: Row, index: int, folder: Path) -> Image.Image:
-    path = folder / row.samples[index]
-    where = f"sample {row.samples[index]} of {row.label!r} (line {row.line})"
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise InvalidArgument(
-            f"{where} is not in {folder}; keep results.jsonl beside its samples folder, or run the comparison again"
-        ) from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise InvalidArgument(f"{where} is not a readable image; run the comparison again") from error
+    return open_image(folder / row.samples[index], _where(row, index))
 
 
-def _data_uri(image: Image.Image) -> str:
-    small = max(image.size) <= _PIXEL_ART_SIDE
-    if not small:
-        image = image.copy()
-        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=small, quality=90, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def _where(row: Row, index: int) -> str:
+    return f"sample {row.samples[index]} of {row.label!r} (line {row.line})"
 
 
 def _bytes(count: float) -> str:

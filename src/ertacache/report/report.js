@@ -10,14 +10,14 @@ document.querySelectorAll("table.sortable").forEach((table) => {
     const value = (row) => row.cells[index].dataset.value;
     const compare = number ? (a, b) => value(a) - value(b) : (a, b) => value(a).localeCompare(value(b));
     for (const body of table.tBodies) {
-      const rows = [...body.rows].filter((row) => row.className !== "head");
+      const rows = [...body.rows].filter((row) => row.cells[index]?.dataset.value !== undefined);
       body.append(...rows.sort((a, b) => sign * compare(a, b)));
     }
   }));
 });
 document.querySelectorAll(".pick").forEach((pick) => {
   const select = pick.querySelector("select");
-  const figures = pick.parentElement.querySelectorAll(".decomposition");
+  const figures = pick.parentElement.querySelectorAll("[data-row]");
   const show = () => figures.forEach((figure) => { figure.hidden = figure.dataset.row !== select.value; });
   select.addEventListener("change", show);
   figures.forEach((figure) => { figure.querySelector("figcaption").hidden = true; });  // the menu says it
@@ -29,15 +29,16 @@ let current = null;
 function enlarge(button) {
   current = button;
   const line = button.closest("tr");
-  const own = button.querySelectorAll("img");
-  const reference = line.querySelector("img");
+  const name = (media) => media.alt ?? media.ariaLabel;  // a picture or a clip
+  const own = button.querySelectorAll("img, video");
+  const reference = line.querySelector("img, video");
   const shown = own[0] === reference ? [own[0]] : [reference, ...own];
-  dialog.querySelector("h2").textContent = own[0].alt;
+  dialog.querySelector("h2").textContent = name(own[0]);
   dialog.querySelector("#zoom-prompt").textContent = line.previousElementSibling.textContent;
   dialog.querySelector(".row").replaceChildren(...shown.map((image) => {
     const figure = document.createElement("figure");
     const text = document.createElement("figcaption");
-    text.textContent = image.alt;
+    text.textContent = name(image);
     figure.append(image.cloneNode(), text);
     return figure;
   }));
