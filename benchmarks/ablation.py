@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ertacache.ablation_run import AblationRun
 from ertacache.commands import group_name, table
-from ertacache.compare import Comparison
 from ertacache.evaluate import write_rows
 from ertacache.loading import call_arguments, load_pipeline
-from ertacache.report import write_report
+from ertacache.report.ablation import write_report
 from ertacache.zoo import catalogue
 
 BUDGETS = (15, 10, 6)
@@ -38,7 +38,7 @@ def run_job(out: Path, group: int, budget: int) -> None:
     """One regime at one budget, into a folder of its own; `done` in it marks it finished."""
     name, changes = GROUPS[group]
     call = call_arguments(name, changes)
-    comparison = Comparison(
+    comparison = AblationRun(
         part(out, group, budget), catalogue.heldout_prompts(32), model="tiny-flux and tiny-flux-base"
     )
     prompts = catalogue.calibration_prompts(24)

@@ -27,7 +27,7 @@ def calibrate(
     """Calibrate and save a profile."""
     from ertacache.calibration import calibrate as run
 
-    texts = _prompts(model, prompts, catalogue.calibration_prompts, "--prompts")
+    texts = prompts_of(model, prompts, catalogue.calibration_prompts, "--prompts")
     pipe = load_pipeline(model, device, dtype)
     profile = run(pipe, texts, **choices, **call_arguments(model, call))
     path = profile.save(out)
@@ -74,7 +74,7 @@ def generate(
     }
 
 
-def compare(
+def ablation(
     model: str,
     out: Path,
     budgets: str,
@@ -87,7 +87,7 @@ def compare(
     dtype: str,
 ) -> dict[str, Any]:
     """Measure all rows and write results.jsonl and report.html."""
-    from ertacache.compare import Comparison
+    from ertacache.ablation_run import AblationRun
 
     try:
         numbers = [int(part) for part in budgets.split(",")]
@@ -95,13 +95,13 @@ def compare(
         raise InvalidArgument(
             f"budgets is {budgets!r}; give whole numbers separated by commas, such as 15,10,6"
         ) from error
-    held = _prompts(model, prompts, catalogue.heldout_prompts, "--prompts")
-    texts = _prompts(model, calibration_prompts, catalogue.calibration_prompts, "--calibration-prompts")
+    held = prompts_of(model, prompts, catalogue.heldout_prompts, "--prompts")
+    texts = prompts_of(model, calibration_prompts, catalogue.calibration_prompts, "--calibration-prompts")
     pipe = load_pipeline(model, device, dtype)
     arguments = call_arguments(model, call)
-    comparison = Comparison(out, held, seed, model)
-    rows = comparison.add(pipe, texts, numbers, arguments, group=group_name(model, arguments), full=full)
-    report = comparison.report()
+    run = AblationRun(out, held, seed, model)
+    rows = run.add(pipe, texts, numbers, arguments, group=group_name(model, arguments), full=full)
+    report = run.report()
     text = f"{table(rows)}\n{out / 'results.jsonl'}\n{report}"
     kept = (
         "label",
@@ -138,8 +138,8 @@ def demo(model: str, out: Path) -> dict[str, Any]:
     if model not in catalogue.NAMES:
         raise InvalidArgument(f"no bundled model {model!r}; there are {', '.join(catalogue.NAMES)}")
     start = time.perf_counter()
-    from ertacache.calibration import calibrate as run
-    from ertacache.compare import Comparison
+    from ertacache.ablation_run import AblationRun
+    from ertacache.calibration import calibrate as run_calibration
 
     pipe, call = load_pipeline(model), call_arguments(model, {})
     texts = catalogue.calibration_prompts(DEMO_CALIBRATION)
@@ -149,16 +149,16 @@ def demo(model: str, out: Path) -> dict[str, Any]:
         "history": "auto",
         "compute_steps": DEMO_BUDGET,
     }
-    path = run(pipe, texts, **options, **call).save(_folder(out) / "profile.safetensors")
+    path = run_calibration(pipe, texts, **options, **call).save(_folder(out) / "profile.safetensors")
     inspected = inspect(str(path), None)["text"]
     held = catalogue.heldout_prompts(DEMO_PROMPTS)
     drawn = [
         generate(model, held[0], profile, out / f"{name}.png", 0, {}, "cpu", "float32")
         for name, profile in (("uncached", None), ("ertacache", str(path)))
     ]
-    comparison = Comparison(out, held, model=model)
-    rows = comparison.add(pipe, texts, [DEMO_BUDGET], call, group=group_name(model, call), full=False)
-    report = comparison.report()
+    run = AblationRun(out, held, model=model)
+    rows = run.add(pipe, texts, [DEMO_BUDGET], call, group=group_name(model, call), full=False)
+    report = run.report()
     seconds = time.perf_counter() - start
     lines = [
         inspected,
@@ -233,7 +233,7 @@ def group_name(model: str, call: dict[str, Any]) -> str:
     return f"{name}, guidance_scale {call['guidance_scale']:g}" if call.get("guidance_scale") else name
 
 
-def _prompts(model: str, path: Path | None, bundled: Callable[[], list[str]], option: str) -> list[str]:
+def prompts_of(model: str, path: Path | None, bundled: Callable[[], list[str]], option: str) -> list[str]:
     if path is not None:
         return read_prompts(path)
     if model in catalogue.NAMES:

@@ -244,8 +244,8 @@ def save_samples(images: Tensor, out: Path, slug: str) -> list[str]:
     return names
 
 
-def write_image(image: Tensor, path: Path) -> None:
-    """One image [3, H, W] in [0, 1] as a file of the kind that its name says.
+def write_image(image: Tensor, path: Path, *, lossless: bool = False) -> None:
+    """One image [3, H, W] in [0, 1] as a file of the kind that its name says; a WebP without loss, if asked for.
 
     Raises:
         InvalidArgument: an unknown kind of file.
@@ -255,7 +255,7 @@ def write_image(image: Tensor, path: Path) -> None:
     pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        Image.fromarray(pixels).save(path, optimize=True)
+        Image.fromarray(pixels).save(path, optimize=True, lossless=lossless)
     except ValueError as error:
         raise InvalidArgument(f"cannot write a picture to {path} ({error}); name a .png file") from error
 

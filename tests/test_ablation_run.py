@@ -1,4 +1,4 @@
-"""The comparison: which rows there are, what they count, and the files they leave."""
+"""The ablation: which rows there are, what they count, and the files they leave."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ertacache.ablation import Ablation
+from ertacache.ablation_run import AblationRun
 from ertacache.calibrator import Calibrator
 from ertacache.commands import group_name, number_or_word, table
-from ertacache.compare import Comparison
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.evaluate import Evaluation, Trial, count_calls, write_image
 from ertacache.recording import Prompts
@@ -23,7 +23,7 @@ HELD = catalogue.heldout_prompts(2)
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
     out = tmp_path_factory.mktemp("compare")
-    comparison = Comparison(out, HELD, model="random")
+    comparison = AblationRun(out, HELD, model="random")
     rows = comparison.add(flux(), PROMPTS, [5], CALL, group="one branch", show_progress=False)
     rows = rows + comparison.add(flux(False), PROMPTS, [4], CFG_CALL, group="two", full=False, show_progress=False)
     comparison.report()
@@ -85,9 +85,9 @@ def test_the_table_names_every_row(compared):
 
 def test_prompts_may_not_be_calibrated_and_measured_on(tmp_path: Path):
     with pytest.raises(InvalidArgument, match=r"1 prompt\(s\) are calibrated and measured on"):
-        Comparison(tmp_path, PROMPTS[:1]).add(flux(), PROMPTS, [5], CALL, group="g", show_progress=False)
+        AblationRun(tmp_path, PROMPTS[:1]).add(flux(), PROMPTS, [5], CALL, group="g", show_progress=False)
     with pytest.raises(InvalidArgument, match="budget 11 is outside 2 to 10"):
-        Comparison(tmp_path, HELD).add(flux(), PROMPTS, [11], CALL, group="g", show_progress=False)
+        AblationRun(tmp_path, HELD).add(flux(), PROMPTS, [11], CALL, group="g", show_progress=False)
 
 
 def test_a_plan_that_computes_more_than_it_says_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

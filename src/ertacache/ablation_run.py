@@ -1,4 +1,4 @@
-"""The comparison: every row of the ablation on held-out prompts, as JSON lines and one report."""
+"""Every row of the ablation on held-out prompts, as JSON lines and one report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from ertacache.errors import InvalidArgument
 from ertacache.evaluate import Evaluation, Trial, header, write_rows
 from ertacache.progress import run_progress
 from ertacache.recording import Prompts
-from ertacache.report import write_report
+from ertacache.report.ablation import write_report
 
 
 @dataclass
-class Comparison:
+class AblationRun:
     """Groups of rows in one folder, written after every row.
 
     Args:
@@ -57,7 +57,7 @@ class Comparison:
                 f"{len(shared)} prompt(s) are calibrated and measured on, such as {shared[0]!r}; separate them"
             )
         held = Prompts(tuple(self.prompts), self.seed)
-        with run_progress(show_progress, f"compare {group}", expected=len(budgets) * (90 if full else 45)) as progress:
+        with run_progress(show_progress, f"ablation {group}", expected=len(budgets) * (90 if full else 45)) as progress:
             calibrator = Calibrator(pipe, calibration_prompts, holdout=1 / 3, seed=0, call=call, progress=progress)
             evaluation = Evaluation(pipe, held, call, group, self.out, samples=samples)
             head = header(self.model or group, held, call, calibrator.T)
