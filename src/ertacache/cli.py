@@ -10,11 +10,16 @@ import typer
 from rich.console import Console
 
 from ertacache import commands
+from ertacache.comparison import command as compare_command
 from ertacache.errors import ErtacacheError
+from ertacache.reproduce.cli import reproduce
+from ertacache.vbench.cli import vbench
 from ertacache.zoo.cli import zoo
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(zoo, name="zoo")
+app.add_typer(vbench, name="vbench")
+app.command()(reproduce)
 
 Model = Annotated[str, typer.Argument(help="Bundled model (tiny-flux, tiny-flux-base), diffusers folder or Hub id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -27,6 +32,8 @@ Negative = Annotated[str | None, typer.Option("--negative-prompt", help="Negativ
 Height = Annotated[int | None, typer.Option(help="Pixels.")]
 Width = Annotated[int | None, typer.Option(help="Pixels.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line.")]
+CalibrationFile = Annotated[Path | None, typer.Option(help="Text file; none of them may be in --prompts.")]
+Frames = Annotated[int | None, typer.Option("--num-frames", help="Frames of a video.")]
 Seed = Annotated[int, typer.Option(help="Prompt n starts from the noise of seed + n.")]
 
 
@@ -37,6 +44,7 @@ def call_options(
     negative: str | None,
     height: int | None,
     width: int | None,
+    num_frames: int | None = None,
 ) -> dict[str, Any]:
     """Call arguments that were given on the command line; None where they were not."""
     return {
@@ -46,6 +54,7 @@ def call_options(
         "negative_prompt": negative,
         "height": height,
         "width": width,
+        "num_frames": num_frames,
     }
 
 
@@ -79,6 +88,7 @@ def calibrate(
     basis: Annotated[str, typer.Option(help="reuse, residual or fitted.")] = "fitted",
     site: Annotated[str | None, typer.Option(help="output, guided or hidden.")] = None,
     history: Annotated[str, typer.Option(help="Depth of the fitted predictor, or auto.")] = "auto",
+    aim: Annotated[str, typer.Option(help="What is fitted to: each step, the trajectory, or auto.")] = "auto",
     timesteps: Annotated[str, typer.Option(help="none, paper, auto, or a strength from 0 to 1.")] = "none",
     rectifier: Annotated[str, typer.Option(help="none, scalar, channel or element.")] = "none",
     activation: Annotated[str, typer.Option(help="linear, or the paper's literal sigmoid.")] = "linear",
@@ -100,9 +110,9 @@ def calibrate(
     call = call_options(steps, guidance_scale, true_cfg_scale, negative_prompt, height, width)
     choices = {
         "compute_steps": compute_steps, "threshold": threshold, "schedule": schedule, "basis": basis, "site": site,
-        "history": commands.number_or_word(history, int), "timesteps": commands.number_or_word(timesteps, float),
-        "rectifier": rectifier, "activation": activation, "holdout": holdout, "seed": seed, "batch_size": batch_size,
-        "checkpoint": checkpoint,
+        "history": commands.number_or_word(history, int), "aim": aim,
+        "timesteps": commands.number_or_word(timesteps, float), "rectifier": rectifier, "activation": activation,
+        "holdout": holdout, "seed": seed, "batch_size": batch_size, "checkpoint": checkpoint,
     }  # fmt: skip
     result = commands.calibrate(model, out, prompts, choices, call, device, dtype)
     show(result, as_json, result["text"])
@@ -132,14 +142,12 @@ def generate(
 
 
 @app.command()
-def compare(
+def ablation(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for results, samples and report.html.")] = Path("out/compare"),
+    out: Annotated[Path, typer.Option(help="Folder for results, samples and report.html.")] = Path("out/ablation"),
     budgets: Annotated[str, typer.Option(help="Numbers of computed steps, separated by commas.")] = "15,10,6",
     prompts: PromptFile = None,
-    calibration_prompts: Annotated[
-        Path | None, typer.Option(help="Text file; none of them may be in --prompts.")
-    ] = None,
+    calibration_prompts: CalibrationFile = None,
     full: Annotated[bool, typer.Option(help="Every reuse site and basis, or residual reuse and fitted only.")] = True,
     seed: Seed = 10_000,
     steps: Steps = None,
@@ -154,7 +162,47 @@ def compare(
 ) -> None:
     """Measure no cache, fewer steps, uniform and the ERTACache ablation on held-out prompts at equal computed steps."""
     call = call_options(steps, guidance_scale, true_cfg_scale, negative_prompt, height, width)
-    result = commands.compare(model, out, budgets, prompts, calibration_prompts, full, seed, call, device, dtype)
+    result = commands.ablation(model, out, budgets, prompts, calibration_prompts, full, seed, call, device, dtype)
+    show(result, as_json, result["text"])
+
+
+@app.command()
+def compare(
+    model: Annotated[str, typer.Option(help="Bundled model, diffusers folder or Hub id.")] = "tiny-flux",
+    methods: Annotated[str, typer.Option(help="Names separated by commas, or all; --list prints them.")] = "all",
+    match_cost: Annotated[
+        str,
+        typer.Option(help="Shares of the uncached run to tune every method to, or published: settings as they are."),
+    ] = ".5,.33",
+    prompts: PromptFile = None,
+    calibration_prompts: CalibrationFile = None,
+    seeds: Annotated[int, typer.Option(help="Runs of every prompt, each from noise of its own.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for results, samples and report.html.")] = Path("out/compare"),
+    metrics: Annotated[str | None, typer.Option(help="Names separated by commas; all that can be computed.")] = None,
+    samples: Annotated[int, typer.Option(help="Prompts whose pictures are kept.")] = 6,
+    batch_size: Annotated[int | None, typer.Option(help="Prompts per call while profiles are calibrated.")] = None,
+    list_methods: Annotated[bool, typer.Option("--list", help="Print every method with its source, and stop.")] = False,
+    seed: Seed = 10_000,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    true_cfg_scale: TrueCfg = None,
+    negative_prompt: Negative = None,
+    height: Height = None,
+    width: Width = None,
+    num_frames: Frames = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """Run many methods at equal counted compute on held-out prompts; resumes where it was cut off."""
+    if list_methods:
+        result = compare_command.list_methods()
+    else:
+        call = call_options(steps, guidance_scale, true_cfg_scale, negative_prompt, height, width, num_frames)
+        job = {"seeds": seeds, "seed": seed, "samples": samples, "batch_size": batch_size}
+        result = compare_command.compare(
+            model, methods, match_cost, prompts, calibration_prompts, out, metrics, job, call, device, dtype
+        )
     show(result, as_json, result["text"])
 
 

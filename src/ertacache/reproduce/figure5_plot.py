@@ -1,0 +1,44 @@
+"""Figure 5 as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+from ertacache.errors import InvalidArgument, MissingExtra
+
+_LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "clip_image": "CLIP, image to image"}
+
+
+def draw(document: dict[str, Any], path: Path) -> Path:
+    """One panel per metric over the number of calibration prompts, with the standard error of the mean.
+
+    Args:
+        document: as `figure5.run_figure` writes it.
+        path: an .svg, .png or .pdf file.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+        InvalidArgument: an unknown kind of picture.
+    """
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise InvalidArgument(f"cannot draw to {path}; name a .png, .svg or .pdf file")
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import NullLocator, ScalarFormatter
+    except ImportError as error:
+        raise MissingExtra("the figure needs matplotlib; install it with: pip install 'ertacache[report]'") from error
+    names = [name for name in _LABELS if name in document["rows"][0]]
+    figure: Any = Figure(figsize=(3.6 * len(names), 3.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        means = [row[name]["mean"] for row in document["rows"]]
+        errors = [row[name]["std"] / len(row[name]["values"]) ** 0.5 for row in document["rows"]]
+        axes.errorbar(document["sizes"], means, yerr=errors, color="#1f5f8b", marker="o", markersize=4, capsize=3)
+        axes.set_xscale("log")
+        axes.set_xticks(document["sizes"])
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("calibration prompts")
+        axes.set_title(_LABELS[name], loc="left")
+    figure.suptitle(f"{document['model']}, {document['K']} of {document['T']} steps computed", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
