@@ -3,7 +3,7 @@ PYTHON ?= python3
 MODEL ?= tiny-flux
 BIN := .venv/bin
 
-.PHONY: demo test lint bench ablation clean
+.PHONY: demo test lint bench ablation compare clean
 
 demo: .venv/.ok
 	$(BIN)/ertacache demo $(MODEL) --out out/demo
@@ -23,6 +23,11 @@ bench: .venv/.ok
 # The ablation table of the README; about an hour on two cores. Rewrites benchmarks/results/ablation.
 ablation: .venv/.ok
 	$(BIN)/python benchmarks/ablation.py
+
+# Every compared method at half and a third of the operations; about a quarter of an hour on two cores.
+compare: .venv/.ok
+	$(BIN)/ertacache compare --model tiny-flux --out benchmarks/results/compare/tiny-flux
+	$(BIN)/ertacache compare --model tiny-flux-base --true-cfg-scale 7 --out benchmarks/results/compare/tiny-flux-base
 
 .venv/.ok: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

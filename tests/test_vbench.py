@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ertacache.errors import InvalidArgument, MissingExtra
+from ertacache.errors import InvalidArgument, MissingExtra, VBenchFailed
 from ertacache.vbench import cli as vbench_cli
 from ertacache.vbench import run as vbench
-from ertacache.vbench.environment import VBenchFailed
 from ertacache.vbench.scores import MODES, video_name
 from fake_python import Fake
 from test_vbench_scores import RAW

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ertacache.errors import InvalidArgument
-from ertacache.vbench.environment import MARKER, REQUIREMENTS, VBenchFailed, default_folder, ready, setup
+from ertacache.errors import InvalidArgument, VBenchFailed
+from ertacache.vbench.environment import MARKER, REQUIREMENTS, default_folder, ready, setup
 from fake_python import Fake
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ertacache.errors import VBenchFailed
 from ertacache.vbench import run as vbench
-from ertacache.vbench.environment import MARKER, REQUIREMENTS, VBenchFailed
+from ertacache.vbench.environment import MARKER, REQUIREMENTS
 from ertacache.vbench.scores import video_name
 
 STUBS = {

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ProfileMismatch,
         ScheduleInvalid,
         UnsupportedPipeline,
+        VBenchFailed,
     )
     from ertacache.profile import Profile, Provenance
     from ertacache.runtime import RunStats, apply, disable, enable
@@ -45,6 +46,7 @@ _HOME = {
     "Schedule": "core.schedule",
     "ScheduleInvalid": "errors",
     "UnsupportedPipeline": "errors",
+    "VBenchFailed": "errors",
     "apply": "runtime",
     "calibrate": "calibration",
     "disable": "runtime",
@@ -66,6 +68,7 @@ __all__ = [
     "Schedule",
     "ScheduleInvalid",
     "UnsupportedPipeline",
+    "VBenchFailed",
     "apply",
     "calibrate",
     "disable",

@@ -8,7 +8,7 @@ from ertacache.calibration import RIDGE, STRENGTHS, Candidate, evaluate, fit_opt
 from ertacache.calibrator import Calibrator
 from ertacache.core.schedule import Schedule
 from ertacache.evaluate import Trial
-from ertacache.method import Method, policy_plan
+from ertacache.method import Method, extrapolated, policy_plan
 from ertacache.profile import Site
 
 #: (site, basis) of the paper's reuse, in all the places where it can happen.
@@ -43,6 +43,8 @@ class Ablation:
             if site == "hidden" and not self.calibrator.family.block_lists:
                 continue
             yield from self._paper_rows(Method(basis=basis, site=site, levels=0), uniform)
+        plain = evaluate(self.calibrator, Method(basis="reuse", site="output", schedule=uniform, levels=0)).profile
+        yield Trial("order-1 extrapolation, output: uniform", "uniform", self.budget, extrapolated(plain))
         yield from self._fitted_rows(uniform)
 
     def _paper_rows(self, method: Method, uniform: Schedule) -> Iterator[Trial]:

@@ -9,7 +9,8 @@ ErtacacheError
 ├── ProfileMismatch     a sound profile that belongs to another model, solver or call
 ├── UnsupportedPipeline a pipeline, denoiser or scheduler that cannot be served
 ├── CacheConflict       something already caches or predicts on this denoiser
-└── MissingExtra        an optional dependency is not installed
+├── MissingExtra        an optional dependency, or the weights of a metric, are not there
+└── VBenchFailed        VBench, in its own environment, failed or cannot run
 """
 
 
@@ -50,4 +51,8 @@ class CacheConflict(ErtacacheError):
 
 
 class MissingExtra(ErtacacheError):
-    """An optional dependency is not installed; the message holds the command that installs it."""
+    """An optional dependency, or the weights of a metric, are not there; the message says how to get them."""
+
+
+class VBenchFailed(ErtacacheError):
+    """VBench, in its own environment, failed or cannot run there; the message holds its last words."""

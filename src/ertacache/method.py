@@ -1,7 +1,7 @@
 """What makes a whole-step method: schedule, basis, grid and rectifier; and the profile that comes of fitting it."""
 
 import importlib.metadata
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -112,6 +112,13 @@ def assemble(
         rectifier=rectifier,
         provenance=_provenance(calibrator, method, solved.change, heldout),
     )
+
+
+def extrapolated(profile: Profile) -> Profile:
+    """The same schedule with a line in σ through the last two outputs of each call, which nothing is fitted for."""
+    line = Predictor.extrapolation(profile.schedule, profile.predictor.targets, profile.base_sigmas)
+    facts = replace(profile.provenance, method={**profile.provenance.method, "basis": "extrapolation"}, heldout={})
+    return replace(profile, predictor=line, provenance=facts)
 
 
 def _predictor(method: Method, schedule: Schedule, contexts: tuple[str, ...], solved: Solved) -> Predictor:

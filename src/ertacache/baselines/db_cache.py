@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from ertacache.baselines.baseline import Baseline, Knob, denoiser_class, steps_of
+from ertacache.baselines.diffusers_cache import refuse_profile
 from ertacache.baselines.implementation import branches
 from ertacache.errors import CacheConflict, MissingExtra
 from ertacache.models import blocks_of, denoiser_of, family_of
@@ -131,6 +132,7 @@ def _cache_dit() -> Any:
 @contextmanager
 def _enabled(pipe: Any, config: Any, calibrator: Any) -> Generator[None]:
     cache_dit, denoiser = _cache_dit(), denoiser_of(pipe)
+    refuse_profile(pipe)
     # It keeps one original `__call__` per class, so a second pipeline of the class would lose it.
     if getattr(type(pipe), "_is_cached", False):
         raise CacheConflict(

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ertacache.errors import CacheConflict
+from ertacache.hooks import attachment_of
 from ertacache.models import denoiser_of, unwrapped
 
 
@@ -16,14 +17,28 @@ def refusal(pipe: Any) -> str | None:
     return None if isinstance(denoiser, CacheMixin) else f"{type(denoiser).__name__} has no enable_cache"
 
 
+def refuse_profile(pipe: Any) -> None:
+    """Refuse a pipeline that a profile is applied to.
+
+    Raises:
+        CacheConflict: there is one.
+    """
+    if attachment_of(pipe) is not None:
+        raise CacheConflict(
+            f"a profile is applied to this {type(pipe).__name__}; leave its `with` block first, or call "
+            "ertacache.disable(pipe)"
+        )
+
+
 @contextmanager
 def cache_enabled(pipe: Any, config: Any) -> Generator[None]:
     """`enable_cache(config)`, and everything off again at the end, also after an exception.
 
     Raises:
-        CacheConflict: another cache of diffusers is on.
+        CacheConflict: another cache of diffusers, or a profile, is on.
     """
     denoiser: Any = unwrapped(denoiser_of(pipe))
+    refuse_profile(pipe)
     if denoiser.is_cache_enabled:
         raise CacheConflict(
             f"a cache is already enabled on this {type(denoiser).__name__}; call disable_cache() on it first"

@@ -92,11 +92,7 @@ class SignalController(Controller):
             return
         self._read_embedder = True
         embedder: Any = denoiser.condition_embedder
-        # As for the blocks: a compiled graph looks at `forward` only, offloading takes that off in every run.
-        if hasattr(embedder, "_hf_hook") or vars(embedder).get("_compiled_call_impl") is not None:
-            attachment.replace_call(embedder, self._embedded)
-        else:
-            attachment.replace(embedder, "forward", self._embedded)
+        attachment.replace_part(embedder, self._embedded)
 
     def _embedded(self, original: Callable[..., Any], _: nn.Module, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)

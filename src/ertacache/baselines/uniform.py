@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from ertacache.baselines.baseline import Bench
 from ertacache.baselines.profile_method import ProfileMethod
-from ertacache.core.predictor import Predictor
+from ertacache.method import extrapolated
 from ertacache.profile import Site
 
 
@@ -51,8 +51,4 @@ class UniformExtrapolation(ProfileMethod):
 
     def planned(self, bench: Bench, target: float | None) -> Self:
         plain = super().planned(bench, target)
-        if plain.profile is None:
-            return plain
-        table = plain.profile.predictor
-        line = Predictor.extrapolation(plain.profile.schedule, table.targets, plain.profile.base_sigmas)
-        return replace(plain, profile=replace(plain.profile, predictor=line))
+        return plain if plain.profile is None else replace(plain, profile=extrapolated(plain.profile))

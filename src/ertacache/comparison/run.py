@@ -163,7 +163,7 @@ def run_comparison(
     with run_progress(show_progress, "compare", expected=rows + _TUNING_RUNS * len(entrants)) as progress:
         # Also warms everything up: what runs first in a process is slow for reasons that are not its own.
         first = measure(pipe, None, Prompts(job.calibration_prompts[:1], 0), job.call)
-        chosen, missing = _metrics(first, metrics)
+        chosen, missing = _metrics(pipe, first, metrics)
         head = header(job, chosen.names, missing, first.images, first.executed.sigmas)
         folder = Folder(out, head)
         bench = Bench(pipe, job.call, Prompts(job.calibration_prompts, 0), job.batch_size, progress=progress)
@@ -172,15 +172,17 @@ def run_comparison(
     return out
 
 
-def _metrics(first: Measurement, names: Sequence[str] | None) -> tuple[SampleMetrics, dict[str, str]]:
+def _metrics(pipe: Any, first: Measurement, names: Sequence[str] | None) -> tuple[SampleMetrics, dict[str, str]]:
     """What is measured, and why the rest is not."""
     frames = first.images.shape[1] if first.images.ndim == 5 else 1
     height, width = first.images.shape[-2:]
     possible = available_metrics(height, width, frames)
     missing = {name: reason for name, reason in possible.items() if reason is not None}
-    if names is None:
-        return SampleMetrics(name for name in possible if name not in missing), missing
-    for name in names:
+    for name in names or ():
         if name in missing:
             raise InvalidArgument(f"{name} cannot be measured: {missing[name]}")
-    return SampleMetrics(names), {}
+    device = str(getattr(pipe, "device", "cpu"))
+    chosen = [name for name in possible if name not in missing] if names is None else names
+    # Videos as the video papers' scripts average LPIPS, images as LPIPS's own does.
+    metrics = SampleMetrics(chosen, lpips_spatial=frames > 1, device=device if device.startswith("cuda") else "cpu")
+    return metrics, missing if names is None else {}

@@ -10,7 +10,7 @@ from collections import deque
 from pathlib import Path
 from typing import BinaryIO, TypedDict, cast
 
-from ertacache.errors import ErtacacheError, InvalidArgument
+from ertacache.errors import InvalidArgument, VBenchFailed
 from ertacache.profile_file import write_atomic
 
 VERSION = "0.1.5"
@@ -28,10 +28,6 @@ _NOT_INHERITED = {
     "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT",
     "PIP_USER", "PIP_PYTHON", "PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT",
 }  # fmt: skip
-
-
-class VBenchFailed(ErtacacheError):
-    """A command in VBench's environment failed; the message holds the last lines that it printed."""
 
 
 class Environment(TypedDict):

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ertacache.errors import InvalidArgument, MissingExtra
+from ertacache.errors import InvalidArgument, MissingExtra, VBenchFailed
 from ertacache.profile_file import write_atomic
-from ertacache.vbench.environment import VERSION, VBenchFailed, default_folder, python_of, ready, stream
+from ertacache.vbench.environment import VERSION, default_folder, python_of, ready, stream
 from ertacache.vbench.scores import MODES, VIDEOS_PER_PROMPT, total_score
 
 _INDEXED = re.compile(rf".+-[0-{VIDEOS_PER_PROMPT - 1}]\.mp4", re.DOTALL)
