@@ -227,6 +227,13 @@ def test_batches_come_close_to_lockstep_and_say_how_close():
     assert one == pytest.approx(other, abs=0.1)
 
 
+def test_the_trajectory_over_batches_takes_all_passes_and_is_left_out_by_auto():
+    options: dict[str, Any] = {"schedule": MASK, "basis": "fitted", "history": 2}
+    lockstep, passes = (calibrated(aim="trajectory", **sizes, **options) for sizes in ({}, {"batch_size": 2}))
+    torch.testing.assert_close(passes.predictor.a, lockstep.predictor.a, rtol=1e-5, atol=1e-5)
+    assert calibrated(batch_size=2, **options).provenance.method["aim"] == "step"
+
+
 def test_runs_that_end_in_nan_give_no_profile():
     pipe = mixture_pipeline()
     exact = pipe.transformer.mixture.velocity

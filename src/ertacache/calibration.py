@@ -88,7 +88,7 @@ def calibrate(
             the held-out prompts.
         aim: what `fitted` is fitted to: the true output of each "step", or whatever brings the latent back to the
             uncached "trajectory" (Euler's solver at site guided on its own grid only); "auto" measures both where it
-            can.
+            can and all prompts go through one call: in several, the trajectory takes a pass per predicted step.
         timesteps: strength γ of the timestep adjustment: "none" (0), "paper" (1), a number between, or "auto", which
             measures several on the held-out prompts.
         rectifier: granularity of the error rectifier (Eq. 15-21).
@@ -198,7 +198,8 @@ def fit_options(
         options = [replace(method, levels=n, branches=both) for n, both in HISTORIES if two or not both]
     if aim == "auto":
         plain = method.site == "guided" and method.strength == 0 and method.rectifier is None
-        both = plain and is_euler(calibrator.pipe.scheduler)
+        # Over several batches it takes one pass for every predicted step: only for those who ask for it.
+        both = plain and calibrator.lockstep and is_euler(calibrator.pipe.scheduler)
         aims: tuple[Literal["step", "trajectory"], ...] = ("step", "trajectory") if both else ("step",)
         return [replace(option, aim=one) for option in options for one in aims]
     return [replace(option, aim=aim) for option in options]

@@ -86,6 +86,11 @@ class Calibrator:
         self.reference = self._reference()
 
     @property
+    def lockstep(self) -> bool:
+        """Whether all calibration prompts go through the pipeline together."""
+        return len(self._batches) == 1
+
+    @property
     def T(self) -> int:
         """Number of steps."""
         return len(self.reference.sigmas) - 1
@@ -172,17 +177,25 @@ class Calibrator:
         return from_state(self.store.get(name, lambda: to_state(self._solve(name, plan, grid))))
 
     def _solve(self, name: str, plan: Plan, grid: Tensor | None) -> Solved:
-        if len(self._batches) == 1:
+        if self.lockstep:
             loop = ClosedLoop(plan, self.reference.contexts, grid=grid)
             self._run_batch(loop, 0)
             return loop.finish(self.reference.sigmas)
         before = Solved()
-        for n in range(self.T if plan.schedule is None else self.passes):
+        for n in range(self._passes(plan)):
             before = self._pass(f"{name} pass {n}", plan, before, grid)
             if before.change < _CONVERGED if plan.schedule is not None else len(before.computed) == self.T:
                 break
         self.store.drop(f"{name} pass ")
         return before
+
+    def _passes(self, plan: Plan) -> int:
+        """How often a plan is repeated over several batches: each pass settles one more decision or predicted step."""
+        if plan.schedule is None:
+            return self.T
+        # Weights that undo a deviation are wrong for another one: short of the exact number they do not come close.
+        exact = len(plan.schedule.predicted_steps) if plan.aim == "trajectory" else 0
+        return max(self.passes, exact)
 
     def _pass(self, name: str, plan: Plan, before: Solved, grid: Tensor | None) -> Solved:
         """One pass over all batches. Its sums are kept after each, so that it continues where it stopped."""
