@@ -20,11 +20,11 @@ lint: .venv/.ok
 bench: .venv/.ok
 	$(BIN)/python benchmarks/speed.py
 
-# The ablation table of the README; about an hour on two cores. Rewrites benchmarks/results/ablation.
+# The ablation table of the README; about 25 minutes on two cores. Rewrites benchmarks/results/ablation.
 ablation: .venv/.ok
 	$(BIN)/python benchmarks/ablation.py
 
-# Every compared method at half and a third of the operations; about a quarter of an hour on two cores.
+# Every compared method at half and a third of the operations; about 25 minutes on two cores.
 compare: .venv/.ok
 	$(BIN)/ertacache compare --model tiny-flux --out benchmarks/results/compare/tiny-flux
 	$(BIN)/ertacache compare --model tiny-flux-base --true-cfg-scale 7 --out benchmarks/results/compare/tiny-flux-base

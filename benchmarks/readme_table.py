@@ -8,6 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ertacache.commands import group_name
+from ertacache.report.comparison_file import Result, read_comparison
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "ablation" / "results.jsonl"
 BUDGETS = (15, 10, 6)
@@ -15,6 +18,7 @@ KINDS = (
     ("fewer steps", lambda row: row["stage"] == "fewer steps"),
     ("uniform, plain reuse", lambda row: _is(row, "output", "reuse", "uniform")),
     ("uniform, residual reuse (Eq. 5-6)", lambda row: _is(row, "output", "residual", "uniform")),
+    ("uniform, order-1 extrapolation", lambda row: _is(row, "output", "extrapolation", "uniform")),
     ("λ policy, residual reuse", lambda row: _is(row, "output", "residual", "policy")),
     ("  + timestep adjustment", lambda row: _is(row, "output", "residual", "+ timesteps")),
     ("  + rectifier: the paper's ERTACache", lambda row: _is(row, "output", "residual", "+ rectifier")),
@@ -60,9 +64,39 @@ def _cell(found: list[dict[str, Any]], budget: int) -> str:
     return f"{row['psnr']['mean']:.1f}{note}"
 
 
+def compare_table() -> str:
+    """A Markdown table per model: methods down; PSNR, reached cost and speed-up at each wanted cost across."""
+    parts: list[str] = []
+    for name in ("tiny-flux", "tiny-flux-base"):
+        found = read_comparison(ROOT / "benchmarks" / "results" / "compare" / name)
+        sections = [section for section in found.sections if section.target is not None]
+        group = group_name(name, found.header.call)
+        heads = [f"PSNR at {section.target:g} | cost | speed-up" for section in sections]
+        parts += [f"| {group} | {' | '.join(heads)} |", "|---|" + "---:|" * 3 * len(sections)]
+        for result in sections[0].results:
+            rows = [section.of(result.entrant.method) for section in sections]
+            best = [row is section.best for row, section in zip(rows, sections, strict=True)]
+            cells = [_figures(row, bold) for row, bold in zip(rows, best, strict=True)]
+            parts.append(f"| {result.entrant.title} | {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join(parts).strip()
+
+
+def _figures(result: Result | None, best: bool) -> str:
+    if result is None or result.speedup is None:
+        return "– | – | –"
+    value = f"{result.psnr.mean:.1f}"
+    return f"{f'**{value}**' if best else value} | {result.cost.mean:.2f} | {result.speedup.median:.2f}×"
+
+
 def updated(readme: str) -> str:
     """README text with the generated parts between their markers."""
-    parts = {"results": ablation_table(read_rows()), "speed": speed_text(), "zoo": zoo_table()}
+    parts = {
+        "compare": compare_table(),
+        "results": ablation_table(read_rows()),
+        "speed": speed_text(),
+        "zoo": zoo_table(),
+    }
     for name, text in parts.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         readme = re.sub(f"{begin}.*{end}", lambda _, t=f"{begin}\n{text}\n{end}": t, readme, flags=re.DOTALL)
