@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ertacache import cli
+from ertacache.baselines.catalogue import METHODS
 from ertacache.profile import Profile
 from pipelines import CALL, PROMPTS, flux
 
@@ -69,11 +70,35 @@ def test_generate_with_and_without_a_profile(model: Path, profile: Path):
     assert (model / "plain.png").read_bytes() != (model / "c.png").read_bytes()
 
 
-def test_compare_prints_a_table_and_writes_a_report(model: Path):
-    arguments = ("compare", model, "--prompts", model / "heldout.txt", "--calibration-prompts", model / "prompts.txt")
+def test_ablation_prints_a_table_and_writes_a_report(model: Path):
+    arguments = ("ablation", model, "--prompts", model / "heldout.txt", "--calibration-prompts", model / "prompts.txt")
     result = invoke(*arguments, "--budgets", "5", "--no-full", "--out", model / "out", "--json")
     assert Path(result["report"]).is_file()
     assert result["rows"][0]["label"] == "no cache"
+
+
+def test_compare_measures_methods_at_a_cost_and_writes_a_report(model: Path, tmp_path: Path):
+    files = ("--prompts", model / "heldout.txt", "--calibration-prompts", model / "prompts.txt")
+    arguments = ("compare", "--model", model, *files, "--methods", "fewer-steps,uniform,t-gate", "--match-cost", ".5")
+    result = invoke(*arguments, "--out", tmp_path, "--samples", "1", "--json")
+    assert Path(result["report"]).is_file()
+    fewer, uniform, gate = result["rows"]
+    assert (fewer["id"], fewer["cost"], fewer["denoiser_calls"]) == ("fewer-steps@0.5", 0.5, 5)
+    assert (uniform["id"], uniform["cost"]) == ("uniform@0.5", 0.5) and uniform["psnr"] < 100
+    assert gate["id"] == "t-gate@0.5" and "joint" in gate["refusal"]
+    text = invoke(*arguments, "--out", tmp_path, "--samples", "1")
+    assert "uniform, residual reuse" in text and "not run: its attention is joint" in text
+
+
+def test_compare_takes_published_settings(model: Path, tmp_path: Path):
+    files = ("--prompts", model / "heldout.txt", "--calibration-prompts", model / "prompts.txt")
+    arguments = ("compare", "--model", model, *files, "--methods", "pab", "--match-cost", "published")
+    assert [row["id"] for row in invoke(*arguments, "--out", tmp_path, "--json")["rows"]] == ["pab:diffusers"]
+
+
+def test_compare_lists_its_methods():
+    listed = [row["method"] for row in invoke("compare", "--list", "--json")["methods"]]
+    assert listed == [method.key for method in METHODS]
 
 
 def test_zoo_lists_the_bundled_models():
@@ -89,7 +114,14 @@ def test_bad_input_exits_with_2_and_one_clear_line(model: Path, monkeypatch, cap
     assert "basis is 'magic'" in fails(
         monkeypatch, capsys, "calibrate", model, *prompts, "--compute-steps", 5, "--basis", "magic"
     )
-    assert "budgets is 'many'" in fails(monkeypatch, capsys, "compare", model, "--budgets", "many")
+    assert "budgets is 'many'" in fails(monkeypatch, capsys, "ablation", model, "--budgets", "many")
+    assert "match-cost is 'half'" in fails(monkeypatch, capsys, "compare", "--match-cost", "half")
+    assert "no method 'magic'" in fails(monkeypatch, capsys, "compare", "--methods", "magic")
+    given = ("compare", "--model", model, *prompts, "--calibration-prompts", model / "heldout.txt")
+    assert "none of fewer-steps has published settings" in fails(
+        monkeypatch, capsys, *given, "--methods", "fewer-steps", "--match-cost", "published"
+    )
+    assert "nothing that can be reproduced" in fails(monkeypatch, capsys, "reproduce", "table9")
     assert "no bundled model 'x'" in fails(monkeypatch, capsys, "demo", "x")
     missing = fails(monkeypatch, capsys, "inspect", model / "nowhere.safetensors")
     assert "nowhere.safetensors" in missing

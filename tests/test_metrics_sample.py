@@ -140,7 +140,7 @@ def test_what_is_available_and_why_not(clip: Path, trunk: Path, tmp_path: Path) 
     assert small["flicker"] == "needs a video of at least 2 frames, not 1"
     assert available_metrics(11, 10, **here)["ssim"] == "needs images of at least 11 x 11 pixels, not 11 x 10"
     without = available_metrics(64, 64, alexnet=tmp_path / "nowhere", clip=tmp_path / "neither")
-    assert "LPIPS has no AlexNet weights (the path given" in str(without["lpips"])
+    assert without["lpips"] == "needs AlexNet's weights (alexnet-owt-7be5be79.pth); see docs/metrics.md"
     assert without["clip_image"] == without["clip_text"] and "neither' is no folder" in str(without["clip_text"])
 
 
@@ -167,4 +167,4 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert len(blocks) >= 3
     for block in blocks:
         exec(compile(block, "docs/metrics.md", "exec"), scope)
-    assert "lpips: LPIPS has no AlexNet weights" in capsys.readouterr().out
+    assert "lpips: needs AlexNet's weights" in capsys.readouterr().out

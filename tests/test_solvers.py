@@ -106,10 +106,15 @@ def test_a_grid_of_another_length_is_refused() -> None:
 def test_schedulers_that_would_not_follow_are_refused() -> None:
     with pytest.raises(UnsupportedPipeline, match=r"UniPCMultistepScheduler cannot be changed.*timesteps='none'"):
         check_free_grid(UniPCMultistepScheduler())
-    scheduler = DDIMScheduler()
+    with pytest.raises(UnsupportedPipeline, match=r"NoStep keeps no sigmas"):
+        read_grid(NoStep())
+
+
+def test_a_scheduler_that_knows_alphas_only_is_read_as_its_noise_level() -> None:
+    scheduler = DDIMScheduler(set_alpha_to_one=True)
     scheduler.set_timesteps(4)
-    with pytest.raises(UnsupportedPipeline, match=r"DDIMScheduler keeps no sigmas"):
-        read_grid(scheduler)
+    expected = [(1 - scheduler.alphas_cumprod[t]).sqrt() for t in scheduler.timesteps]
+    torch.testing.assert_close(read_grid(scheduler), torch.stack([*expected, torch.tensor(0.0)]))
 
 
 class NoStep:

@@ -117,9 +117,10 @@ def calibrate(
     check_pipe(pipe, site, timesteps)
     check_aim(pipe, basis, site, aim, timesteps, rectifier)
     options = (len(HISTORIES) if history == "auto" else 1) * (len(STRENGTHS) if timesteps == "auto" else 1)
-    options *= 2 if aim == "auto" and basis == "fitted" else 1
     searches = 0 if schedule is not None else 1 if threshold is not None else _SEARCH
-    expected = _expected_runs(len(prompts), holdout, batch_size, options, searches)
+    expected = _expected_runs(
+        len(prompts), holdout, batch_size, options, searches, aim if basis == "fitted" else "step"
+    )
     with run_progress(show_progress, expected=expected) as progress:
         calibrator = Calibrator(
             pipe, prompts, holdout=holdout, seed=seed, batch_size=batch_size, checkpoint=checkpoint, call=call,
@@ -226,9 +227,11 @@ def _parsed(schedule: Schedule | str | None) -> Schedule | str | None:
     return Schedule.from_mask(schedule) if isinstance(schedule, str) and schedule != "uniform" else schedule
 
 
-def _expected_runs(prompts: int, holdout: float, batch_size: int | None, options: int, searches: int) -> int:
+def _expected_runs(prompts: int, holdout: float, batch_size: int | None, options: int, searches: int, aim: Aim) -> int:
     """About how many pipeline calls a calibration takes: the uncached ones, a threshold search, fits and checks."""
     size = batch_size or prompts or 1
     fitted, held = math.ceil(prompts * (1 - holdout) / size), math.ceil(prompts * holdout / size)
     passes = 1 if fitted == 1 else _PASSES
-    return fitted * (1 + passes * (options + searches)) + held * (1 + options)
+    followed = aim == "trajectory" or (aim == "auto" and fitted == 1)
+    options *= 2 if followed and aim == "auto" else 1
+    return fitted * (1 + followed + passes * (options + searches)) + held * (1 + options)
