@@ -2,7 +2,6 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from ertacache.errors import InvalidArgument
 from ertacache.report.ablation import write_report
+from report_page import Page
 
 HOSTILE = "</script><script>alert(1)</script> \"'><img src=x onerror=alert(2)> \u2028 & end"
 PROMPTS = [HOSTILE, "a red circle above a blue square"]
@@ -84,25 +84,6 @@ def write(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
     path = folder / "results.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
-
-
-class Page(HTMLParser):
-    """Every start tag with its attributes, and every piece of text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
-        return [a for t, a in self.tags if t == tag and all(a.get(k) == v for k, v in wanted.items())]
 
 
 @pytest.fixture
