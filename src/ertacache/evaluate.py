@@ -3,7 +3,6 @@
 import json
 import platform
 import re
-import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from ertacache.models import denoiser_of, family_of, unwrapped
 from ertacache.profile import Profile
 from ertacache.recording import Final, Prompts, run_pipeline
 from ertacache.runtime import Player, RunStats
+from ertacache.watch import now
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Timed(Final):
 
     def begin(self, run: Run) -> None:
         super().begin(run)
-        self._start = _now()
+        self._start = now()
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
         super().end_step(run, x_next)
         if run.steps_done == run.T - 1:
-            self.seconds = _now() - self._start
+            self.seconds = now() - self._start
 
 
 @dataclass
@@ -151,9 +151,9 @@ class Evaluation:
             inner = Player(trial.profile, stats) if trial.profile is not None else Controller()
             timed = Timed(inner, keep_outputs=True)
             with count_calls(self.pipe) as counter:
-                start = _now()
+                start = now()
                 images = run_pipeline(self.pipe, batch, timed, call, hidden=hidden)
-                total = _now() - start
+                total = now() - start
             if trial.profile is not None and counter.calls != stats.computed.total():
                 raise CalibrationError(
                     f"{trial.label}: {counter.calls} real denoiser calls were counted, {stats.computed.total()} due; "
@@ -258,12 +258,6 @@ def write_image(image: Tensor, path: Path, *, lossless: bool = False) -> None:
         Image.fromarray(pixels).save(path, optimize=True, lossless=lossless)
     except ValueError as error:
         raise InvalidArgument(f"cannot write a picture to {path} ({error}); name a .png file") from error
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _device_name() -> str:
