@@ -3,7 +3,7 @@ PYTHON ?= python3
 MODEL ?= tiny-flux
 BIN := .venv/bin
 
-.PHONY: demo test lint bench ablation compare clean
+.PHONY: demo test lint bench ablation ablation-video compare clean
 
 demo: .venv/.ok
 	$(BIN)/ertacache demo $(MODEL) --out out/demo
@@ -23,6 +23,10 @@ bench: .venv/.ok
 # The ablation table of the README; about 25 minutes on two cores. Rewrites benchmarks/results/ablation.
 ablation: .venv/.ok
 	$(BIN)/python benchmarks/ablation.py
+
+# The same on clips, with the two video models and their published solvers. Rewrites benchmarks/results/ablation-video.
+ablation-video: .venv/.ok
+	$(BIN)/python benchmarks/ablation.py --models videos
 
 # Every compared method at half and a third of the operations; about 25 minutes on two cores.
 compare: .venv/.ok

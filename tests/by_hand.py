@@ -139,20 +139,20 @@ def weighted_ridge(features: list[Tensor], left: Tensor, truth: Tensor, ridge: f
 
 
 def line(v: Tensor, error: Tensor, granularity: str) -> tuple[Tensor, Tensor]:
-    """Ordinary least squares error ≈ κ v + β: over all, per channel (axis 1), or per element toward κ = 0."""
+    """Ordinary least squares error ≈ κ v + β: over all, per channel (the last axis), or per element toward κ = 0."""
     if granularity == "element":
         dv, de = v - v.mean(0), error - error.mean(0)
         spread = dv.square().sum(0)
         kappa = (dv * de).sum(0) / (spread + spread.mean())
         return kappa, error.mean(0) - kappa * v.mean(0)
-    channels = [v.flatten()] if granularity == "scalar" else list(v.transpose(0, 1).flatten(1))
-    targets = [error.flatten()] if granularity == "scalar" else list(error.transpose(0, 1).flatten(1))
+    channels = [v.flatten()] if granularity == "scalar" else list(v.flatten(0, -2).T)
+    targets = [error.flatten()] if granularity == "scalar" else list(error.flatten(0, -2).T)
     fits = [
         torch.linalg.lstsq(torch.stack([c, torch.ones_like(c)], 1), e[:, None]).solution[:, 0]
         for c, e in zip(channels, targets, strict=True)
     ]
     solved = torch.stack(fits, 1)
-    shape = () if granularity == "scalar" else (len(fits), *(1,) * (v.ndim - 2))
+    shape = () if granularity == "scalar" else (*(1,) * (v.ndim - 2), len(fits))
     return solved[0].reshape(shape), solved[1].reshape(shape)
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+
+from ertacache.sample_files import save_clip_sample
 
 PROMPTS = ["a red circle", "a blue square"]
 T = 4
@@ -146,16 +149,18 @@ def with_pictures(fake: FakeComparison, folder: Path) -> Path:
 
 
 def with_clips(fake: FakeComparison, folder: Path) -> Path:
-    """Write it with clips of 5 frames, 32 × 32, each of one grey: no cache 40, 60, ... 120; fitted 10 more."""
-    from imageio.v3 import imwrite
+    """Write it with clips of 9 frames, 32 × 32, each of one grey: no cache 40, 50, ... 120; fitted 10 more.
 
+    The PSNR of frame f of every other row is the row's own minus f.
+    """
     fake.header["video"] = True
-    (folder / "samples").mkdir(parents=True)
+    for row in fake.rows:
+        row["frame_psnr"] = [row["psnr"] - (row["entrant"] != "no-cache") * f for f in range(9)]
     for entrant, start in (("no-cache", 40), ("fitted@0.5", 50)):
-        name = f"samples/{entrant}-0-0.mp4"
+        name = f"samples/{entrant}-0-0.webp"
         fake.of(entrant)[0]["sample"] = name
-        frames = [np.full((32, 32, 3), start + 20 * n, dtype=np.uint8) for n in range(5)]
-        imwrite(folder / name, np.stack(frames), plugin="FFMPEG", fps=8, codec="libx264", macro_block_size=16)
+        frames = torch.tensor([(start + 10 * n) / 255 for n in range(9)])
+        save_clip_sample(frames.view(9, 1, 1, 1).expand(-1, 3, 32, 32), folder / name)
     return fake.write(folder)
 
 
@@ -226,6 +231,7 @@ def _add_large(fake: FakeComparison, entrant: dict[str, Any], prompt: int, psnr:
     changes["clip_text"] = 0.3 + (0 if plain else rng.gauss(-0.01, 0.004))
     if "flicker" in fake.header["metrics"]:
         changes["flicker"] = 0.01
+        changes["frame_psnr"] = [100.0 if plain else psnr + rng.gauss(0, 0.4) - f / 8 for f in range(16)]
     if plain:
         changes |= {"ssim": 1.0, "latent_error": -99.0}
     if method in ("fewer-steps", "ertacache", "ertacache-timesteps"):
@@ -241,14 +247,12 @@ def _add_large(fake: FakeComparison, entrant: dict[str, Any], prompt: int, psnr:
 
 def _save(row: dict[str, Any], picture: np.ndarray, folder: Path, video: bool) -> None:
     stem = f"samples/{row['entrant'].replace('@', '-').replace(':', '-')}-{row['prompt']}-0"
-    row["sample"] = f"{stem}.{'mp4' if video else 'webp'}"
+    row["sample"] = f"{stem}.webp"
     if not video:
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / row["sample"], lossless=True)
         return
-    from imageio.v3 import imwrite
-
-    frames = [np.roll(picture, 2 * n, 1).clip(0, 255).astype(np.uint8) for n in range(16)]
-    imwrite(folder / row["sample"], np.stack(frames), plugin="FFMPEG", fps=8, codec="libx264", macro_block_size=16)
+    frames = np.stack([np.roll(picture, 2 * n, 1) for n in range(16)])
+    save_clip_sample(torch.from_numpy(frames / 255).clamp(0, 1).movedim(-1, 1), folder / row["sample"])
 
 
 def _curves(rng: random.Random, steps: int) -> dict[str, Any]:

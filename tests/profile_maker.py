@@ -16,7 +16,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.fingerprint import config_hash, prompt_hash
 from ertacache.profile import Profile, Provenance, Rectifier
 
-GOLDEN = "1a566a23233720dbb7454a0ef404185b1a276035ae60e00652d8b93e5b347f07"  # sha256 of make()
+GOLDEN = "853bece2b7792a272bc1512f52ae960b9868857b30fe9e4c7e7358512c8f7088"  # sha256 of make()
 FACTS: dict[str, Any] = {
     "model_class": "FluxTransformer2DModel",
     "model_config_hash": "0123456789abcdef",
@@ -37,6 +37,8 @@ FACTS: dict[str, Any] = {
     "method": {"basis": "fitted", "history": 2, "threshold": None, "strength": 0.1},
     "versions": {"torch": "2.13.0", "diffusers": "0.42.1"},
     "heldout": {"psnr": {"mean": 31.4159, "std": 2.5}, "ssim": {"mean": 0.97, "std": 0.01}, "K": 3},
+    "boundaries": (),
+    "later_weights": (),
 }
 
 

@@ -102,9 +102,9 @@ def test_what_was_fitted_is_what_is_run(name: str):
 def test_the_table_holds_the_fit_and_the_folded_rectifier():
     profile = calibrated(schedule=MASK, basis="fitted", history=2, rectifier="channel")
     found = by_hand(levels=2, ridge=1e-3, rectifier="channel")
-    assert profile.site == "guided" and profile.rectifier is None and profile.predictor.coef_shape == (4, 1)
+    assert profile.site == "guided" and profile.rectifier is None and profile.predictor.coef_shape == (1, 4)
     for i, computed in enumerate(profile.schedule.computed):
-        row = torch.zeros(2, 4, 1)
+        row = torch.zeros(2, 1, 4)
         if not computed:
             weights = [*found.weights[i, "guided"].tolist(), 0.0][:2]
             keep = 1 - found.kappa[i, "guided"]

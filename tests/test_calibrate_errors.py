@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
 from dummy_pipeline import PROMPTS, DummyPipeline, mixture_pipeline
 from ertacache.calibration import calibrate
@@ -88,7 +88,7 @@ def test_pipelines_that_cannot_be_served_are_refused_before_any_run():
     refused(UnsupportedPipeline, "site 'hidden' is not known for NamedMixtureModule; use site 'output'",
             site="hidden", threshold=0.1)  # fmt: skip
     pipe = mixture_pipeline()
-    pipe.scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    pipe.scheduler = UniPCMultistepScheduler()
     refused(UnsupportedPipeline, "the time grid of UniPCMultistepScheduler cannot be changed", pipe, threshold=0.1,
             timesteps="auto")  # fmt: skip
     pipe = mixture_pipeline()
@@ -117,8 +117,8 @@ def test_the_pipeline_is_left_as_it_was_after_a_refusal():
     assert pipe._progress_bar_config == {"desc": "mine"} and pipe.seen[0]["bar"] == {"desc": "mine", "disable": True}
 
 
-def test_the_trajectory_needs_eulers_solver():
+def test_the_trajectory_needs_a_step_that_can_be_inverted():
     pipe = mixture_pipeline()
-    pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    message = "inverts a step of Euler's solver, and this pipeline has UniPCMultistepScheduler; use aim='step'"
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    message = "inverts a step of the solver, which cannot be done for FlowMatchEuler.*it draws noise.*use aim='step'"
     refused(UnsupportedPipeline, message, pipe, compute_steps=5, basis="fitted", aim="trajectory")

@@ -37,7 +37,7 @@ def calibrator(pipe: Any, **options: Any) -> Calibrator:
 
 def closed_loop(run: Calibrator, plan: Plan, grid: Tensor | None = None) -> Tensor:
     """Where one more closed loop on the calibration prompts ends."""
-    final = Final(ClosedLoop(plan, run.reference.contexts, grid=grid))
+    final = Final(ClosedLoop(plan, run.reference.contexts, run.reference.branches, grid=grid))
     run_pipeline(run.pipe, run.prompts, final, run.call, hidden=plan.level == "hidden", decode=False)
     return final.latents
 
@@ -83,7 +83,7 @@ def test_the_fit_of_both_branches_is_what_is_run(two_branches: Any):
 
 def test_facts_of_embedded_guidance(one_branch: Any):
     reference = calibrator(one_branch).reference
-    assert (reference.contexts, reference.weight, reference.embedded) == (("cond",), None, 4.0)
+    assert (reference.contexts, reference.weights, reference.embedded) == (("cond",), (None,), 4.0)
     assert reference.guided_l1.shape == reference.hidden_l1.shape == (10, 3)
 
 

@@ -68,6 +68,9 @@ def test_generate_with_and_without_a_profile(model: Path, profile: Path):
     cached = invoke("generate", model, "--prompt", PROMPTS[0], "--profile", profile, "--out", model / "c.png", "--json")
     assert cached["computed"] == {"cond": 5} and cached["predicted"] == {"cond": 5}
     assert (model / "plain.png").read_bytes() != (model / "c.png").read_bytes()
+    other = ("--profile", profile, "--num-inference-steps", 6, "--retarget", "--out", model / "r.png", "--json")
+    with pytest.warns(UserWarning, match="calibrated at 10 steps and is retargeted to 6"):
+        assert invoke("generate", model, "--prompt", PROMPTS[0], *other)["computed"] == {"cond": 3}
 
 
 def test_ablation_prints_a_table_and_writes_a_report(model: Path):
@@ -102,7 +105,7 @@ def test_compare_lists_its_methods():
 
 
 def test_zoo_lists_the_bundled_models():
-    assert set(invoke("zoo", "list", "--json")) == {"tiny-flux", "tiny-flux-base"}
+    assert set(invoke("zoo", "list", "--json")) == {"tiny-flux", "tiny-flux-base", "tiny-wan", "tiny-cogvideox"}
 
 
 def test_bad_input_exits_with_2_and_one_clear_line(model: Path, monkeypatch, capsys):

@@ -40,7 +40,7 @@ def test_the_file_refers_to_nothing_outside_itself(html: str, tmp_path: Path) ->
         assert (attributes.get("src") or "data:").startswith("data:")
         assert (attributes.get("href") or "#").startswith("#")
     assert not page.all("link") and "url(" not in html and "@import" not in html
-    assert "default-src 'none'; img-src data:; media-src data:;" in html
+    assert "default-src 'none'; img-src data:; style-src" in html
     anchors = [a["href"] for a in page.all("a")]
     assert anchors == ["#best", "#results", "#plots", "#schedules", "#errors", "#changes", "#samples"]
     assert {f"#{a['id']}" for a in page.all("h2")} == {*anchors, "#zoom-title"}

@@ -21,6 +21,8 @@ from ertacache.comparison.entrant import Entrant, entrants_at
 from ertacache.comparison.job import Job
 from ertacache.comparison.run import run_comparison
 from ertacache.errors import InvalidArgument
+from ertacache.report.comparison import write_comparison_report
+from ertacache.report.embedded import open_clip
 from ertacache.zoo import catalogue
 from pipelines import CALL, PROMPTS, VIDEO_CALL, cogvideox, flux
 
@@ -157,13 +159,14 @@ def test_videos_are_compared_and_kept_as_clips(tmp_path):
     run_comparison(cogvideox(), entrants, job, tmp_path, show_progress=False)
     header, *rows = lines(tmp_path)
     assert header["video"] and "flicker" in header["metrics"]
-    assert [row["entrant"] for row in rows] == ["no-cache", "uniform@0.5", "first-block-cache@0.5"]
-    assert all((tmp_path / row["sample"]).stat().st_size > 0 and row["sample"].endswith(".mp4") for row in rows)
-    kept = {
-        entrant["id"]: entrant["refusal"]
-        for entrant in json.loads((tmp_path / "entrants.json").read_text())["entrants"]
-    }
-    assert kept["ertacache@0.5"] == "the time grid of CogVideoXDDIMScheduler cannot be changed"
+    assert [row["entrant"] for row in rows] == ["no-cache", "uniform@0.5", "ertacache@0.5", "first-block-cache@0.5"]
+    assert all((tmp_path / row["sample"]).stat().st_size > 0 and row["sample"].endswith(".webp") for row in rows)
+    for row in rows:
+        assert row["decomposition"] is None  # Eq. 11 is Euler's
+        assert sum(row["frame_psnr"]) / len(row["frame_psnr"]) == pytest.approx(row["psnr"], abs=1e-3)
+        assert len(open_clip(tmp_path / row["sample"], "sample", 9)) == len(row["frame_psnr"]) == 9
+    page = write_comparison_report(tmp_path).read_text()
+    assert page.count('class="loop pixels"') == 4 and 'aria-label="PSNR of each frame; highest: ' in page
 
 
 def test_the_page_runs(tmp_path, monkeypatch, capsys):

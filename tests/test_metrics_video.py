@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from ertacache.errors import InvalidArgument
-from ertacache.metrics import per_frame, psnr, temporal_flicker
+from ertacache.metrics import PairedMetrics, frame_psnr, per_frame, psnr, ssim, temporal_flicker
 
 
 def videos() -> tuple[Tensor, Tensor]:
@@ -33,6 +33,23 @@ def test_per_frame_gives_the_metric_one_frame_of_each_video() -> None:
 
     assert per_frame(metric, video, reference).tolist() == [2.0, 4.0]
     assert torch.equal(torch.stack(seen, 1), video)
+
+
+def test_a_clip_counts_once_with_the_mean_of_its_frames() -> None:
+    _, reference = videos()
+    reference = reference.clamp(0.2, 0.8)
+    noise = torch.rand(reference.shape, generator=torch.Generator().manual_seed(2)) / 8
+    metrics = PairedMetrics()
+    metrics.update(reference + noise, reference)
+    frames = frame_psnr(reference + noise, reference)
+    assert frames.shape == (2, 3)
+    assert frames[1, 2] == psnr((reference + noise)[1:, 2], reference[1:, 2])[0]
+    assert metrics.compute()["psnr"]["values"] == frames.mean(1).tolist()
+    each = [ssim((reference + noise)[:, f], reference[:, f]) for f in range(3)]
+    assert metrics.compute()["ssim"]["values"] == torch.stack(each, 1).mean(1).tolist()
+    with pytest.raises(InvalidArgument, match="pass two videos of equal shape"):
+        metrics.update(reference[:, :2], reference)
+    assert len(metrics.state()["psnr"]) == 2
 
 
 def test_a_constant_deviation_does_not_flicker() -> None:

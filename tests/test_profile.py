@@ -61,7 +61,7 @@ def test_profiles_differ_when_one_number_differs() -> None:
     assert profile != "a profile"
 
 
-def test_bytes_are_those_of_version_1() -> None:
+def test_bytes_are_those_of_version_2() -> None:
     assert hashlib.sha256(make().to_bytes()).hexdigest() == GOLDEN
 
 
@@ -87,6 +87,13 @@ def test_bytes_do_not_depend_on_key_order_or_on_memory_layout() -> None:
     assert make(provenance=Provenance(**turned), sigmas=strided).to_bytes() == profile.to_bytes()
 
 
+def test_a_grid_may_rise() -> None:
+    """As Mochi's, whose noise is at sigma 0."""
+    grid = make().base_sigmas.flip(0)
+    loaded = Profile.from_bytes(make(base_sigmas=grid, sigmas=grid).to_bytes())
+    assert torch.equal(loaded.sigmas, grid) and torch.equal(loaded.base_sigmas, grid)
+
+
 def test_an_unadjusted_grid_may_be_the_base_grid_itself() -> None:
     grid = make().base_sigmas
     loaded = Profile.from_bytes(make(base_sigmas=grid, sigmas=grid).to_bytes())
@@ -98,7 +105,7 @@ def test_metadata_is_one_key_of_sorted_json() -> None:
     text = header["__metadata__"]["ertacache"]
     assert list(header["__metadata__"]) == ["ertacache"]
     assert text == json.dumps(document, sort_keys=True)
-    assert (document["version"], document["schedule"], document["activation"]) == (1, "#.#.#", None)
+    assert (document["version"], document["schedule"], document["activation"]) == (2, "#.#.#", None)
 
 
 # -- writing ---------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_facts(seed=float("nan")),
         r"__metadata__.ertacache: .*NaN is not a JSON number",
     ),
-    "wrong version": (lambda: with_document(version=2), r"version: is 2 where this release reads 1"),
+    "wrong version": (lambda: with_document(version=1), r"version: is 1 where this release reads 2"),
     "version not whole": (lambda: with_document(version=True), r"version: is True where"),
     "version missing": (lambda: without("version"), r"version: is None where"),
     "document key missing": (lambda: without("site"), r"document: 'site' is missing"),
@@ -210,6 +210,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_tensors(base_sigmas=BASE[[0, 2, 1, 3, 4, 5]]),
         r"base_sigmas goes from 0.75 to 0.875 at step 1; it must fall",
     ),
+    "grid not rising": (
+        lambda: with_tensors(base_sigmas=GRID.flip(0)[[0, 2, 1, 3, 4, 5]]),
+        r"base_sigmas goes from 0.5625 to 0.3125 at step 1; it must rise at every step",
+    ),
     "grids end apart": (
         lambda: with_tensors(sigmas=GRID - (GRID == 0) / 8),
         r"sigmas\[-1\] is -0.125 where base",
@@ -221,6 +225,26 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "history too short": (
         lambda: with_tensors(predictor__a=reaching_too_far()),
         r"step 1 of '#.#.#' needs the last 2 computed",
+    ),
+    "boundaries not rising": (
+        lambda: with_facts(boundaries=[2, 2], later_weights=[None, None]),
+        r"provenance.boundaries is \[2, 2\]; it must rise within steps 1 to 4",
+    ),
+    "boundary out of the run": (
+        lambda: with_facts(boundaries=[5], later_weights=[None]),
+        r"provenance.boundaries is \[5\]; it must rise within steps 1 to 4",
+    ),
+    "boundary predicted": (
+        lambda: with_facts(boundaries=[3], later_weights=[2.5]),
+        r"step 3 of '#.#.#' is predicted, and another denoiser takes over there",
+    ),
+    "later weights missing": (
+        lambda: with_facts(boundaries=[2]),
+        r"provenance.later_weights has 0 entries and provenance.boundaries 1",
+    ),
+    "history across a boundary": (
+        lambda: with_facts(boundaries=[2], later_weights=[None]),
+        r"step 3 of '#.#.#' needs the last 2 computed steps and its denoiser has made 1",
     ),
     "coefficients at a computed step": (
         lambda: with_tensors(predictor__a=AT_COMPUTED),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 
 from ertacache.baselines.baseline import Bench
 from ertacache.baselines.ertacache import Ertacache, Fitted, FittedPolicy, HiddenErtacache, OfflinePolicy
@@ -50,11 +51,18 @@ def test_with_two_calls_per_step_both_follow_the_schedule(method: ProfileMethod,
     assert executed.block_calls == [12 * step for step in computed]
 
 
-def test_wan_runs_at_the_hidden_site_and_on_its_own_grid_only():
+def test_wan_runs_at_the_hidden_site():
     bench = Bench(wan(), VIDEO_CALL, Prompts(tuple(PROMPTS[:3]), 0))
     executed = check_contract(wan, UniformHidden().planned(bench, 0.5), VIDEO_CALL)
     assert executed.block_calls == [6 * step for step in Schedule.uniform(10, 5).computed]
-    assert Ertacache().refusal(bench.pipe, VIDEO_CALL) == "the time grid of UniPCMultistepScheduler cannot be changed"
+
+
+def test_a_grid_that_cannot_be_changed_is_said():
+    pipe = wan()
+    assert Ertacache().refusal(pipe, VIDEO_CALL) is None
+    pipe.scheduler = EulerDiscreteScheduler()
+    assert Ertacache().refusal(pipe, VIDEO_CALL) == "the time grid of EulerDiscreteScheduler cannot be changed"
+    assert Fitted().refusal(pipe, VIDEO_CALL) is None
 
 
 def test_extrapolation_is_a_line_through_two_outputs(one_call: Bench):

@@ -9,7 +9,8 @@ from by_hand import ByHand
 from dummy_pipeline import PROMPTS, decode, mixture_pipeline
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.hooks import Controller, Run
-from ertacache.recording import Final, Prompts, ReferenceLog, check_call, run_pipeline, split_prompts
+from ertacache.recording import Final, Prompts, check_call, run_pipeline, split_prompts
+from ertacache.reference_log import ReferenceLog
 
 T, W = 10, 7.0
 CALL: dict[str, Any] = {"num_inference_steps": T, "guidance_scale": W}
@@ -121,7 +122,7 @@ def test_the_uncached_run_leaves_its_facts(named: bool, contexts: tuple[str, ...
     torch.testing.assert_close(log.latents, latents.float(), rtol=1e-6, atol=1e-6)
     assert torch.equal(log.sigmas, by_hand().sigmas)
     assert log.contexts == contexts and log.dtype == "torch.float64" and log.hidden == []
-    assert log.weight == pytest.approx(W, rel=1e-5) and log.embedded is None
+    assert log.weights == pytest.approx((W,), rel=1e-5) and log.embedded is None
 
 
 def test_a_run_that_starts_late_is_refused():

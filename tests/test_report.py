@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from ertacache.errors import InvalidArgument
 from ertacache.report.ablation import write_report
+from ertacache.sample_files import save_clip_sample
 from report_page import Page
 
 HOSTILE = "</script><script>alert(1)</script> \"'><img src=x onerror=alert(2)> \u2028 & end"
@@ -213,6 +215,39 @@ def test_large_samples_are_reduced_and_one_group_needs_no_navigation(tmp_path: P
     assert source and "class" not in page.all("img")[0]
     with Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as image:
         assert image.size == (512, 320)
+
+
+def test_clips_have_frames_flicker_and_their_curves(tmp_path: Path) -> None:
+    rows = default_rows()[:4]
+    for row in rows:
+        row |= {"frame_psnr": [row["psnr"]["mean"] + f for f in (1, 0, -1)], "flicker": stat(0.125)}
+    for row, name in ((rows[0], "none"), (rows[2], "uniform")):
+        row["samples"] = [f"s/{name}-0.webp"]
+    results = write(tmp_path, rows)
+    for name, grey in (("none", 0.2), ("uniform", 0.4)):
+        frames = torch.full((3, 3, 48, 32), grey) + torch.arange(3).view(3, 1, 1, 1) / 5
+        save_clip_sample(frames, tmp_path / "s" / f"{name}-0.webp")
+    html = write_report(results, tmp_path / "r.html").read_text(encoding="utf-8")
+    images = {a["alt"]: a for a in Page(html).all("img")}
+    strips = ["no cache, frames", "residual, uniform, frames", "difference from no cache, amplified ×4"]
+    assert list(images) == [strips[0][:8], strips[0], strips[1][:17], *strips[1:]]
+    greys = []
+    for name in strips:
+        assert images[name]["class"] == "frames pixels"
+        with Image.open(io.BytesIO(base64.b64decode((images[name]["src"] or "").split(",")[1]))) as image:
+            assert image.size == (3 * 32 + 2 * 2, 48)
+            greys.append([image.convert("RGB").getpixel((34 * n, 9))[0] for n in range(3)])
+    assert greys == [[51, 102, 153], [102, 153, 204], [204, 204, 204]]  # 4 · 51
+    with Image.open(io.BytesIO(base64.b64decode((images["no cache"]["src"] or "").split(",")[1]))) as image:
+        assert (image.n_frames, image.size, image.info["loop"]) == (3, (32, 48), 0)
+    assert "<title>residual, uniform: 23.0 to 25.0 dB</title>" in html
+    assert '<td class="n" data-value="0.125">0.12500</td>' in html
+    assert "Every figure compares a clip with the uncached clip" in html and "calls for each clip" in html
+
+
+def test_pictures_have_nothing_of_clips(html: str) -> None:
+    assert "Flicker" not in html and "Quality of each frame" not in html and 'class="clips"' not in html
+    assert "sheet clips-apart" not in html and 'class="loop' not in html
 
 
 def test_a_missing_or_broken_sample_is_named(tmp_path: Path) -> None:

@@ -1,17 +1,18 @@
 """The time grid: what the scheduler runs on is what the profile says."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
 
 import ertacache.runtime as ertacache
 from cached import SITES, T, base_sigmas, explicit_loop, latents, profile
 from ertacache.core.timesteps import adjust
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.profile import Profile, Site
-from ertacache.solvers import check_free_grid, check_scheduler, read_grid, write_grid
+from ertacache.solvers import check_scheduler, read_grid, write_grid
 from pipelines import CALL, PROMPTS, generate
 
 
@@ -103,18 +104,23 @@ def test_a_grid_of_another_length_is_refused() -> None:
         write_grid(scheduler, torch.zeros(6))
 
 
-def test_schedulers_that_would_not_follow_are_refused() -> None:
-    with pytest.raises(UnsupportedPipeline, match=r"UniPCMultistepScheduler cannot be changed.*timesteps='none'"):
-        check_free_grid(UniPCMultistepScheduler())
+def test_a_scheduler_without_a_grid_is_refused() -> None:
     with pytest.raises(UnsupportedPipeline, match=r"NoStep keeps no sigmas"):
         read_grid(NoStep())
 
 
-def test_a_scheduler_that_knows_alphas_only_is_read_as_its_noise_level() -> None:
+def test_a_scheduler_that_knows_alphas_only_is_read_as_an_angle() -> None:
     scheduler = DDIMScheduler(set_alpha_to_one=True)
     scheduler.set_timesteps(4)
-    expected = [(1 - scheduler.alphas_cumprod[t]).sqrt() for t in scheduler.timesteps]
+    expected = [torch.atan2((1 - a).sqrt(), a.sqrt()) for a in scheduler.alphas_cumprod[scheduler.timesteps]]
     torch.testing.assert_close(read_grid(scheduler), torch.stack([*expected, torch.tensor(0.0)]))
+
+
+def test_the_grid_of_angles_ends_where_the_stride_leads() -> None:
+    """1000 // 7 = 142 where the last timestep is 142 as well: the last step ends at entry 0, not at the end."""
+    scheduler = DDIMScheduler(set_alpha_to_one=True, timestep_spacing="trailing")
+    scheduler.set_timesteps(7)
+    assert read_grid(scheduler)[-1].item() == pytest.approx(math.acos(math.sqrt(scheduler.alphas_cumprod[0])), rel=1e-4)
 
 
 class NoStep:

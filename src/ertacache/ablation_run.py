@@ -7,6 +7,7 @@ from typing import Any
 
 from ertacache.ablation import REUSE, Ablation
 from ertacache.calibrator import Calibrator
+from ertacache.core.offload import Offload
 from ertacache.errors import InvalidArgument
 from ertacache.evaluate import Evaluation, Trial, header, write_rows
 from ertacache.progress import run_progress
@@ -42,11 +43,13 @@ class AblationRun:
         full: bool = True,
         samples: int = 6,
         show_progress: bool = True,
+        offload_history: Offload = None,
     ) -> list[dict[str, Any]]:
         """Calibrate and measure one pipeline at several budgets; returns the new rows.
 
         Args:
             samples: how many prompts keep their pictures.
+            offload_history: where the histories of profiles wait; see `runtime.apply`.
             full: every reuse site and basis; otherwise residual reuse at the output and the fitted basis.
 
         Raises:
@@ -59,7 +62,7 @@ class AblationRun:
         held = Prompts(tuple(self.prompts), self.seed)
         with run_progress(show_progress, f"ablation {group}", expected=len(budgets) * (90 if full else 45)) as progress:
             calibrator = Calibrator(pipe, calibration_prompts, holdout=1 / 3, seed=0, call=call, progress=progress)
-            evaluation = Evaluation(pipe, held, call, group, self.out, samples=samples)
+            evaluation = Evaluation(pipe, held, call, group, self.out, samples=samples, offload_history=offload_history)
             head = header(self.model or group, held, call, calibrator.T)
             for budget in budgets:
                 if not 2 <= budget <= calibrator.T:

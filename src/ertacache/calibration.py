@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from ertacache.affine_step import is_affine
 from ertacache.calibrator import Calibrator
 from ertacache.choices import Aim, Basis, Timesteps, check_aim, check_budget, check_choices, check_pipe
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, InvalidArgument
+from ertacache.inputs import Inputs
 from ertacache.method import Method, assemble, fit_plans, policy_plan
 from ertacache.profile import Activation, Profile, Site
 from ertacache.progress import run_progress
-from ertacache.solvers import is_euler
 
 #: Strengths of the timestep adjustment that `timesteps="auto"` measures; 0 is none, 1 the paper.
 STRENGTHS = (0.0, 0.1, 0.3, 1.0)
@@ -54,6 +55,7 @@ def calibrate(
     pipe: Any,
     prompts: Sequence[str],
     *,
+    inputs: Sequence[Inputs] | None = None,
     threshold: float | None = None,
     compute_steps: int | None = None,
     schedule: Schedule | str | None = None,
@@ -75,11 +77,16 @@ def calibrate(
     """Calibrate a profile on the user's pipeline, run as it is.
 
     Args:
-        pipe: a diffusers pipeline with one denoiser.
+        pipe: a diffusers pipeline. Where a second denoiser takes over (Wan2.2), that step is always computed.
         prompts: two or more; the last `holdout` share is never fitted and gives the figures in the profile.
+        inputs: what each prompt brings along beside its text, one dictionary per prompt, as
+            `[{"image": first}, {"image": second}]`. Several prompts in one call pass the pipeline a list for each
+            argument; where it takes such a list for one prompt's (FLUX.2's references), use batch_size=1. The
+            profile keeps the names of the arguments only.
         threshold: λ of Algorithm 2; a step is predicted while its mean relative ℓ1 error is below.
         compute_steps: K, the number of steps to compute. Without `schedule` the λ whose K is nearest is taken (K(λ)
-            skips values: the profile says which K it has); with `schedule="uniform"` exactly K.
+            skips values: the profile says which K it has); with `schedule="uniform"` exactly K, and one more where a
+            second denoiser takes over at another step.
         schedule: "uniform", a Schedule, or its text form such as "#.#.##".
         basis: `reuse` repeats the newest output, `residual` the newest residual v − x (Eq. 5-6), `fitted` corrects
             residual reuse by a least-squares combination of the history (formula P).
@@ -87,8 +94,9 @@ def calibrate(
         history: depth of the fitted predictor, or "auto": own history and both branches at several depths, chosen on
             the held-out prompts.
         aim: what `fitted` is fitted to: the true output of each "step", or whatever brings the latent back to the
-            uncached "trajectory" (Euler's solver at site guided on its own grid only); "auto" measures both where it
-            can and all prompts go through one call: in several, the trajectory takes a pass per predicted step.
+            uncached "trajectory" (at site guided, on the own grid of a solver that draws no noise); "auto" measures
+            both where it can and all prompts go through one call: in several, the trajectory takes a pass per
+            predicted step.
         timesteps: strength γ of the timestep adjustment: "none" (0), "paper" (1), a number between, or "auto", which
             measures several on the held-out prompts.
         rectifier: granularity of the error rectifier (Eq. 15-21).
@@ -123,8 +131,8 @@ def calibrate(
     )
     with run_progress(show_progress, expected=expected) as progress:
         calibrator = Calibrator(
-            pipe, prompts, holdout=holdout, seed=seed, batch_size=batch_size, checkpoint=checkpoint, call=call,
-            progress=progress,
+            pipe, prompts, holdout=holdout, seed=seed, batch_size=batch_size, checkpoint=checkpoint, inputs=inputs,
+            call=call, progress=progress,
         )  # fmt: skip
         if calibrator.T < _FEW_STEPS:
             warnings.warn(f"{calibrator.T} steps leave caching little to save; use it on longer runs", stacklevel=2)
@@ -157,10 +165,15 @@ def choose_schedule(
 ) -> Method:
     """The method with its schedule filled in: given, uniform, by threshold or nearest to a number of steps."""
     plan = policy_plan(method, calibrator.family.channel_axis)
-    if isinstance(schedule, Schedule):
-        return replace(method, schedule=schedule)
+    boundaries = calibrator.reference.boundaries
     if schedule is not None and schedule != "uniform":
-        return replace(method, schedule=Schedule.from_mask(schedule))
+        given = schedule if isinstance(schedule, Schedule) else Schedule.from_mask(schedule)
+        if needed := [step for step in boundaries if step < given.T and not given.computed[step]]:
+            raise InvalidArgument(
+                f"schedule '{given}' predicts steps {needed}, where another denoiser takes over, which has no history "
+                "yet; compute them"
+            )
+        return replace(method, schedule=given)
     if threshold is not None:
         chosen = calibrator.policy(replace(plan, threshold=threshold))
         return replace(method, schedule=chosen, threshold=threshold)
@@ -169,7 +182,7 @@ def choose_schedule(
     if not 2 <= compute_steps <= calibrator.T:
         raise InvalidArgument(f"compute_steps is {compute_steps}; choose 2 to {calibrator.T} of {calibrator.T} steps")
     if schedule == "uniform":
-        return replace(method, schedule=Schedule.uniform(calibrator.T, compute_steps))
+        return replace(method, schedule=Schedule.uniform(calibrator.T, compute_steps).with_steps(boundaries))
     found, chosen = calibrator.nearest_policy(plan, compute_steps)
     return replace(method, schedule=chosen, threshold=found)
 
@@ -195,12 +208,12 @@ def fit_options(
         return [method]
     options = [method]
     if history == "auto":
-        two = len(calibrator.reference.contexts) > 1 and method.site == "guided"
+        two = len(calibrator.reference.branches) > 1 and method.site == "guided"
         options = [replace(method, levels=n, branches=both) for n, both in HISTORIES if two or not both]
     if aim == "auto":
         plain = method.site == "guided" and method.strength == 0 and method.rectifier is None
         # Over several batches it takes one pass for every predicted step: only for those who ask for it.
-        both = plain and calibrator.lockstep and is_euler(calibrator.pipe.scheduler)
+        both = plain and calibrator.lockstep and is_affine(calibrator.pipe.scheduler)
         aims: tuple[Literal["step", "trajectory"], ...] = ("step", "trajectory") if both else ("step",)
         return [replace(option, aim=one) for option in options for one in aims]
     return [replace(option, aim=aim) for option in options]

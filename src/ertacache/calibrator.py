@@ -18,21 +18,21 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
 from ertacache.fingerprint import config_hash
 from ertacache.hooks import Controller
-from ertacache.matching import model_fingerprint
-from ertacache.metrics import psnr, ssim
-from ertacache.models import denoiser_of, family_of, unwrapped
+from ertacache.inputs import Inputs, digest
+from ertacache.matching import model_of
+from ertacache.metrics import PairedMetrics
+from ertacache.models import boundary_of, denoisers_of, family_for, family_of, unwrapped
 from ertacache.plan import Plan, Solved, from_state, schedule_of, to_state
 from ertacache.profile import Profile
 from ertacache.recording import (
     Final,
     Prompts,
-    Reference,
-    ReferenceLog,
     TrajectoryLog,
     check_call,
     run_pipeline,
     split_prompts,
 )
+from ertacache.reference_log import Reference, ReferenceLog
 from ertacache.runtime import Player, RunStats
 
 #: Called after every pipeline run with its name.
@@ -45,6 +45,8 @@ _SMALLEST_BRACKET = 0.05
 _CONVERGED = 1e-8
 #: Entries of each weight that name a model.
 _SAMPLED = 64
+#: What an uncached run notes besides tensors.
+_FACTS = ("contexts", "branches", "boundaries", "weights", "embedded", "dtype")
 
 
 class Calibrator:
@@ -59,6 +61,7 @@ class Calibrator:
             predicted step is exact, two where a fitted predictor also has a rectifier or an adjusted grid (which
             follow it by one pass); a few come close.
         checkpoint: file to keep finished runs in.
+        inputs: for each prompt what it brings along beside its text, by argument of the pipeline; None for nothing.
         call: arguments of the pipeline call.
         progress: called after every pipeline run.
     """
@@ -73,17 +76,20 @@ class Calibrator:
         batch_size: int | None = None,
         passes: int = 4,
         checkpoint: str | os.PathLike[str] | None = None,
+        inputs: Sequence[Inputs] | None = None,
         call: dict[str, Any],
         progress: Progress = lambda name: None,
     ) -> None:
-        self.family = family_of(denoiser_of(pipe))
-        check_call(pipe, call)
+        denoiser = denoisers_of(pipe)[0]
+        self.family = family_of(denoiser)
+        check_call(pipe, call, inputs or ())
         self.pipe, self.call, self.seed, self.progress = pipe, call, seed, progress
-        self.prompts, self.heldout = split_prompts(prompts, holdout, seed)
+        self.prompts, self.heldout = split_prompts(prompts, holdout, seed, inputs)
         self.batch_size, self.passes = batch_size, passes
-        self.store = RunStore(checkpoint, self._identity())
+        self.store = RunStore(checkpoint, self._identity() if checkpoint is not None else "")
         self._batches, self._heldout = self.prompts.batches(batch_size), self.heldout.batches(batch_size)
         self.reference = self._reference()
+        self.family = family_for(denoiser, self.reference.latents.ndim)
 
     @property
     def lockstep(self) -> bool:
@@ -96,14 +102,14 @@ class Calibrator:
         return len(self.reference.sigmas) - 1
 
     def _identity(self) -> str:
-        denoiser = unwrapped(denoiser_of(self.pipe))
         return config_hash(
             {
                 "version": importlib.metadata.version("ertacache"),
-                "model": [type(denoiser).__name__, model_fingerprint(denoiser), _weights_hash(self.pipe)],
+                "model": [*model_of(self.pipe), _weights_hash(self.pipe), boundary_of(self.pipe)],
                 "scheduler": [type(self.pipe.scheduler).__name__, config_hash(self.pipe.scheduler.config)],
                 "prompts": [self.prompts.texts, self.heldout.texts, self.seed, self.batch_size, self.passes],
                 "call": self.call,
+                "inputs": digest((*self.prompts.inputs, *self.heldout.inputs)),
             }
         )
 
@@ -123,30 +129,27 @@ class Calibrator:
             return {
                 "guided": torch.stack(log.guided),
                 "hidden": torch.stack(log.hidden) if log.hidden else torch.zeros(0, 0),
-                "facts": (log.contexts, log.weight, log.embedded, log.dtype),
+                "facts": {name: getattr(log, name) for name in _FACTS},
                 "sigmas": log.sigmas,
                 "latents": log.latents,
             }
 
         parts = [self.store.get(f"reference {n}", lambda b=b: record(b)) for n, b in enumerate(self._batches)]
-        contexts, weight, embedded, dtype = parts[0]["facts"]
         return Reference(
             sigmas=parts[0]["sigmas"],
-            contexts=tuple(contexts),
             guided_l1=torch.cat([part["guided"] for part in parts], 1),
             hidden_l1=torch.cat([part["hidden"] for part in parts], 1),
             latents=torch.cat([part["latents"] for part in parts]),
-            weight=weight,
-            embedded=embedded,
-            dtype=dtype,
+            **parts[0]["facts"],
         )
 
     def measure(self, profile: Profile) -> dict[str, list[float]]:
         """How far a profile's results on the held-out prompts are from the uncached ones, one value per prompt.
 
         Returns:
-            `psnr` in dB and `ssim` (per frame for a video), `error`: log10 of the relative squared deviation of the
-            final latent; infinite, with no psnr and ssim, for prompts that come in one batch with a diverged one.
+            `psnr` in dB and `ssim` (of a clip, the mean over its frames), `error`: log10 of the relative squared
+            deviation of the final latent; infinite, with no psnr and ssim, for prompts that come in one batch with a
+            diverged one.
         """
         name = hashlib.sha256(profile.to_bytes()).hexdigest()
         measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": []}
@@ -162,8 +165,9 @@ class Calibrator:
         error = log10_error(result["latents"], reference["latents"])
         if not error.isfinite().all():
             return {"psnr": [], "ssim": [], "error": error.tolist()}
-        images = [x["images"].reshape(-1, *x["images"].shape[-3:]) for x in (result, reference)]
-        return {"psnr": psnr(*images).tolist(), "ssim": ssim(*images).tolist(), "error": error.tolist()}
+        metrics = PairedMetrics()
+        metrics.update(result["images"], reference["images"])
+        return {**metrics.state(), "error": error.tolist()}
 
     def _play(self, profile: Profile | None, batch: Prompts) -> dict[str, Tensor]:
         final = Final(Player(profile, RunStats()) if profile is not None else Controller())
@@ -178,7 +182,7 @@ class Calibrator:
 
     def _solve(self, name: str, plan: Plan, grid: Tensor | None) -> Solved:
         if self.lockstep:
-            loop = ClosedLoop(plan, self.reference.contexts, grid=grid)
+            loop = ClosedLoop(plan, self.reference.contexts, self.reference.branches, grid=grid)
             self._run_batch(loop, 0)
             return loop.finish(self.reference.sigmas)
         before = Solved()
@@ -199,7 +203,7 @@ class Calibrator:
 
     def _pass(self, name: str, plan: Plan, before: Solved, grid: Tensor | None) -> Solved:
         """One pass over all batches. Its sums are kept after each, so that it continues where it stopped."""
-        loop = ClosedLoop(plan, self.reference.contexts, before=before, grid=grid)
+        loop = ClosedLoop(plan, self.reference.contexts, self.reference.branches, before=before, grid=grid)
 
         def run(n: int) -> dict[str, Any]:
             self._run_batch(loop, n)

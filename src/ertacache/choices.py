@@ -3,13 +3,14 @@
 import math
 from typing import Any, Literal, get_args
 
+from ertacache.affine_step import is_affine
 from ertacache.block_stack import BlockStack
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
-from ertacache.models import denoiser_of, family_of, unwrapped
+from ertacache.models import denoisers_of, family_of, unwrapped
 from ertacache.profile import Activation, Site
-from ertacache.solvers import check_free_grid, is_euler
+from ertacache.solvers import check_free_grid
 
 Basis = Literal["reuse", "residual", "fitted"]
 Timesteps = Literal["none", "paper", "auto"]
@@ -69,11 +70,16 @@ def check_choices(
 
 def check_pipe(pipe: Any, site: Site | None, timesteps: Timesteps | float) -> None:
     """What would otherwise show only after the first runs."""
-    denoiser = denoiser_of(pipe)
-    if site == "hidden":
+    denoisers = denoisers_of(pipe)
+    for denoiser in denoisers if site == "hidden" else ():
         BlockStack(unwrapped(denoiser), family_of(denoiser))
     if timesteps not in ("none", 0):
         check_free_grid(pipe.scheduler)
+        if len(denoisers) > 1:
+            raise UnsupportedPipeline(
+                f"{type(pipe).__name__} has {len(denoisers)} denoisers, and its time grid decides which of them runs; "
+                "calibrate with timesteps='none'"
+            )
 
 
 def check_aim(pipe: Any, basis: str, site: str | None, aim: str, timesteps: Timesteps | float, rectifier: str) -> None:
@@ -86,10 +92,10 @@ def check_aim(pipe: Any, basis: str, site: str | None, aim: str, timesteps: Time
         raise InvalidArgument("aim='trajectory' needs the solver's own grid; use timesteps='none', or aim='step'")
     if rectifier != "none":
         raise InvalidArgument("aim='trajectory' and a rectifier correct the same error twice; use rectifier='none'")
-    if not is_euler(pipe.scheduler):
+    if not is_affine(pipe.scheduler):
         raise UnsupportedPipeline(
-            f"aim='trajectory' inverts a step of Euler's solver, and this pipeline has "
-            f"{type(pipe.scheduler).__name__}; use aim='step'"
+            f"aim='trajectory' inverts a step of the solver, which cannot be done for {type(pipe.scheduler).__name__} "
+            "with this configuration (it draws noise, clips, or is not known); use aim='step'"
         )
 
 

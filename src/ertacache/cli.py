@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ertacache import commands
 from ertacache.comparison import command as compare_command
+from ertacache.demo import run_demo
 from ertacache.errors import ErtacacheError
 from ertacache.reproduce.cli import reproduce
 from ertacache.vbench.cli import vbench
@@ -21,7 +22,7 @@ app.add_typer(zoo, name="zoo")
 app.add_typer(vbench, name="vbench")
 app.command()(reproduce)
 
-Model = Annotated[str, typer.Argument(help="Bundled model (tiny-flux, tiny-flux-base), diffusers folder or Hub id.")]
+Model = Annotated[str, typer.Argument(help="Bundled model (`zoo list` names them), diffusers folder or Hub id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Device = Annotated[str, typer.Option(help="Where to run, as torch names it.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
@@ -34,6 +35,10 @@ Width = Annotated[int | None, typer.Option(help="Pixels.")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line.")]
 CalibrationFile = Annotated[Path | None, typer.Option(help="Text file; none of them may be in --prompts.")]
 Frames = Annotated[int | None, typer.Option("--num-frames", help="Frames of a video.")]
+Offload = Annotated[
+    str | None,
+    typer.Option("--offload-history", help="cpu: histories of profiles wait in the host's memory. Same results."),
+]
 Seed = Annotated[int, typer.Option(help="Prompt n starts from the noise of seed + n.")]
 
 
@@ -69,11 +74,11 @@ def show(result: dict[str, Any], as_json: bool, text: str) -> None:
 @app.command()
 def demo(
     model: Annotated[str, typer.Argument(help="Bundled model.")] = "tiny-flux",
-    out: Annotated[Path, typer.Option(help="Folder for profile, pictures and report.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for profile, pictures or clips, and report.")] = Path("out/demo"),
     as_json: Json = False,
 ) -> None:
     """Calibrate, generate and compare on a bundled model: the whole job in a few minutes."""
-    result = commands.demo(model, out)
+    result = run_demo(model, out)
     show(result, as_json, result["text"])
 
 
@@ -102,12 +107,13 @@ def calibrate(
     negative_prompt: Negative = None,
     height: Height = None,
     width: Width = None,
+    num_frames: Frames = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
     """Watch a pipeline on a few prompts and write a profile."""
-    call = call_options(steps, guidance_scale, true_cfg_scale, negative_prompt, height, width)
+    call = call_options(steps, guidance_scale, true_cfg_scale, negative_prompt, height, width, num_frames)
     choices = {
         "compute_steps": compute_steps, "threshold": threshold, "schedule": schedule, "basis": basis, "site": site,
         "history": commands.number_or_word(history, int), "aim": aim,
@@ -123,7 +129,12 @@ def generate(
     model: Model,
     prompt: Annotated[str, typer.Option(help="What to draw.")],
     profile: Annotated[str | None, typer.Option(help="Profile file or Hub id; without one nothing is cached.")] = None,
-    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("image.png"),
+    offload_history: Offload = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Picture (.png, .jpg, .webp: image.png) or clip (.mp4, .gif, .webp: clip.mp4).")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second of a clip; the model's own by default.")] = None,
+    retarget: Annotated[bool, typer.Option(help="Fit the profile to another number of steps than its own.")] = False,
     seed: Seed = 0,
     steps: Steps = None,
     guidance_scale: Guidance = None,
@@ -131,13 +142,14 @@ def generate(
     negative_prompt: Negative = None,
     height: Height = None,
     width: Width = None,
+    num_frames: Frames = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
-    """Draw one picture, with a profile or without."""
-    call = call_options(steps, guidance_scale, true_cfg_scale, negative_prompt, height, width)
-    result = commands.generate(model, prompt, profile, out, seed, call, device, dtype)
+    """Draw one picture or clip, with a profile or without."""
+    call = call_options(steps, guidance_scale, true_cfg_scale, negative_prompt, height, width, num_frames)
+    result = commands.generate(model, prompt, profile, out, seed, call, device, dtype, fps, retarget, offload_history)
     show(result, as_json, result["text"])
 
 
@@ -149,6 +161,7 @@ def ablation(
     prompts: PromptFile = None,
     calibration_prompts: CalibrationFile = None,
     full: Annotated[bool, typer.Option(help="Every reuse site and basis, or residual reuse and fitted only.")] = True,
+    offload_history: Offload = None,
     seed: Seed = 10_000,
     steps: Steps = None,
     guidance_scale: Guidance = None,
@@ -156,13 +169,16 @@ def ablation(
     negative_prompt: Negative = None,
     height: Height = None,
     width: Width = None,
+    num_frames: Frames = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
     """Measure no cache, fewer steps, uniform and the ERTACache ablation on held-out prompts at equal computed steps."""
-    call = call_options(steps, guidance_scale, true_cfg_scale, negative_prompt, height, width)
-    result = commands.ablation(model, out, budgets, prompts, calibration_prompts, full, seed, call, device, dtype)
+    call = call_options(steps, guidance_scale, true_cfg_scale, negative_prompt, height, width, num_frames)
+    result = commands.ablation(
+        model, out, budgets, prompts, calibration_prompts, full, seed, call, device, dtype, offload_history
+    )
     show(result, as_json, result["text"])
 
 
@@ -181,6 +197,7 @@ def compare(
     metrics: Annotated[str | None, typer.Option(help="Names separated by commas; all that can be computed.")] = None,
     samples: Annotated[int, typer.Option(help="Prompts whose pictures are kept.")] = 6,
     batch_size: Annotated[int | None, typer.Option(help="Prompts per call while profiles are calibrated.")] = None,
+    offload_history: Offload = None,
     list_methods: Annotated[bool, typer.Option("--list", help="Print every method with its source, and stop.")] = False,
     seed: Seed = 10_000,
     steps: Steps = None,
@@ -201,8 +218,9 @@ def compare(
         call = call_options(steps, guidance_scale, true_cfg_scale, negative_prompt, height, width, num_frames)
         job = {"seeds": seeds, "seed": seed, "samples": samples, "batch_size": batch_size}
         result = compare_command.compare(
-            model, methods, match_cost, prompts, calibration_prompts, out, metrics, job, call, device, dtype
-        )
+            model, methods, match_cost, prompts, calibration_prompts, out, metrics, job, call, device, dtype,
+            offload_history,
+        )  # fmt: skip
     show(result, as_json, result["text"])
 
 

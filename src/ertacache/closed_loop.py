@@ -10,12 +10,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ertacache.affine_step import aimed_output
+from ertacache.branches import split
 from ertacache.core.fit import prompt_weights
 from ertacache.core.history import History
 from ertacache.core.policy import RelativeL1, decide
 from ertacache.core.precision import widen
 from ertacache.core.rectify import Affine
 from ertacache.core.timesteps import adjust, phi, soften, stretch
+from ertacache.denoiser_call import Shapes, leading
 from ertacache.errors import CalibrationError
 from ertacache.hooks import Controller, Run
 from ertacache.plan import Plan, Solved, feature_names, largest_change
@@ -29,6 +32,7 @@ class ClosedLoop(Controller):
     Args:
         plan: what to do.
         contexts: names of the denoiser calls of one step.
+        branches: names of the outputs for guidance that they make; see `branches`.
         before: what the last pass solved; None in lockstep, where each step is solved at once.
         grid: time grid [T+1] to run on instead of the solver's own.
 
@@ -39,10 +43,17 @@ class ClosedLoop(Controller):
     """
 
     def __init__(
-        self, plan: Plan, contexts: tuple[str, ...], *, before: Solved | None = None, grid: Tensor | None = None
+        self,
+        plan: Plan,
+        contexts: tuple[str, ...],
+        branches: tuple[str, ...] = (),
+        *,
+        before: Solved | None = None,
+        grid: Tensor | None = None,
     ) -> None:
         self.plan = plan
         self.contexts = contexts
+        self.branches = branches
         self.before = before
         self.solved = Solved(grid=grid)
         self.reference_l1 = torch.zeros(0, 0)
@@ -52,29 +63,42 @@ class ClosedLoop(Controller):
     def begin(self, run: Run) -> None:
         self._history = History(max(1, self.plan.levels))
         self._previous: dict[str, Tensor] = {}
+        self._shapes = Shapes()
+        self._serving = -1
         grid = self.before.grid if self.before is not None and self.before.grid is not None else self.solved.grid
         if grid is not None:
             write_grid(run.scheduler, grid.float())
+        elif self.plan.strength:
+            write_grid(run.scheduler, run.sigmas)  # the same, ready to be changed in the middle of the run
 
     def call(self, run: Run, context: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        if run.denoiser != self._serving:
+            self._history.clear()  # what one denoiser made says nothing of the next one
+            self._serving = run.denoiser
         truth = compute()
+        self._shapes.check(run.step, f"the latent of call {context!r}", x)
+        self._shapes.check(run.step, f"the output of call {context!r}", truth)
+        if context not in self.contexts:
+            return truth  # a call that the first step does not make is computed wherever it comes
         if self.plan.level == "output":
-            return self._observe(run, context, truth, x)
+            return self._observe(run, context, truth, leading(x, truth) if self.plan.residual else x)
         if self.plan.level == "hidden":
             return self._observe_hidden(run, context, truth, compute)
         if self.plan.branches and self._keeps(run.step):
-            self._history.push(context, truth)
+            for branch, part in split(context, truth, self.branches):
+                self._history.push(branch, part)
         return truth
 
     def _keeps(self, i: int) -> bool:
         return self.plan.schedule is not None and self.plan.schedule.computed[i]
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
+        self._shapes.check(run.step, "what the solver receives", output)
         return self._observe(run, "guided", output, x) if self.plan.level == "guided" else output
 
     def _observe(self, run: Run, target: str, truth: Tensor, x: Tensor) -> Tensor:
         """What the plan uses in place of `truth` at this step; sums are taken on the way."""
-        if self._is_computed(run, lambda: self._reused(target, x), truth):
+        if self._is_computed(run, target, lambda: self._reused(target, x), truth):
             self._history.push(target, truth, x)
             self._previous[target] = truth
             return truth
@@ -96,7 +120,7 @@ class ClosedLoop(Controller):
                 "site 'hidden' needs the blocks of the denoiser, which did not run in this call; use site 'output'"
             )
         residual = stack.residual
-        if self._is_computed(run, lambda: self._history.outputs(context)[0], residual):
+        if self._is_computed(run, context, lambda: self._history.outputs(context)[0], residual):
             self._history.push(context, residual)
             self._previous[context] = truth
             return truth
@@ -105,29 +129,34 @@ class ClosedLoop(Controller):
         self._previous[context] = truth
         return self._rectified(run.step, context, predicted, truth).to(truth.dtype)
 
-    def _is_computed(self, run: Run, reused: Callable[[], Tensor], true: Tensor) -> bool:
-        """Algorithm 2 where no schedule is given: ‖reused − true‖₁ is the error of what the step would use."""
-        i = run.step
+    def _is_computed(self, run: Run, target: str, reused: Callable[[], Tensor], true: Tensor) -> bool:
+        """Algorithm 2 where no schedule is given: ‖reused − true‖₁ is the error of what the step would use.
+
+        Without history (at the first step of a denoiser, at a call that the last steps did not make) there is nothing
+        to use.
+        """
+        i, fresh = run.step, self._history.depth(target) == 0
         if self.plan.schedule is not None:
-            return self.plan.schedule.computed[i]
+            return fresh or self.plan.schedule.computed[i]
         decided = self.solved.computed if self.before is None else self.before.computed
         if i in decided:
-            return decided[i]  # also a later call of the step, which follows the first
+            return fresh or decided[i]  # also a later call of the step, which follows the first
         first = self.plan.level == "guided" or len(run.contexts) == 1
-        if i > 0 and first:
+        if first and not fresh:
             sums = self.sums.policy.setdefault(i, RelativeL1())
             sums.update(reused(), true, self.reference_l1[i])
         if self.before is not None:
             return True  # undecided in this pass; `finish` decides
-        self.solved.computed[i] = not (i > 0 and decide(i, run.T, self.sums.policy[i].value, self.plan.threshold))
+        self.solved.computed[i] = fresh or not decide(i, run.T, self.sums.policy[i].value, self.plan.threshold)
         return self.solved.computed[i]
 
     def _goal(self, run: Run, truth: Tensor, x: Tensor) -> Tensor:
-        """What a fit aims at: v_i, or the v with which Euler's x + Δσ v lands on the uncached run's next latent."""
+        """What a fit aims at: v_i, or the v with which the solver lands on the uncached run's next latent."""
         if self.plan.aim == "step":
             return truth
-        length = float(run.sigmas[run.step + 1] - run.sigmas[run.step])
-        return (self.trajectory[run.step + 1].to(x.device) - widen(x)) / length
+        x_next = self.trajectory[run.step + 1].to(x.device)
+        aimed = aimed_output(run.scheduler, run.step, run.sigmas, x, x_next)
+        return truth if aimed is None else aimed
 
     def _fitted(self, i: int, target: str, base: Tensor, goal: Tensor) -> Tensor:
         if self.plan.levels == 0:
@@ -144,7 +173,7 @@ class ClosedLoop(Controller):
         return base + sum((float(w) * f for w, f in zip(weights, features, strict=True)), torch.zeros_like(base))
 
     def _features(self, target: str) -> list[Tensor]:
-        names = feature_names(self.plan, target, self.contexts, self._history.depth(target))
+        names = feature_names(self.plan, target, self.branches, self._history.depth(target))
         return [self._history.outputs(source)[level] for source, level in names]
 
     def _rectified(self, i: int, target: str, predicted: Tensor, truth: Tensor) -> Tensor:
@@ -205,7 +234,8 @@ class ClosedLoop(Controller):
         """Decisions that this pass could take: up to and including the next step that is predicted."""
         decided = {0: True, **(self.before.computed if self.before else {})}
         for i in range(max(decided) + 1, T):
-            decided[i] = not decide(i, T, self.sums.policy[i].value, self.plan.threshold)
+            # Without sums there was nothing to use: another denoiser takes over.
+            decided[i] = i not in self.sums.policy or not decide(i, T, self.sums.policy[i].value, self.plan.threshold)
             if not decided[i]:
                 break
         return decided

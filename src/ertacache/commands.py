@@ -9,9 +9,6 @@ from ertacache.errors import InvalidArgument
 from ertacache.loading import call_arguments, load_pipeline, read_prompts
 from ertacache.zoo import catalogue
 
-#: The demo: budget, prompts to calibrate on, prompts to measure.
-DEMO_BUDGET, DEMO_CALIBRATION, DEMO_PROMPTS = 15, 24, 16
-
 
 def number_or_word(text: str, number: Callable[[str], Any]) -> Any:
     """'3' as a number, 'auto' as itself."""
@@ -40,28 +37,48 @@ def calibrate(
 
 
 def generate(
-    model: str, prompt: str, profile: str | None, out: Path, seed: int, call: dict[str, Any], device: str, dtype: str
+    model: str,
+    prompt: str,
+    profile: str | None,
+    out: Path | None,
+    seed: int,
+    call: dict[str, Any],
+    device: str,
+    dtype: str,
+    fps: float | None = None,
+    retarget: bool = False,
+    offload_history: str | None = None,
 ) -> dict[str, Any]:
-    """Draw one picture; returns the time of the denoising loop and what was computed."""
-    from ertacache.evaluate import Timed, write_image
+    """Draw one picture or clip; returns the time of the denoising loop and what was computed."""
+    from ertacache.core.offload import check_offload
+    from ertacache.evaluate import Timed
     from ertacache.hooks import Controller
     from ertacache.matching import check_pipeline
     from ertacache.profile import Profile
     from ertacache.recording import Prompts, check_call, run_pipeline
     from ertacache.runtime import Player, RunStats
+    from ertacache.sample_files import FPS, check_kind, makes_clips, trained_fps, write_sample
 
+    offload = check_offload(offload_history)
+    if offload is not None and profile is None:
+        raise InvalidArgument("--offload-history is for the histories of a profile; give one with --profile")
     pipe = load_pipeline(model, device, dtype)
     arguments = call_arguments(model, call)
     check_call(pipe, arguments)
+    if fps is None:
+        fps = FPS if model in catalogue.NAMES else trained_fps(pipe)
+    clip = makes_clips(pipe, arguments)
+    out = out or Path("clip.mp4" if clip else "image.png")
+    check_kind(out, clip=clip, fps=fps)
     stats, loaded = RunStats(), Profile.load(profile) if profile is not None else None
     if loaded is not None:
         check_pipeline(loaded, pipe)
-    timed = Timed(Player(loaded, stats) if loaded is not None else Controller())
+    timed = Timed(Player(loaded, stats, offload, retarget=retarget) if loaded is not None else Controller())
     start = time.perf_counter()
     hidden = loaded is not None and loaded.site == "hidden"
     images = run_pipeline(pipe, Prompts((prompt,), seed), timed, arguments, hidden=hidden)
     seconds = time.perf_counter() - start
-    write_image(images[0], out)
+    write_sample(images[0], out, fps=fps)
     counted = f"; computed {dict(stats.computed)}, predicted {dict(stats.predicted)}" if loaded is not None else ""
     return {
         "image": str(out),
@@ -70,6 +87,7 @@ def generate(
         "computed": dict(stats.computed),
         "predicted": dict(stats.predicted),
         "extra_bytes": stats.extra_bytes,
+        "host_bytes": stats.host_bytes,
         "text": f"{out}: denoising {timed.seconds:.2f} s, whole call {seconds:.2f} s{counted}",
     }
 
@@ -85,10 +103,13 @@ def ablation(
     call: dict[str, Any],
     device: str,
     dtype: str,
+    offload_history: str | None = None,
 ) -> dict[str, Any]:
     """Measure all rows and write results.jsonl and report.html."""
     from ertacache.ablation_run import AblationRun
+    from ertacache.core.offload import check_offload
 
+    offload = check_offload(offload_history)
     try:
         numbers = [int(part) for part in budgets.split(",")]
     except ValueError as error:
@@ -100,7 +121,8 @@ def ablation(
     pipe = load_pipeline(model, device, dtype)
     arguments = call_arguments(model, call)
     run = AblationRun(out, held, seed, model)
-    rows = run.add(pipe, texts, numbers, arguments, group=group_name(model, arguments), full=full)
+    group = group_name(model, arguments)
+    rows = run.add(pipe, texts, numbers, arguments, group=group, full=full, offload_history=offload)
     report = run.report()
     text = f"{table(rows)}\n{out / 'results.jsonl'}\n{report}"
     kept = (
@@ -131,43 +153,6 @@ def inspect(source: str, picture: Path | None) -> dict[str, Any]:
         draw_profile(profile, picture)
         text += f"\ndrawn to {picture}"
     return {**facts, "text": text}
-
-
-def demo(model: str, out: Path) -> dict[str, Any]:
-    """Calibrate, generate and compare on a bundled model."""
-    if model not in catalogue.NAMES:
-        raise InvalidArgument(f"no bundled model {model!r}; there are {', '.join(catalogue.NAMES)}")
-    start = time.perf_counter()
-    from ertacache.ablation_run import AblationRun
-    from ertacache.calibration import calibrate as run_calibration
-
-    pipe, call = load_pipeline(model), call_arguments(model, {})
-    texts = catalogue.calibration_prompts(DEMO_CALIBRATION)
-    options: dict[str, Any] = {
-        "schedule": "uniform",
-        "basis": "fitted",
-        "history": "auto",
-        "compute_steps": DEMO_BUDGET,
-    }
-    path = run_calibration(pipe, texts, **options, **call).save(_folder(out) / "profile.safetensors")
-    inspected = inspect(str(path), None)["text"]
-    held = catalogue.heldout_prompts(DEMO_PROMPTS)
-    drawn = [
-        generate(model, held[0], profile, out / f"{name}.png", 0, {}, "cpu", "float32")
-        for name, profile in (("uncached", None), ("ertacache", str(path)))
-    ]
-    run = AblationRun(out, held, model=model)
-    rows = run.add(pipe, texts, [DEMO_BUDGET], call, group=group_name(model, call), full=False)
-    report = run.report()
-    seconds = time.perf_counter() - start
-    lines = [
-        inspected,
-        *(part["text"] for part in drawn),
-        table(rows),
-        f"report: {report}",
-        f"demo took {seconds:.0f} s",
-    ]
-    return {"profile": str(path), "report": str(report), "seconds": seconds, "text": "\n\n".join(lines)}
 
 
 def summary(profile: Any) -> dict[str, Any]:
@@ -227,20 +212,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def group_name(model: str, call: dict[str, Any]) -> str:
     """Model and guidance, as the report groups rows."""
-    name = Path(model).name
-    if call.get("true_cfg_scale"):
-        return f"{name}, true_cfg_scale {call['true_cfg_scale']:g}"
-    return f"{name}, guidance_scale {call['guidance_scale']:g}" if call.get("guidance_scale") else name
+    # Where both are given, the guidance scale is an input of the denoiser; a second one is a second denoiser's.
+    first = "true_cfg_scale" if call.get("true_cfg_scale") else "guidance_scale"
+    weights = [f"{name} {call[name]:g}" for name in (first, "guidance_scale_2") if call.get(name)]
+    return ", ".join([Path(model).name, *weights])
 
 
-def prompts_of(model: str, path: Path | None, bundled: Callable[[], list[str]], option: str) -> list[str]:
+def prompts_of(model: str, path: Path | None, bundled: Callable[..., list[str]], option: str) -> list[str]:
     if path is not None:
         return read_prompts(path)
     if model in catalogue.NAMES:
-        return bundled()
+        return bundled(name=model)
     raise InvalidArgument(f"{model!r} has no bundled prompts; give a file with {option}")
-
-
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path

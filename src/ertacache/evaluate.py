@@ -14,15 +14,21 @@ from torch import Tensor, nn
 
 from ertacache.calibrator import deviation
 from ertacache.core.analysis import decompose
+from ertacache.core.offload import Offload
 from ertacache.core.schedule import Schedule
-from ertacache.errors import CalibrationError, InvalidArgument
+from ertacache.errors import CalibrationError
 from ertacache.hooks import Controller, Run
-from ertacache.metrics import PairedMetrics
-from ertacache.models import denoiser_of, family_of, unwrapped
+from ertacache.metrics import PairedMetrics, frame_psnr, temporal_flicker
+from ertacache.metrics.summary import PerSample
+from ertacache.models import denoisers_of, family_of, unwrapped
 from ertacache.profile import Profile
 from ertacache.recording import Final, Prompts, run_pipeline
 from ertacache.runtime import Player, RunStats
+from ertacache.sample_files import save_samples
 from ertacache.watch import now
+
+#: log10 of a deviation that is zero, and of a run that ended in NaN or infinity.
+_EQUAL, _DIVERGED = -99.0, 99.0
 
 
 @dataclass(frozen=True)
@@ -46,26 +52,34 @@ class Trial:
 
 @dataclass
 class Timed(Final):
-    """Also takes the time from `set_timesteps` to the end of the last step."""
+    """Also takes the time from `set_timesteps` to the end of the last step, and keeps every latent: T + 1 of them."""
 
     seconds: float = 0.0
+    trajectory: list[Tensor] = field(default_factory=list[Tensor])
 
     def begin(self, run: Run) -> None:
         super().begin(run)
+        self.trajectory.clear()
         self._start = now()
+
+    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
+        self.trajectory.append(x.float().cpu())
+        return super().solve(run, output, x)
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
         super().end_step(run, x_next)
         if run.steps_done == run.T - 1:
             self.seconds = now() - self._start
+            self.trajectory.append(self.latents)
 
 
 @dataclass
 class Measured:
-    """What one plan gave on all prompts."""
+    """What one plan gave on all prompts; `trajectory` [T + 1, N, *] and `outputs` [T, N, *] are the solver's."""
 
     images: Tensor
     latents: Tensor
+    trajectory: Tensor
     outputs: Tensor
     sigmas: Tensor
     calls: dict[str, int]
@@ -79,13 +93,14 @@ class Evaluation:
     """One group of trials: a pipeline, its call and the prompts; the uncached run is made once.
 
     Args:
-        pipe: any pipeline with one denoiser.
+        pipe: any pipeline that a profile can be applied to.
         prompts: never used in a calibration.
         call: arguments of the pipeline call.
         group: name of this group in the report.
         out: folder for `results.jsonl` and the samples.
         batch_size: prompts per pipeline call.
         samples: how many prompts keep their pictures.
+        offload_history: where the histories of profiles wait; see `runtime.apply`.
     """
 
     pipe: Any
@@ -95,6 +110,7 @@ class Evaluation:
     out: Path
     batch_size: int | None = None
     samples: int = 6
+    offload_history: Offload = None
     _reference: Measured | None = field(default=None, init=False)
 
     def row(self, trial: Trial) -> dict[str, Any]:
@@ -112,7 +128,8 @@ class Evaluation:
             "group": self.group,
             "calls": measured.calls,
             **metrics.compute(),
-            "latent_error": max(deviation(measured.latents, self._reference.latents), -99.0),
+            **_of_clips(measured.images, self._reference.images),
+            "latent_error": min(max(deviation(measured.latents, self._reference.latents), _EQUAL), _DIVERGED),
             "denoise_seconds": measured.denoise_seconds,
             "image_seconds": measured.image_seconds,
             "extra_bytes": measured.extra_bytes,
@@ -148,11 +165,12 @@ class Evaluation:
         parts: list[Measured] = []
         for batch in self.prompts.batches(self.batch_size):
             stats = RunStats()
-            inner = Player(trial.profile, stats) if trial.profile is not None else Controller()
+            inner = Player(trial.profile, stats, self.offload_history) if trial.profile is not None else Controller()
             timed = Timed(inner, keep_outputs=True)
             with count_calls(self.pipe) as counter:
                 start = now()
-                images = run_pipeline(self.pipe, batch, timed, call, hidden=hidden)
+                # A plan that diverged is compared as the black picture that a person would see.
+                images = run_pipeline(self.pipe, batch, timed, call, hidden=hidden).nan_to_num(0.0)
                 total = now() - start
             if trial.profile is not None and counter.calls != stats.computed.total():
                 raise CalibrationError(
@@ -160,14 +178,13 @@ class Evaluation:
                     "the plan does not do what it says"
                 )
             calls = dict(stats.computed) if trial.profile is not None else {"all": counter.calls}
-            outputs = torch.stack(timed.outputs)
-            parts.append(
-                Measured(images, timed.latents, outputs, timed.sigmas, calls, timed.seconds, total, stats.extra_bytes)
-            )
+            kept = (timed.latents, torch.stack(timed.trajectory), torch.stack(timed.outputs), timed.sigmas)
+            parts.append(Measured(images, *kept, calls, timed.seconds, total, stats.extra_bytes))
         count = len(self.prompts.texts)
         return Measured(
             images=torch.cat([part.images for part in parts]),
             latents=torch.cat([part.latents for part in parts]),
+            trajectory=torch.cat([part.trajectory for part in parts], 1),
             outputs=torch.cat([part.outputs for part in parts], 1),
             sigmas=parts[0].sigmas,
             calls=parts[0].calls,
@@ -177,13 +194,32 @@ class Evaluation:
         )
 
     def _decomposition(self, trial: Trial, measured: Measured) -> dict[str, list[float]] | None:
-        """Eq. 7-11, which compare outputs at equal sigmas: not for an adjusted grid or fewer steps."""
+        """Eq. 7-11, which compare outputs at equal sigmas: not for an adjusted grid or fewer steps.
+
+        The deviation of the latent is measured, since only Euler's solver adds it up as Eq. 11 does.
+        """
         reference = self._reference
         if reference is None or trial.profile is None or not torch.equal(measured.sigmas, reference.sigmas):
             return None
+        if not measured.latents.isfinite().all():
+            return None
         parts = decompose(measured.sigmas, measured.outputs, reference.outputs, trial.profile.schedule)
-        tables = {"feature_shift": parts.feature_shift, "amplified": parts.amplified, "deviation": parts.deviation}
+        apart = (measured.trajectory - reference.trajectory).double().flatten(1).square().mean(1).sqrt()
+        tables = {"feature_shift": parts.feature_shift, "amplified": parts.amplified, "deviation": apart}
         return {name: [round(float(value), 6) for value in table] for name, table in tables.items()}
+
+
+def _of_clips(images: Tensor, references: Tensor) -> dict[str, Any]:
+    """What only clips [N, F, 3, H, W] have: the flicker of each, and the PSNR of each frame, a mean over the clips."""
+    if images.ndim != 5:
+        return {}
+    means = frame_psnr(images, references).mean(0)
+    facts: dict[str, Any] = {"frame_psnr": [round(float(value), 4) for value in means]}
+    if images.shape[1] > 1:
+        flicker = PerSample(("flicker",))
+        flicker.merge({"flicker": temporal_flicker(images, references).tolist()})
+        facts |= flicker.compute()
+    return facts
 
 
 @dataclass
@@ -195,20 +231,23 @@ class CallCounter:
 
 @contextmanager
 def count_calls(pipe: Any) -> Generator[CallCounter]:
-    """Count from inside the denoiser, in a part of its first block, below everything that a cache could answer."""
-    denoiser = unwrapped(denoiser_of(pipe))
-    lists = family_of(denoiser).block_lists
-    part: nn.Module = next(getattr(denoiser, lists[0])[0].children()) if lists else next(denoiser.children())
+    """Count from inside each denoiser, in a part of its first block, below everything that a cache could answer."""
     counter = CallCounter()
 
     def add(module: nn.Module, args: Any) -> None:
         counter.calls += 1
 
-    handle = part.register_forward_pre_hook(add)
+    handles = [_inside(unwrapped(denoiser)).register_forward_pre_hook(add) for denoiser in denoisers_of(pipe)]
     try:
         yield counter
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _inside(denoiser: nn.Module) -> nn.Module:
+    lists = family_of(denoiser).block_lists
+    return next((getattr(denoiser, lists[0])[0] if lists else denoiser).children())
 
 
 def header(model: str, prompts: Prompts, call: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -234,30 +273,6 @@ def write_rows(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-
-
-def save_samples(images: Tensor, out: Path, slug: str) -> list[str]:
-    """PNG files of images [N, 3, H, W] in [0, 1] under `out`/samples; returns their paths relative to `out`."""
-    names = [f"samples/{slug}-{n}.png" for n in range(len(images))]
-    for name, image in zip(names, images, strict=True):
-        write_image(image, out / name)
-    return names
-
-
-def write_image(image: Tensor, path: Path, *, lossless: bool = False) -> None:
-    """One image [3, H, W] in [0, 1] as a file of the kind that its name says; a WebP without loss, if asked for.
-
-    Raises:
-        InvalidArgument: an unknown kind of file.
-    """
-    from PIL import Image
-
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        Image.fromarray(pixels).save(path, optimize=True, lossless=lossless)
-    except ValueError as error:
-        raise InvalidArgument(f"cannot write a picture to {path} ({error}); name a .png file") from error
 
 
 def _device_name() -> str:

@@ -5,9 +5,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+#: Relative distance of g from what u and c can give above which something else made it.
+_UNEXPLAINED = 0.05
+#: A freer model must leave this many times less unexplained to be preferred.
+_BETTER = 3.0
+
 
 class TwoBranchGuidance:
-    """Infers w of g = u + w (c − u) from the calls of one computed step; pipelines keep w in a local variable."""
+    """Infers w of g = a (u + w (c − u)) from the calls of one computed step; pipelines keep w in a local variable.
+
+    `a` is 1 in most pipelines, −1 where the solver wants the other sign (HiDream, Z-Image), and a norm where guidance
+    is rescaled: one for each sample (Stable Diffusion's `guidance_rescale`) or for each row of the last axis (Lumina 2
+    and Qwen-Image).
+    """
 
     def __init__(self, contexts: Sequence[str]) -> None:
         self._wanted = tuple(contexts) if len(contexts) <= 2 else ()
@@ -19,7 +29,7 @@ class TwoBranchGuidance:
             self._seen[context] = output
 
     def weight(self, guided: Tensor) -> float | None:
-        """w, by projection on c − u: ⟨g − u, c − u⟩ / ‖c − u‖². None where there are not two branches.
+        """w, by least squares on u and c − u. None where there are not two branches, or they do not make up g.
 
         Of two calls the first is taken for the conditional one, of one call with twice the batch the second half;
         a pipeline that has them the other way round gives 1 − w instead, which still names one guidance weight.
@@ -31,11 +41,52 @@ class TwoBranchGuidance:
         self._seen.clear()
         if len(seen) == 1 and len(seen[0]) == 2 * len(guided):
             seen = [*seen[0].chunk(2)][::-1]
-        if len(seen) != 2 or seen[0].shape != guided.shape:
+        parts = [part for output in seen if (part := _part(output, guided)) is not None]
+        if len(parts) != 2:
             return None
-        cond, uncond = seen
-        difference = cond - uncond
-        energy = torch.sum(difference * difference)
-        if energy == 0:
-            return None
-        return float(torch.sum((guided.float() - uncond) * difference) / energy)
+        cond, uncond = parts
+        return _explained(guided.float(), uncond, cond - uncond)
+
+
+def _part(output: Tensor, guided: Tensor) -> Tensor | None:
+    """What the solver is given of an output: without axes of length 1, conditions or a learned variance."""
+    if output.numel() == guided.numel():
+        return output.reshape(guided.shape)
+    if output.ndim != guided.ndim or any(n < m for n, m in zip(output.shape, guided.shape, strict=True)):
+        return None
+    return output[tuple(slice(m) for m in guided.shape)]
+
+
+def _explained(guided: Tensor, uncond: Tensor, difference: Tensor) -> float | None:
+    """The weight of the simplest model that explains g as well as any: a = 1, one a a sample, one a row."""
+    fits = [_fit(guided.flatten(), uncond.flatten(), difference.flatten(), scaled=False)]
+    for first in (1, -1):
+        rows = [x.flatten(first) if first == 1 else x for x in (guided, uncond, difference)]
+        if rows[0].shape[-1] > 2:
+            fits.append(_fit(*rows, scaled=True))
+    known = [(error, weight) for error, weight in fits if weight is not None]
+    least = min((error for error, _ in known), default=_UNEXPLAINED)
+    if not least < _UNEXPLAINED:  # also where a run has ended in NaN
+        return None
+    return next(weight for error, weight in known if error <= _BETTER * least)
+
+
+def _fit(guided: Tensor, uncond: Tensor, difference: Tensor, *, scaled: bool) -> tuple[float, float | None]:
+    """Least squares along the last axis; the relative error left, and the middle weight of all rows."""
+
+    def dot(x: Tensor, y: Tensor) -> Tensor:
+        return (x * y).sum(-1)
+
+    uu, ud, dd = dot(uncond, uncond), dot(uncond, difference), dot(difference, difference)
+    gu, gd = dot(guided, uncond), dot(guided, difference)
+    if scaled:
+        determinant = uu * dd - ud * ud
+        a, b = (gu * dd - gd * ud) / determinant, (gd * uu - gu * ud) / determinant
+    else:
+        a, b = torch.ones_like(gu), (gd - ud) / dd
+    weights = (b / a)[(b / a).isfinite()]
+    if not len(weights.reshape(-1)):
+        return 0.0, None
+    left = guided - a.unsqueeze(-1) * uncond - b.unsqueeze(-1) * difference
+    error = left.nan_to_num().norm() / guided.norm()
+    return float(error), float(weights.median())

@@ -4,6 +4,7 @@ Everything is installed on instances and taken off again; nothing here knows a m
 the pipeline calls `scheduler.set_timesteps`; a step ends at `scheduler.step`.
 """
 
+import functools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ertacache import angle_grid
 from ertacache.block_stack import BlockStack
+from ertacache.denoiser_call import OutputForm, form_of, form_without, latent_of, tensor_of
 from ertacache.errors import CacheConflict, UnsupportedPipeline
-from ertacache.models import denoiser_of, family_of, unwrapped
+from ertacache.models import denoiser_of, denoisers_of, family_of, unwrapped
 from ertacache.overrides import Overrides, overrides_of
-from ertacache.solvers import STEP_ARGUMENTS, check_scheduler, read_grid
+from ertacache.solvers import STEP_ARGUMENTS, check_scheduler, read_grid, solver_of, solver_step
 
 
 @dataclass(eq=False)
@@ -26,11 +29,12 @@ class Run:
     Attributes:
         scheduler: the one that runs (a pipeline may have copied its own).
         sigmas: its grid [T+1] on the CPU, before any change.
-        stack: the block stack, where site `hidden` is attached.
+        stack: the block stack of the denoiser that serves, where site `hidden` is attached.
         step: index in the grid of the step under way. The first step of a run is index 0 until
             `scheduler.step` tells where a late start (image to image) began.
         contexts: call names seen in this step, in order.
         guidance: the embedded guidance weight that the denoiser was given, if any.
+        denoiser: which denoiser serves the step, 0 for the first one; known from its first call on.
     """
 
     scheduler: Any
@@ -40,6 +44,7 @@ class Run:
     steps_done: int = 0
     contexts: list[str] = field(default_factory=list[str])
     guidance: float | None = None
+    denoiser: int = 0
 
     @property
     def T(self) -> int:
@@ -52,6 +57,8 @@ class Controller:
 
     #: Names for the calls of a step where the pipeline sets no cache context; call0, call1, ... without.
     call_names: tuple[str, ...] = ()
+    #: Whether it can follow several denoisers that take over from each other.
+    several: bool = True
 
     def install(self, attachment: "Attachment", denoiser: nn.Module) -> None:
         """Replace further methods of the denoiser's parts through `attachment`, which puts them back."""
@@ -78,12 +85,14 @@ class Attachment(Overrides):
         super().__init__()
         self.controller = controller
         self.run: Run | None = None
+        self._finished: Any = None  # the scheduler of the run before, once that is complete
         self._context: str | None = None
-        self._denoiser: nn.Module = denoiser_of(pipe)
+        self._form: OutputForm | None = None
+        self._denoisers = denoisers_of(pipe) if controller.several else (denoiser_of(pipe),)
         check_scheduler(pipe.scheduler)
-        _refuse_conflicts(self._denoiser, pipe.scheduler)
+        _refuse_conflicts(self._denoisers, pipe.scheduler)
         self._scheduler = pipe.scheduler
-        self._stack = BlockStack(unwrapped(self._denoiser), family_of(self._denoiser)) if hidden else None
+        self._stacks = [BlockStack(unwrapped(denoiser), family_of(denoiser)) for denoiser in self._denoisers if hidden]
         try:
             self._install()
         except BaseException:
@@ -96,52 +105,65 @@ class Attachment(Overrides):
         Raises:
             CacheConflict: something else was wrapped around one of them meanwhile; the others are off then.
         """
-        self.run = None
+        self.run = self._finished = None
         self.remove()
 
     def _install(self) -> None:
-        if self._stack is not None:
-            self._stack.install(self)
+        for stack in self._stacks:
+            stack.install(self)
         self.replace(self._scheduler, "set_timesteps", self._set_timesteps)
         self.replace(self._scheduler, "step", self._step)
-        inner = unwrapped(self._denoiser)
-        if hasattr(type(inner), "cache_context"):
-            self.replace(inner, "cache_context", self._cache_context)
-        self.replace_call(self._denoiser, self._forward)
-        self.controller.install(self, inner)
+        if (solver := solver_of(self._scheduler)) is not None and solver.angles:
+            self.replace(self._scheduler, "add_noise", angle_grid.add_noise)
+        for n, denoiser in enumerate(self._denoisers):
+            inner = unwrapped(denoiser)
+            if hasattr(type(inner), "cache_context"):
+                self.replace(inner, "cache_context", self._cache_context)
+            self.replace_call(denoiser, functools.partial(self._forward, n))
+            self.controller.install(self, inner)
 
     def _set_timesteps(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-        self.run = None
+        self.run = self._finished = None
         result = original(*args, **kwargs)
-        run = Run(scheduler, read_grid(scheduler), self._stack)
+        run = Run(scheduler, read_grid(scheduler), self._stacks[0] if self._stacks else None)
         self.controller.begin(run)
         self.run = run
         return result
 
     def _step(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-        run = self._current_run()
-        if scheduler is not run.scheduler:
+        mine = self.run.scheduler if self.run is not None else self._finished
+        if mine is not None and scheduler is not mine:
+            self._check_beside()
             return original(*args, **kwargs)  # a copy that integrates something else beside the run
+        run = self._current_run()
         bound = dict(zip(STEP_ARGUMENTS, args, strict=False))
         bound |= {name: kwargs.pop(name) for name in STEP_ARGUMENTS if name in kwargs}
         if run.steps_done == 0:
             self._check_called(run)
             run.step = _first_index(scheduler, bound["timestep"])
         output = self.controller.solve(run, bound["model_output"], bound["sample"])
-        result = original(output, bound["timestep"], bound["sample"], *args[3:], **kwargs)
+        given = (output, bound["timestep"], bound["sample"])
+        result = solver_step(original, scheduler, run.step, *given, *args[3:], **kwargs)
         self.controller.end_step(run, result[0] if isinstance(result, tuple) else result.prev_sample)
         run.step += 1
         run.steps_done += 1
         run.contexts.clear()
         if run.step == run.T:
-            self.run = None
+            self.run, self._finished = None, scheduler
         return result
+
+    def _check_beside(self) -> None:
+        if self.run is not None and self.run.contexts:
+            raise UnsupportedPipeline(
+                f"several copies of {type(self.run.scheduler).__name__} step on what one denoiser call returned, as "
+                "where each frame has a noise level of its own; only pipelines with one solver per call are served"
+            )
 
     def _check_called(self, run: Run) -> None:
         if not run.contexts:
             raise CacheConflict(
-                f"{type(unwrapped(self._denoiser)).__name__} ran a step without passing by the profile; disable it, "
-                "finish changing the pipeline (compile, replace or copy the denoiser), then apply it again"
+                f"{type(unwrapped(self._denoisers[0])).__name__} ran a step without passing by the profile; disable "
+                "it, finish changing the pipeline (compile, replace or copy the denoiser), then apply it again"
             )
 
     @contextmanager
@@ -155,25 +177,27 @@ class Attachment(Overrides):
         finally:
             self._context = before
 
-    def _forward(self, original: Callable[..., Any], _: Any, *args: Any, **kwargs: Any) -> Any:
+    def _forward(self, n: int, original: Callable[..., Any], denoiser: Any, *args: Any, **kwargs: Any) -> Any:
         run = self._current_run()
-        x = kwargs.get("hidden_states", kwargs.get("sample", args[0] if args else None))
-        if not isinstance(x, Tensor):
-            raise UnsupportedPipeline(
-                f"{type(self._denoiser).__name__} was called without a latent tensor; nothing can be predicted for it"
-            )
+        x = latent_of(args, kwargs, denoiser)
+        run.denoiser, run.stack = n, self._stacks[n] if self._stacks else None
         if run.steps_done == 0 and isinstance(kwargs.get("guidance"), Tensor):
             run.guidance = float(kwargs["guidance"].flatten()[0])
         context = self._name_call(run)
         run.contexts.append(context)
-        computed: list[Any] = []
+        computed: list[tuple[Any, Tensor]] = []
 
         def compute() -> Tensor:
-            computed.append(original(*args, **kwargs))
-            return _tensor_of(computed[-1], self._denoiser)
+            output = original(*args, **kwargs)
+            computed.append((output, tensor_of(output, denoiser)))
+            self._form = form_of(output)
+            return computed[-1][1]
 
         value = self.controller.call(run, context, x, compute)
-        return _like_output(value, kwargs.get("return_dict", True), computed, self._denoiser)
+        if computed and computed[-1][1] is value:
+            return computed[-1][0]
+        form = self._form or form_without(kwargs.get("return_dict", True))
+        return form.wrap(value, denoiser)
 
     def _name_call(self, run: Run) -> str:
         if self._context is not None:
@@ -193,7 +217,7 @@ class Attachment(Overrides):
 
 def attachment_of(pipe: Any) -> Attachment | None:
     """The attachment on a pipeline's scheduler or denoiser, if there is one."""
-    for instance, names in _places(denoiser_of(pipe), pipe.scheduler):
+    for instance, names in _places(denoisers_of(pipe), pipe.scheduler):
         found = overrides_of(instance, *names)
         if isinstance(found, Attachment):
             return found
@@ -210,24 +234,26 @@ def attached(pipe: Any, controller: Controller, hidden: bool = False) -> Generat
         attachment.detach()
 
 
-def _places(denoiser: nn.Module, scheduler: Any) -> tuple[tuple[Any, tuple[str, ...]], ...]:
+def _places(denoisers: tuple[nn.Module, ...], scheduler: Any) -> list[tuple[Any, tuple[str, ...]]]:
     """Where an attachment can be found: by any of these methods of any of these instances."""
     calls = ("cache_context", "_compiled_call_impl", "forward")
-    return (scheduler, ("step", "set_timesteps")), (denoiser, calls), (unwrapped(denoiser), calls)
+    instances = [place for denoiser in denoisers for place in (denoiser, unwrapped(denoiser))]
+    return [(scheduler, ("step", "set_timesteps")), *((instance, calls) for instance in instances)]
 
 
-def _refuse_conflicts(denoiser: nn.Module, scheduler: Any) -> None:
-    for instance, names in _places(denoiser, scheduler):
+def _refuse_conflicts(denoisers: tuple[nn.Module, ...], scheduler: Any) -> None:
+    for instance, names in _places(denoisers, scheduler):
         if isinstance(overrides_of(instance, *names), Attachment):
             raise CacheConflict(
                 f"a profile is already applied to this {type(instance).__name__}; call ertacache.disable on the "
                 "pipeline that has it, or leave its `with` block, first"
             )
-    inner = unwrapped(denoiser)
-    if getattr(inner, "is_cache_enabled", False) or getattr(inner, "_is_cached", False) or _has_cache_hooks(inner):
-        raise CacheConflict(
-            f"another cache is enabled on {type(inner).__name__}; take it off (pipe.transformer.disable_cache()) first"
-        )
+    for inner in map(unwrapped, denoisers):
+        if getattr(inner, "is_cache_enabled", False) or getattr(inner, "_is_cached", False) or _has_cache_hooks(inner):
+            raise CacheConflict(
+                f"another cache is enabled on {type(inner).__name__}; take it off (pipe.transformer.disable_cache()) "
+                "first"
+            )
 
 
 def _has_cache_hooks(denoiser: nn.Module) -> bool:
@@ -246,24 +272,3 @@ def _first_index(scheduler: Any, timestep: Any) -> int:
     if isinstance(begin, int):
         return begin
     return int((scheduler.timesteps == torch.as_tensor(timestep).to(scheduler.timesteps)).nonzero()[0])
-
-
-def _tensor_of(output: Any, denoiser: nn.Module) -> Tensor:
-    first = output[0] if isinstance(output, tuple) else getattr(output, "sample", None)
-    if not isinstance(first, Tensor):
-        raise UnsupportedPipeline(
-            f"{type(unwrapped(denoiser)).__name__} returned {type(output).__name__}, not a tensor in a tuple or in "
-            "`.sample`; this denoiser cannot be predicted"
-        )
-    return first
-
-
-def _like_output(value: Tensor, return_dict: bool, computed: list[Any], denoiser: nn.Module) -> Any:
-    """Wrap a tensor as the denoiser would have; a computed output that was not replaced goes back as it is."""
-    if computed and _tensor_of(computed[-1], denoiser) is value:
-        return computed[-1]
-    if not return_dict:
-        return (value,)
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-    return Transformer2DModelOutput(sample=value)  # pyright: ignore[reportCallIssue]

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from ertacache.errors import ProfileMismatch
 from ertacache.fingerprint import config_hash
 from ertacache.hooks import Run
-from ertacache.models import denoiser_of, unwrapped
+from ertacache.models import denoisers_of, unwrapped
 from ertacache.profile import Profile
 
 #: Largest difference between two grids that still counts as the same one, in units of sigma. Pipelines with
@@ -24,9 +22,9 @@ def check_pipeline(profile: Profile, pipe: Any) -> None:
         ProfileMismatch: at the first that differs.
     """
     facts = profile.provenance
-    denoiser = unwrapped(denoiser_of(pipe))
-    _same("model class", facts.model_class, type(denoiser).__name__, "load the model it was calibrated on")
-    _same("model config", facts.model_config_hash, model_fingerprint(denoiser), "calibrate on this model")
+    model_class, model_config_hash = model_of(pipe)
+    _same("model class", facts.model_class, model_class, "load the model it was calibrated on")
+    _same("model config", facts.model_config_hash, model_config_hash, "calibrate on this model")
     scheduler = pipe.scheduler
     _same("scheduler class", facts.scheduler_class, type(scheduler).__name__, "set pipe.scheduler to that class")
     _same(
@@ -47,7 +45,8 @@ def check_grid(profile: Profile, run: Run) -> None:
         "num_inference_steps",
         profile.schedule.T,
         run.T,
-        f"call the pipeline with num_inference_steps={profile.schedule.T}",
+        f"call the pipeline with num_inference_steps={profile.schedule.T}, or apply the profile with retarget=True, "
+        "which fits it to other step counts at some loss",
     )
     distance = (run.sigmas - profile.base_sigmas).abs()
     i = int(distance.argmax())
@@ -58,26 +57,24 @@ def check_grid(profile: Profile, run: Run) -> None:
         )
 
 
-def check_latent(profile: Profile, run: Run, context: str, output: Tensor) -> None:
-    """Call name, channel count and, for coefficients of full latent shape, the shape; at the first step.
+def check_context(profile: Profile, context: str) -> None:
+    """The name of a call of the first step.
 
     Raises:
-        ProfileMismatch: at the first that differs.
+        ProfileMismatch: calibration had none of that name.
     """
-    facts = profile.provenance
-    if context not in facts.contexts:
+    if context not in profile.provenance.contexts:
         raise ProfileMismatch(
-            f"call names: the profile has {list(facts.contexts)}, this call is {context!r}; call the pipeline with the "
-            "same kind of guidance as in calibration"
+            f"call names: the profile has {list(profile.provenance.contexts)}, this call is {context!r}; call the "
+            "pipeline with the same kind of guidance as in calibration"
         )
-    shape = tuple(output.shape[1:])
-    if profile.site == "guided":
-        return
-    check_shape(profile, shape)
 
 
 def check_shape(profile: Profile, shape: tuple[int, ...]) -> None:
-    """Channel count, and the whole shape where coefficients have it; `shape` is without the batch axis.
+    """Channel count of what the solver receives, and the whole shape where coefficients have it.
+
+    Args:
+        shape: without the batch axis.
 
     Raises:
         ProfileMismatch: at the first that differs.
@@ -98,21 +95,40 @@ def check_shape(profile: Profile, shape: tuple[int, ...]) -> None:
 
 
 def check_call(profile: Profile, run: Run, weight: float | None) -> None:
-    """The set of calls and the guidance, once the first step is complete.
+    """The set of calls, once the first step is complete, and the guidance, at the first step of each denoiser.
+
+    A call that the first step does not make (skip-layer guidance that starts later) is none of the profile's: it is
+    computed wherever it comes, but at site guided, where every call of a predicted step is free.
 
     Raises:
         ProfileMismatch: calls are missing, or a guided or rectified profile meets another guidance weight.
     """
     facts = profile.provenance
-    if sorted(run.contexts) != sorted(facts.contexts):
+    if run.steps_done == 0 and sorted(run.contexts) != sorted(facts.contexts):
         raise ProfileMismatch(
             f"call names: the profile has {list(facts.contexts)}, this step made {run.contexts}; call the pipeline "
             "with the same kind of guidance (true_cfg_scale needs a negative_prompt, even an empty one)"
         )
     if not depends_on_guidance(profile):
         return
-    _same_guidance("guidance weight", facts.guidance_weight, weight)
+    serving = sum(step <= run.step for step in facts.boundaries)
+    _same_guidance("guidance weight", facts.weights[serving], weight)
     _same_guidance("embedded guidance", facts.embedded_guidance, run.guidance)
+
+
+def check_boundary(profile: Profile, run: Run, taken_over: bool) -> None:
+    """Whether another denoiser takes over where the profile says, at the first call of a step.
+
+    Raises:
+        ProfileMismatch: it does so at another step.
+    """
+    boundaries = profile.provenance.boundaries
+    if taken_over != (run.step in boundaries):
+        found = f"takes over at step {run.step}" if taken_over else f"does not at step {run.step}"
+        raise ProfileMismatch(
+            f"denoisers: in the profile another one takes over at steps {list(boundaries)}, and here one {found}; use "
+            "the pipeline's boundary_ratio and step count of the calibration"
+        )
 
 
 def depends_on_guidance(profile: Profile) -> bool:
@@ -132,9 +148,12 @@ def _same_guidance(field: str, expected: float | None, found: float | None) -> N
         )
 
 
-def model_fingerprint(denoiser: Any) -> str:
-    """Hash of a denoiser's configuration."""
-    return config_hash(dict(getattr(denoiser, "config", {})))
+def model_of(pipe: Any) -> tuple[str, str]:
+    """Class name and hash of the configuration of a pipeline's denoiser; of both where it has two."""
+    denoisers = [unwrapped(denoiser) for denoiser in denoisers_of(pipe)]
+    configs = [dict(getattr(denoiser, "config", {})) for denoiser in denoisers]
+    names = ", ".join(type(denoiser).__name__ for denoiser in denoisers)
+    return names, config_hash(configs[0] if len(configs) == 1 else {"denoisers": configs})
 
 
 def _same(field: str, expected: Any, found: Any, remedy: str) -> None:

@@ -13,11 +13,12 @@ from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
 from ertacache.fingerprint import config_hash, prompt_hash
-from ertacache.matching import model_fingerprint
-from ertacache.models import denoiser_of, unwrapped
+from ertacache.inputs import input_names
+from ertacache.matching import model_of
 from ertacache.plan import Plan, Solved, feature_names
 from ertacache.profile import Activation, Profile, Rectifier, Site
 from ertacache.provenance import Provenance
+from ertacache.reference_log import Reference
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ def fit_plans(calibrator: Calibrator, method: Method) -> tuple[Solved, Tensor | 
         raise InvalidArgument(
             f"the schedule has {method.schedule.T} steps and the pipeline call {calibrator.T}; make them agree"
         )
+    if method.branches and not calibrator.reference.branches:
+        raise InvalidArgument(
+            "branches=True predicts from the calls' outputs, which have another shape here than what the solver "
+            "receives; use branches=False"
+        )
     base: dict[str, Any] = {
         "schedule": method.schedule,
         "residual": method.basis != "reuse",
@@ -97,7 +103,7 @@ def assemble(
     if schedule is None:
         raise InvalidArgument("the method has no schedule yet; choose one first")
     reference = calibrator.reference
-    predictor, rectifier = _predictor(method, schedule, reference.contexts, solved), None
+    predictor, rectifier = _predictor(method, schedule, reference, solved), None
     if solved.affine:
         rectifier = _rectifier_tables(solved, schedule, predictor.targets, method.activation)
         if method.site != "hidden" and method.activation == "linear":
@@ -116,12 +122,15 @@ def assemble(
 
 def extrapolated(profile: Profile) -> Profile:
     """The same schedule with a line in σ through the last two outputs of each call, which nothing is fitted for."""
-    line = Predictor.extrapolation(profile.schedule, profile.predictor.targets, profile.base_sigmas)
+    line = Predictor.extrapolation(
+        profile.schedule, profile.predictor.targets, profile.base_sigmas, profile.provenance.boundaries
+    )
     facts = replace(profile.provenance, method={**profile.provenance.method, "basis": "extrapolation"}, heldout={})
     return replace(profile, predictor=line, provenance=facts)
 
 
-def _predictor(method: Method, schedule: Schedule, contexts: tuple[str, ...], solved: Solved) -> Predictor:
+def _predictor(method: Method, schedule: Schedule, reference: Reference, solved: Solved) -> Predictor:
+    contexts, branches = reference.contexts, reference.branches
     if method.site == "hidden":
         # The history holds residuals of the block stack: repeating one is residual reuse there.
         return Predictor.plain_reuse(schedule, contexts)
@@ -130,12 +139,12 @@ def _predictor(method: Method, schedule: Schedule, contexts: tuple[str, ...], so
     plain = make(schedule, targets)
     if not solved.weights:
         return plain
-    sources = (*targets, *contexts) if method.branches else targets
+    sources = (*targets, *branches) if method.branches else targets
     a = torch.zeros(schedule.T, len(targets), len(sources), method.levels)
     a[:, :, : len(targets), :1] = plain.a
     plan = Plan(level="guided", levels=method.levels, branches=method.branches)
     for (i, target), weights in solved.weights.items():
-        names = feature_names(plan, target, contexts, schedule.depth(i))
+        names = feature_names(plan, target, branches, schedule.depth(i, reference.boundaries))
         for (source, level), weight in zip(names, weights, strict=True):
             a[i, targets.index(target), sources.index(source), level] += float(weight)
     return Predictor(targets, sources, a, plain.d, plain.b)
@@ -155,16 +164,19 @@ def _rectifier_tables(
 
 def _provenance(calibrator: Calibrator, method: Method, change: float, heldout: dict[str, Any]) -> Provenance:
     reference = calibrator.reference
-    denoiser, scheduler = unwrapped(denoiser_of(calibrator.pipe)), calibrator.pipe.scheduler
+    scheduler = calibrator.pipe.scheduler
+    model_class, model_config_hash = model_of(calibrator.pipe)
     choices = {**asdict(method), "schedule": str(method.schedule), "last_pass_change": change}
+    if calibrator.prompts.inputs:
+        choices["inputs"] = list(input_names(calibrator.prompts.inputs))
     return Provenance(
-        model_class=type(denoiser).__name__,
-        model_config_hash=model_fingerprint(denoiser),
+        model_class=model_class,
+        model_config_hash=model_config_hash,
         scheduler_class=type(scheduler).__name__,
         scheduler_config_hash=config_hash(scheduler.config),
         num_inference_steps=calibrator.T,
         contexts=reference.contexts,
-        guidance_weight=reference.weight,
+        guidance_weight=reference.weights[0],
         embedded_guidance=reference.embedded,
         call=calibrator.call,
         latent_shape=tuple(reference.latents.shape[1:]),
@@ -177,4 +189,6 @@ def _provenance(calibrator: Calibrator, method: Method, change: float, heldout: 
         method=choices,
         versions={name: importlib.metadata.version(name) for name in ("diffusers", "ertacache", "torch")},
         heldout=heldout,
+        boundaries=reference.boundaries,
+        later_weights=reference.weights[1:],
     )

@@ -51,6 +51,29 @@ FAMILIES = (
 
 #: Any other denoiser: sites `output` and `guided`, channels where torch puts them.
 GENERIC = Family("*", channel_axis=1)
+#: One whose solver integrates tokens [B, N, C], as of Qwen-Image, FLUX.2, Chroma and LTX-Video.
+_GENERIC_TOKENS = Family("*", channel_axis=-1)
+
+
+def denoisers_of(pipe: Any) -> tuple[nn.Module, ...]:
+    """The modules of which a pipeline calls one in every step, in the order in which they take over from each other.
+
+    That is one but for Wan2.2's, whose `transformer_2` takes over below `boundary_ratio`; a pipeline without that
+    ratio calls its `transformer` only.
+
+    Raises:
+        UnsupportedPipeline: there is none, or one of each kind.
+    """
+    found = [name for name in ("transformer", "transformer_2", "unet") if _has(pipe, name)]
+    config: Any = getattr(pipe, "config", {})
+    if "transformer" in found and "boundary_ratio" in config and config["boundary_ratio"] is None:
+        found = [name for name in found if name != "transformer_2"]
+    if not found or ("unet" in found and len(found) > 1):
+        raise UnsupportedPipeline(
+            f"{type(pipe).__name__} has {found or 'no'} denoiser modules; pass a diffusers pipeline with "
+            "exactly one `transformer` or `unet`, or with a `transformer` and a `transformer_2`"
+        )
+    return tuple(getattr(pipe, name) for name in found)
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
@@ -59,13 +82,23 @@ def denoiser_of(pipe: Any) -> nn.Module:
     Raises:
         UnsupportedPipeline: there is none, or there are several.
     """
-    found = [name for name in ("transformer", "unet") if isinstance(getattr(pipe, name, None), nn.Module)]
-    if len(found) != 1 or isinstance(getattr(pipe, "transformer_2", None), nn.Module):
+    first, *others = denoisers_of(pipe)
+    if others:
         raise UnsupportedPipeline(
-            f"{type(pipe).__name__} has {found or 'no'} denoiser modules; pass a diffusers pipeline with "
-            "exactly one `transformer` or `unet`"
+            f"{type(pipe).__name__} has {1 + len(others)} denoisers that take over from each other; this method "
+            "serves one: use a profile (ertacache.calibrate), which serves both"
         )
-    return getattr(pipe, found[0])
+    return first
+
+
+def boundary_of(pipe: Any) -> float | None:
+    """The share of the noise below which a second denoiser takes over, where a pipeline has one."""
+    config: Any = getattr(pipe, "config", {})
+    return config["boundary_ratio"] if "boundary_ratio" in config else None
+
+
+def _has(pipe: Any, name: str) -> bool:
+    return isinstance(getattr(pipe, name, None), nn.Module)
 
 
 def unwrapped(denoiser: nn.Module) -> nn.Module:
@@ -77,6 +110,12 @@ def family_of(denoiser: nn.Module) -> Family:
     """The row of a denoiser, or the generic one."""
     name = type(unwrapped(denoiser)).__name__
     return next((family for family in FAMILIES if family.denoiser == name), GENERIC)
+
+
+def family_for(denoiser: nn.Module, ndim: int) -> Family:
+    """The row of a denoiser whose solver integrates latents of `ndim` axes, batch axis included."""
+    family = family_of(denoiser)
+    return _GENERIC_TOKENS if family is GENERIC and ndim == 3 else family
 
 
 def blocks_of(denoiser: nn.Module) -> list[nn.Module]:

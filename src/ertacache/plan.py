@@ -67,9 +67,9 @@ class Solved:
     change: float = 0.0
 
 
-def feature_names(plan: Plan, target: str, contexts: tuple[str, ...], depth: int) -> list[tuple[str, int]]:
-    """The history that a fit uses at one step: the target's own outputs, or those of all calls."""
-    sources = contexts if plan.branches else (target,)
+def feature_names(plan: Plan, target: str, branches: tuple[str, ...], depth: int) -> list[tuple[str, int]]:
+    """The history that a fit uses at one step: the target's own outputs, or those of all branches."""
+    sources = branches if plan.branches else (target,)
     return [(source, level) for level in range(min(plan.levels, depth)) for source in sources]
 
 

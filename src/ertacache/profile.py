@@ -92,6 +92,7 @@ class Profile:
                     "an adjusted grid must start and end where the base grid does"
                 )
         self.predictor.for_schedule(self.schedule)
+        _check_boundaries(self.provenance.boundaries, self.schedule, self.predictor)
         if self.site == "hidden" and bool(self.predictor.d.any()):
             raise InvalidArgument("predictor.d is not 0 at site 'hidden', which holds residuals; set it to 0")
         if self.rectifier is not None:
@@ -215,11 +216,13 @@ def _check_grid(sigmas: Tensor, key: str, T: int) -> None:
             "take the scheduler's sigmas of that step count, with the final one"
         )
     _finite_float32(sigmas, key)
-    rising = sigmas[1:] >= sigmas[:-1]
-    if rising.any():
-        i = int(rising.nonzero()[0])
+    falls = bool(sigmas[0] >= sigmas[-1])  # most do; Mochi's rises
+    wrong = sigmas.diff() >= 0 if falls else sigmas.diff() <= 0
+    if wrong.any():
+        i = int(wrong.nonzero()[0])
         raise InvalidArgument(
-            f"{key} goes from {float(sigmas[i])} to {float(sigmas[i + 1])} at step {i}; it must fall at every step"
+            f"{key} goes from {float(sigmas[i])} to {float(sigmas[i + 1])} at step {i}; it must "
+            f"{'fall' if falls else 'rise'} at every step"
         )
 
 
@@ -233,6 +236,26 @@ def _check_rectifier(rectifier: Rectifier, schedule: Schedule, targets: int) -> 
         if rectifier.kappa[i].any() or rectifier.beta[i].any():
             raise InvalidArgument(
                 f"the rectifier is not zero at step {i}, which is computed; nothing is corrected there"
+            )
+
+
+def _check_boundaries(boundaries: tuple[int, ...], schedule: Schedule, predictor: Predictor) -> None:
+    """No history leads from one denoiser to the next."""
+    for before, step in zip((0, *boundaries), boundaries, strict=False):
+        if not before < step < schedule.T:
+            raise InvalidArgument(
+                f"provenance.boundaries is {list(boundaries)}; it must rise within steps 1 to {schedule.T - 1}"
+            )
+        if not schedule.computed[step]:
+            raise InvalidArgument(
+                f"step {step} of '{schedule}' is predicted, and another denoiser takes over there, which has no "
+                "history yet; compute it"
+            )
+    for i in schedule.predicted_steps if boundaries else ():
+        if (needed := predictor.needed_levels(i)) > (held := schedule.depth(i, boundaries)):
+            raise InvalidArgument(
+                f"step {i} of '{schedule}' needs the last {needed} computed steps and its denoiser has made {held}; "
+                "use a shorter history there"
             )
 
 

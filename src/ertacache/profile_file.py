@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ertacache.errors import InvalidArgument, ProfileInvalid
 
-VERSION = 1
+VERSION = 2
 FILE_NAME = "profile.safetensors"
 SIZE_CAP = 64 * 2**20
 HEADER_CAP = 2**20

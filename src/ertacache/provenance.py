@@ -30,6 +30,8 @@ class Provenance:
         channel_axis: of the latent with its batch axis; may be negative.
         method: the choices of the calibration.
         heldout: what was measured on prompts that it did not fit.
+        boundaries: the steps at which another denoiser takes over, rising; empty where there is one only.
+        later_weights: the guidance weight of each denoiser but the first, as long as `boundaries`.
 
     Raises:
         InvalidArgument: a value of another type, one that JSON cannot hold, or a number that is not finite
@@ -55,6 +57,8 @@ class Provenance:
     method: dict[str, Any]
     versions: dict[str, str]
     heldout: dict[str, Any]
+    boundaries: tuple[int, ...] = ()
+    later_weights: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -67,6 +71,18 @@ class Provenance:
         for name in ("guidance_weight", "embedded_guidance"):
             if (weight := getattr(self, name)) is not None:
                 object.__setattr__(self, name, float(weight))
+        weights = tuple(weight if weight is None else float(weight) for weight in self.later_weights)
+        object.__setattr__(self, "later_weights", weights)
+        if len(weights) != len(self.boundaries):
+            raise InvalidArgument(
+                f"provenance.later_weights has {len(weights)} entries and provenance.boundaries "
+                f"{len(self.boundaries)}; give one weight, or None, for each denoiser that takes over"
+            )
+
+    @property
+    def weights(self) -> tuple[float | None, ...]:
+        """The guidance weight of each denoiser."""
+        return (self.guidance_weight, *self.later_weights)
 
 
 def _plain(value: object, key: str, depth: int = 0) -> Any:
@@ -116,6 +132,10 @@ _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     tuple[int, ...]: (
         "a list of whole numbers above 0",
         lambda value: is_list(value) and all(type(n) is int and n > 0 for n in value),
+    ),
+    tuple[float | None, ...]: (
+        "a list of numbers or None",
+        lambda value: is_list(value) and all(n is None or type(n) in (int, float) for n in value),
     ),
     dict[str, Any]: ("a dict", is_object),
     dict[str, str]: (

@@ -12,52 +12,71 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ertacache.core.policy import l1_per_prompt
-from ertacache.core.precision import exact
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
-from ertacache.guidance import TwoBranchGuidance
 from ertacache.hooks import Controller, Run, attached
+from ertacache.inputs import Inputs, input_names
 from ertacache.solvers import read_grid
 
 _OURS = (
     "prompt", "generator", "output_type", "return_dict", "latents", "callback_on_step_end", "num_images_per_prompt",
     "num_videos_per_prompt",
 )  # fmt: skip
+#: Pipelines that take one prompt per call, and that in no list.
+_ONE_PROMPT = ("WanVACEPipeline",)
 _TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Prompts with the seed of their initial noise: prompt n uses seed + n, in whatever batch it runs."""
+    """Prompts with the seed of their initial noise: prompt n uses seed + n, in whatever batch it runs.
+
+    Attributes:
+        inputs: what each prompt brings along beside its text, by argument of the pipeline; empty where none does.
+    """
 
     texts: tuple[str, ...]
     seed: int
+    inputs: tuple[Inputs, ...] = field(default=(), compare=False, repr=False)
+
+    def first(self, count: int) -> "Prompts":
+        """The first `count` prompts."""
+        return Prompts(self.texts[:count], self.seed, self.inputs[:count])
 
     def batches(self, size: int | None) -> list["Prompts"]:
         """Consecutive parts of at most `size` prompts."""
         size = size or len(self.texts)
         starts = range(0, len(self.texts), size)
-        return [Prompts(self.texts[start : start + size], self.seed + start) for start in starts]
+        return [
+            Prompts(self.texts[start : start + size], self.seed + start, self.inputs[start : start + size])
+            for start in starts
+        ]
 
 
-def check_call(pipe: Any, call: dict[str, Any]) -> None:
+def check_call(pipe: Any, call: dict[str, Any], inputs: Sequence[Inputs] = ()) -> None:
     """Refuse call arguments that the pipeline lacks, that are decided here or that a profile cannot hold.
+
+    Args:
+        inputs: what each prompt brings along; no profile holds it.
 
     Raises:
         InvalidArgument: naming the argument.
     """
     known = inspect.signature(pipe.__call__).parameters
-    for name, value in call.items():
+    brought = input_names(inputs)
+    for name in (*call, *brought):
         if name in _OURS:
             raise InvalidArgument(f"{name!r} is set by this package for each prompt; leave it out")
         if name not in known:
             raise InvalidArgument(f"{type(pipe).__name__} takes no argument {name!r}; it takes {', '.join(known)}")
+        if name in call and name in brought:
+            raise InvalidArgument(f"{name!r} is given for all prompts and in inputs for each; give it once")
+    for name, value in call.items():
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InvalidArgument(
                 f"{name}={reprlib.repr(value)} cannot be written in a profile ({error}); calibrate with numbers, texts "
-                "and lists of them"
+                f"and lists of them, or give it for each prompt: inputs=[{{{name!r}: ...}}, ...]"
             ) from error
 
 
@@ -89,6 +108,15 @@ def call_pipeline(pipe: Any, prompts: Prompts, call: dict[str, Any], *, decode: 
     for name in filter(_TEXT.fullmatch, call):
         if isinstance(call[name], str):
             arguments[name] = [call[name]] * count
+    for name in input_names(prompts.inputs):
+        values = [given[name] for given in prompts.inputs]
+        # Bare for a batch of one: not every pipeline takes a list of images or clips.
+        arguments[name] = values if count > 1 or _TEXT.fullmatch(name) else values[0]
+    if type(pipe).__name__ in _ONE_PROMPT:
+        if count > 1:
+            raise InvalidArgument(f"{type(pipe).__name__} takes one prompt per call, not {count}; use batch_size=1")
+        texts = [name for name in arguments if _TEXT.fullmatch(name) and isinstance(arguments[name], list)]
+        arguments |= {name: arguments[name][0] for name in (*texts, "generator")}
     with quiet(pipe):
         output = pipe(**arguments, output_type="pt" if decode else "latent")[0]
     if not isinstance(output, Tensor):
@@ -105,75 +133,6 @@ def quiet(pipe: Any) -> Generator[None]:
         yield
     finally:
         pipe.set_progress_bar_config(**before)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the uncached run of the calibration prompts leaves behind; a few numbers per step and prompt.
-
-    Attributes:
-        sigmas: [T+1] the solver's own grid.
-        contexts: names of the calls of one step.
-        guided_l1: [T, N] ‖g_i − x_i‖₁ per prompt.
-        hidden_l1: [T, N] of the first call's hidden residual; empty where site `hidden` is unknown.
-        latents: [N, *] final latents.
-        weight: guidance weight of two branches, or None.
-        embedded: guidance weight that the denoiser is given, or None.
-        dtype: of the denoiser's output.
-    """
-
-    sigmas: Tensor
-    contexts: tuple[str, ...]
-    guided_l1: Tensor
-    hidden_l1: Tensor
-    latents: Tensor
-    weight: float | None
-    embedded: float | None
-    dtype: str
-
-
-@dataclass
-class ReferenceLog(Controller):
-    """Watches an uncached run."""
-
-    guided: list[Tensor] = field(default_factory=list[Tensor])
-    hidden: list[Tensor] = field(default_factory=list[Tensor])
-    contexts: tuple[str, ...] = ()
-    sigmas: Tensor = field(default_factory=lambda: torch.zeros(0))
-    weight: float | None = None
-    embedded: float | None = None
-    dtype: str = ""
-    latents: Tensor = field(default_factory=lambda: torch.zeros(0))
-
-    def begin(self, run: Run) -> None:
-        self.sigmas = run.sigmas
-        self._first: dict[str, Tensor] = {}
-
-    def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
-        output = compute()
-        if run.steps_done == 0:
-            self._first[context] = output
-        if run.stack is not None and run.stack.residual is not None and len(run.contexts) == 1:
-            self.hidden.append(l1_per_prompt(run.stack.residual))
-        return output
-
-    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
-        if run.steps_done == 0:
-            if run.step != 0:
-                raise UnsupportedPipeline(
-                    f"the run starts at step {run.step}; calibrate on a run that starts at step 0"
-                )
-            self.contexts = tuple(run.contexts)
-            guidance = TwoBranchGuidance(self.contexts)
-            for context, first in self._first.items():
-                guidance.observe(context, first)
-            self.weight, self.embedded, self.dtype = guidance.weight(output), run.guidance, str(output.dtype)
-            self._first.clear()
-        self.guided.append(l1_per_prompt(exact(output) - exact(x)))
-        return output
-
-    def end_step(self, run: Run, x_next: Tensor) -> None:
-        self.latents = x_next.float().cpu()
 
 
 @dataclass
@@ -204,6 +163,9 @@ class Final(Controller):
     outputs: list[Tensor] = field(default_factory=list[Tensor])
     sigmas: Tensor = field(default_factory=lambda: torch.zeros(0))
 
+    def __post_init__(self) -> None:
+        self.several = self.inner.several
+
     def begin(self, run: Run) -> None:
         self.outputs.clear()
         self.call_names = self.inner.call_names
@@ -224,11 +186,17 @@ class Final(Controller):
         self.latents = x_next.float().cpu()
 
 
-def split_prompts(prompts: Sequence[str], holdout: float, seed: int) -> tuple[Prompts, Prompts]:
+def split_prompts(
+    prompts: Sequence[str], holdout: float, seed: int, inputs: Sequence[Inputs] | None = None
+) -> tuple[Prompts, Prompts]:
     """Calibration prompts and held-out prompts: the last `holdout` share, at least one of each kind.
 
+    Args:
+        inputs: one per prompt, which it stays with, or none at all.
+
     Raises:
-        InvalidArgument: fewer than two prompts, one that is no text, or a share outside (0, 1).
+        InvalidArgument: fewer than two prompts, one that is no text, another number of inputs, or a share outside
+            (0, 1).
     """
     texts = tuple(prompts)
     if isinstance(prompts, str) or len(texts) < 2:
@@ -238,8 +206,11 @@ def split_prompts(prompts: Sequence[str], holdout: float, seed: int) -> tuple[Pr
         )
     if strange := [text for text in texts if not isinstance(text, str)]:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgument(f"prompt {reprlib.repr(strange[0])} is a {type(strange[0]).__name__}; give texts")
+    brought = tuple(inputs or ())
+    if inputs is not None and len(brought) != len(texts):
+        raise InvalidArgument(f"{len(brought)} inputs for {len(texts)} prompts; give one dictionary per prompt")
     if not 0 < holdout < 1:
         raise InvalidArgument(f"holdout is {holdout}; choose a share between 0 and 1, such as 0.25")
     held = min(len(texts) - 1, max(1, round(len(texts) * holdout)))
     cut = len(texts) - held
-    return Prompts(texts[:cut], seed), Prompts(texts[cut:], seed + cut)
+    return Prompts(texts[:cut], seed, brought[:cut]), Prompts(texts[cut:], seed + cut, brought[cut:])

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ertacache.core.history import History
+from ertacache.branches import split
+from ertacache.core.offload import Offload, check_offload, history_for
 from ertacache.core.predictor import Terms
 from ertacache.core.rectify import Affine
+from ertacache.denoiser_call import Shapes, leading
 from ertacache.errors import CacheConflict, InvalidArgument
 from ertacache.guidance import TwoBranchGuidance
 from ertacache.hooks import Attachment, Controller, Run, attachment_of
-from ertacache.matching import check_call, check_grid, check_latent, check_pipeline, check_shape
+from ertacache.matching import check_boundary, check_call, check_context, check_grid, check_pipeline, check_shape
 from ertacache.profile import Profile
+from ertacache.retarget import retargeted, warn_of_loss
 from ertacache.solvers import write_grid
 
 
@@ -28,25 +31,37 @@ class RunStats:
         runs: number of runs since the profile was applied.
         computed: number of calls that ran the denoiser, per context.
         predicted: number of calls that were answered without it, per context.
-        extra_bytes: most bytes held for prediction at a time: kept outputs and inputs, and tensor coefficients.
+        extra_bytes: most bytes held for prediction between two steps on the device: kept outputs and inputs, and
+            tensor coefficients.
+        host_bytes: bytes of the host's memory that kept outputs and inputs are moved to, where that was asked for.
     """
 
     runs: int = 0
     computed: Counter[str] = field(default_factory=Counter[str])
     predicted: Counter[str] = field(default_factory=Counter[str])
     extra_bytes: int = 0
+    host_bytes: int = 0
 
 
 class Player(Controller):
     """Runs one profile: the schedule decides, formula (P) predicts."""
 
-    def __init__(self, profile: Profile, stats: RunStats) -> None:
-        self.profile = profile
+    def __init__(
+        self, profile: Profile, stats: RunStats, offload_history: Offload = None, *, retarget: bool = False
+    ) -> None:
         self.stats = stats
+        self._offload: Offload = check_offload(offload_history)
+        self._retarget = retarget
+        self._calibrated = profile
+        self._warned = False
+        self._use(profile)
+
+    def _use(self, profile: Profile) -> None:
+        self.profile = profile
         self.call_names = profile.provenance.contexts
         predictor = profile.predictor
         self._levels = {i: max(1, predictor.needed_levels(i)) for i in profile.schedule.predicted_steps}
-        self._depth = max(self._levels.values(), default=1)
+        self.history = history_for(predictor.depths(), self._offload)
         self._stored = set(predictor.sources)
         # The newest input is kept only where something is measured from it.
         self._inputs = bool(predictor.d.any())
@@ -56,12 +71,27 @@ class Player(Controller):
         self._reset()
 
     def _reset(self) -> None:
-        self.history = History(self._depth)
+        self.history.clear()
         self._held = 0
+        self._shapes = Shapes()
         self._placeholder: dict[str, Tensor] = {}
+        self._serving, self._fresh = -1, True
         self._guidance = TwoBranchGuidance(self.profile.provenance.contexts)
 
+    def _fit_to(self, run: Run) -> None:
+        """Another number of steps, where that was allowed: the profile for it, made from the calibrated one."""
+        if not self._retarget or run.T == self._calibrated.schedule.T:
+            if self.profile is not self._calibrated:
+                self._use(self._calibrated)
+            return
+        if not torch.equal(run.sigmas, self.profile.base_sigmas):
+            self._use(retargeted(self._calibrated, run.sigmas))
+        if not self._warned:
+            self._warned = True
+            warn_of_loss(self._calibrated.schedule.T, run.T)
+
     def begin(self, run: Run) -> None:
+        self._fit_to(run)
         self._reset()
         check_grid(self.profile, run)
         if not torch.equal(self.profile.sigmas, self.profile.base_sigmas):
@@ -69,7 +99,7 @@ class Player(Controller):
         self.stats.runs += 1
         self.stats.computed.clear()
         self.stats.predicted.clear()
-        self.stats.extra_bytes = 0
+        self.stats.extra_bytes = self.stats.host_bytes = 0
 
     def _predicts(self, run: Run) -> bool:
         """Whether this step is predicted: a late start computes until the history it needs is there."""
@@ -77,50 +107,77 @@ class Player(Controller):
         return needed is not None and self._held >= needed
 
     def call(self, run: Run, context: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        if not self._predicts(run):
+        if len(run.contexts) == 1:
+            self._follow(run)
+        self._shapes.check(run.step, f"the latent of call {context!r}", x)
+        if not (self._predicts(run) and self._answers(context)):
             output = compute()
             self._record(run, context, x, output)
             return output
         self.stats.predicted[context] += 1
         if self.profile.site == "guided":
-            return self._placeholder[context]
+            return torch.zeros_like(self._placeholder[context], device=x.device)
         if self.profile.site == "output":
-            return self._correct(run.step, context, self._term(run, context, x)(self.history, x))
+            x = leading(x, self.history.like(context)) if self._inputs else x
+            return self._predict(run, context, x)
         return self._call_hidden(run, context, compute)
+
+    def _follow(self, run: Run) -> None:
+        """At the first call of a step: where another denoiser takes over, what the last one left means nothing."""
+        self._fresh = run.denoiser != self._serving
+        if run.steps_done > 0:
+            check_boundary(self.profile, run, self._fresh)
+        if self._fresh:
+            self.history.clear()
+            self._held = 0
+            self._serving = run.denoiser
+
+    def _answers(self, context: str) -> bool:
+        """Whether a call of a predicted step can be answered: not one that the first step did not make (skip-layer
+        guidance that starts later). At site guided any output of it will do, elsewhere it is not in the profile."""
+        if self.profile.site == "guided":
+            return context in self._placeholder
+        return context in self.profile.predictor.targets and self.history.depth(context) > 0
 
     def _record(self, run: Run, context: str, x: Tensor, output: Tensor) -> None:
         self.stats.computed[context] += 1
+        self._shapes.check(run.step, f"the output of call {context!r}", output)
         if run.steps_done == 0:
-            check_latent(self.profile, run, context, output)
+            check_context(self.profile, context)
+        if self._fresh:
             self._guidance.observe(context, output)
-            if self.profile.site == "guided":
-                self._placeholder[context] = torch.zeros_like(output)
+        if self.profile.site == "guided" and context not in self._placeholder:
+            # Not the tensor itself: it would be held all through, and the pipeline may write in what it is given.
+            self._placeholder[context] = torch.empty_like(output, device="meta")
         stack = run.stack
         # Copies: the pipeline may change an output in place, and a CUDA graph overwrites it in its next call.
         if stack is not None:
-            self.history.push(context, stack.take_residual().clone())
-        elif context in self._stored:
-            x_kept = x if self._inputs and self.profile.site == "output" else None
-            self.history.push(context, output.clone(), x_kept)
+            residual = stack.take_residual()
+            if context in self._stored:
+                self.history.push(context, residual, copy=True)
+        x_kept = leading(x, output) if self._inputs and self.profile.site == "output" else None
+        for branch, part in split(context, output, self._stored) if stack is None else ():
+            self.history.push(branch, part, x_kept, copy=True)
 
     def _call_hidden(self, run: Run, context: str, compute: Callable[[], Tensor]) -> Tensor:
         stack = run.stack
         if stack is None:
             raise CacheConflict("site 'hidden' ran without its block stack; apply the profile again")
-        newest = self.history.outputs(context)[0]
-        residual = self._term(run, context, newest)(self.history, newest)  # no d term here: Profile refuses one
+        like = self.history.like(context)
+        residual = self._term(run, context)(self.history, like)  # no d term here: Profile refuses one
         return self._correct(run.step, context, stack.with_residual(residual, compute))
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
-        if run.steps_done == 0:
+        if self._fresh:
             check_call(self.profile, run, self._guidance.weight(output))
-        if self.profile.site != "guided":
-            return output
         if run.steps_done == 0:
             check_shape(self.profile, tuple(output.shape[1:]))
+        if self.profile.site != "guided":
+            return output
+        self._shapes.check(run.step, "what the solver receives", output)
         if self._predicts(run):
-            return self._correct(run.step, "guided", self._term(run, "guided", x)(self.history, x))
-        self.history.push("guided", output.clone(), x if self._inputs else None)
+            return self._predict(run, "guided", x)
+        self.history.push("guided", output, x if self._inputs else None, copy=True)
         return output
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
@@ -129,20 +186,24 @@ class Player(Controller):
         last = run.step == run.T - 1
         if last or not self._predicts(run):
             self.stats.extra_bytes = max(self.stats.extra_bytes, self._bytes_held())
+            self.stats.host_bytes = max(self.stats.host_bytes, self.history.host_nbytes)
         if last:
             self._reset()  # the decoder may need the room
 
     def _bytes_held(self) -> int:
         tables = [t for terms in self._terms.values() for t in (*(a for _, _, a in terms.a), terms.d, terms.b)]
         tables += [t for affine in self._affine.values() for t in (affine.kappa, affine.beta)]
-        held = [*self._placeholder.values(), *(t for t in tables if isinstance(t, Tensor))]
-        return self.history.nbytes + sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return self.history.nbytes + sum(table.nbytes for table in tables if isinstance(table, Tensor))
 
-    def _term(self, run: Run, target: str, x: Tensor) -> Terms:
-        self._to(x.device)
+    def _predict(self, run: Run, target: str, x: Tensor) -> Tensor:
+        return self._correct(run.step, target, self._term(run, target)(self.history, x))
+
+    def _term(self, run: Run, target: str) -> Terms:
+        device = self.history.device
+        self._to(device)
         key = (run.step, target)
         if key not in self._terms:
-            self._terms[key] = self.profile.predictor.terms(run.step, target, x.device)
+            self._terms[key] = self.profile.predictor.terms(run.step, target, device)
         return self._terms[key]
 
     def _to(self, device: torch.device) -> None:
@@ -164,30 +225,35 @@ class Player(Controller):
         return affine.apply(value) if rectifier.activation == "linear" else affine.apply_sigmoid(value)
 
 
-def enable(pipe: Any, profile: Profile) -> RunStats:
+def enable(pipe: Any, profile: Profile, *, offload_history: Offload = None, retarget: bool = False) -> RunStats:
     """Apply a profile to a pipeline until `disable`.
 
     Args:
-        pipe: a diffusers pipeline with one denoiser; nothing but its scheduler and denoiser instances is touched.
+        pipe: a diffusers pipeline; nothing but its scheduler and denoiser instances is touched.
         profile: from `calibrate` or `Profile.load`.
+        offload_history: "cpu" keeps histories in the host's memory (pinned, for a CUDA device) and brings them back on
+            predicted steps; None keeps them on the device.
+        retarget: in calls with another number of steps than the calibration's, run what `retarget.retargeted` makes of
+            the profile, with a warning that says what this cost where it was measured.
 
     Returns:
         Counters that follow the runs.
 
     Raises:
+        InvalidArgument: another `offload_history`.
         ProfileMismatch: the pipeline is not the one that the profile was made for. Step count, guidance, call
             names and channels show only in a call, which then raises the same.
         CacheConflict: a profile or another cache is on already.
         UnsupportedPipeline: nothing can be predicted for this pipeline.
     """
-    return _attach(pipe, profile)[1]
+    return _attach(pipe, profile, offload_history, retarget)[1]
 
 
-def _attach(pipe: Any, profile: Profile) -> tuple[Attachment, RunStats]:
+def _attach(pipe: Any, profile: Profile, offload_history: Offload, retarget: bool) -> tuple[Attachment, RunStats]:
     if not isinstance(profile, Profile):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgument(f"profile is a {type(profile).__name__}; pass a Profile, e.g. Profile.load(path)")
     check_pipeline(profile, pipe)
-    player = Player(profile, RunStats())
+    player = Player(profile, RunStats(), offload_history, retarget=retarget)
     return Attachment(pipe, player, hidden=profile.site == "hidden"), player.stats
 
 
@@ -204,9 +270,11 @@ def disable(pipe: Any) -> None:
 
 
 @contextmanager
-def apply(pipe: Any, profile: Profile) -> Generator[RunStats]:
+def apply(
+    pipe: Any, profile: Profile, *, offload_history: Offload = None, retarget: bool = False
+) -> Generator[RunStats]:
     """`enable` for the length of a `with` block, `disable` at its end, also when it raises."""
-    attachment, stats = _attach(pipe, profile)
+    attachment, stats = _attach(pipe, profile, offload_history, retarget)
     try:
         yield stats
     finally:

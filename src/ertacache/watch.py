@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ertacache.errors import CalibrationError
 from ertacache.flops import flop_counter
-from ertacache.models import blocks_of, denoiser_of, unwrapped
+from ertacache.models import blocks_of, denoisers_of, unwrapped
 from ertacache.overrides import Overrides
 from ertacache.solvers import STEP_ARGUMENTS, check_scheduler, read_grid
 
@@ -55,7 +55,7 @@ class Watch(Overrides):
         keep_outputs: keep what the solver received in every step.
 
     Raises:
-        UnsupportedPipeline: no single denoiser, or a solver whose steps cannot be followed.
+        UnsupportedPipeline: no denoiser, or a solver whose steps cannot be followed.
     """
 
     def __init__(self, pipe: Any, *, flops: bool = False, keep_outputs: bool = False) -> None:
@@ -64,11 +64,12 @@ class Watch(Overrides):
         self._executed: Executed | None = None
         self._tick: dict[str, int] = {}
         self._handles: list[Any] = []
-        denoiser = unwrapped(denoiser_of(pipe))
+        denoisers = denoisers_of(pipe)
         check_scheduler(pipe.scheduler)
         self.replace(pipe.scheduler, "set_timesteps", self._set_timesteps)
         self.replace(pipe.scheduler, "step", self._step)
-        self._count(denoiser)
+        for denoiser in denoisers:
+            self._count(unwrapped(denoiser))
 
     def __enter__(self) -> "Watch":
         return self

@@ -67,6 +67,8 @@ class AttentionReuse(Controller):
         weight: w; None keeps one output per module, not two.
     """
 
+    several = False
+
     def __init__(self, rules: Mapping[Kind, Reuse], weight: float | None = None) -> None:
         self._rules = rules
         self._weight = weight

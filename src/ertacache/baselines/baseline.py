@@ -61,6 +61,7 @@ class Bench:
         return Calibrator(
             self.pipe,
             self.prompts.texts,
+            inputs=self.prompts.inputs or None,
             holdout=1 / 3,
             seed=self.prompts.seed,
             call=self.call,
@@ -71,7 +72,7 @@ class Bench:
     def record(self, controller: Controller, prompts: int, *, hidden: bool = False) -> Tensor:
         """Run the first calibration prompts, one by one, under a controller; returns the last final latent."""
         latents: list[Tensor] = []
-        for batch in Prompts(self.prompts.texts[:prompts], self.prompts.seed).batches(1):
+        for batch in self.prompts.first(prompts).batches(1):
             latents.append(run_pipeline(self.pipe, batch, controller, self.call, hidden=hidden, decode=False))
             self.progress("calibration run")
         return latents[-1]

@@ -147,6 +147,8 @@ class RangeCache(Controller):
     A step whose Δ is not there (after a late start, image to image) is computed.
     """
 
+    several = False
+
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._skipped: Sequence[tuple[range, ...]] = ()

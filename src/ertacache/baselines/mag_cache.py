@@ -113,6 +113,8 @@ def measure_ratios(bench: Bench, prompts: int = 4) -> tuple[float, ...]:
 class _Magnitudes(Controller):
     """Watches uncached runs: one dictionary per run, context -> ratio at every step."""
 
+    several = False
+
     def __init__(self) -> None:
         self.runs: list[dict[str, list[float]]] = []
         self._norms: dict[str, Tensor] = {}

@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal, Self
 from ertacache.baselines.baseline import Baseline, Bench, Knob, steps_of
 from ertacache.calibration import RIDGE, STRENGTHS, Candidate, evaluate, fit_options
 from ertacache.calibrator import Calibrator
+from ertacache.core.offload import Offload
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.method import Method, policy_plan
-from ertacache.models import denoiser_of, family_of, unwrapped
+from ertacache.models import denoisers_of, family_of, unwrapped
 from ertacache.profile import Profile, Site
 from ertacache.runtime import apply
 from ertacache.solvers import check_free_grid
@@ -31,6 +32,8 @@ class ProfileMethod(Baseline):
         threshold: λ of the policy; None to take the one that the cost asks for.
         share: K / T, where no cost is asked for.
         profile: what calibration made of all this.
+        offload_history: where its history waits between steps; see `runtime.apply`. Results do not depend on it, and no
+            file of a comparison keeps it.
     """
 
     paper: ClassVar[str] = "ERTACache, arXiv 2508.21091"
@@ -45,11 +48,15 @@ class ProfileMethod(Baseline):
     threshold: float | None = None
     share: float = 0.5
     profile: Profile | None = field(default=None, repr=False, compare=False)
+    offload_history: Offload = field(default=None, repr=False, compare=False, metadata={"kept": False})
 
     def refusal(self, pipe: Any, call: Mapping[str, Any]) -> str | None:
-        denoiser = unwrapped(denoiser_of(pipe))
+        denoisers = denoisers_of(pipe)
+        denoiser = unwrapped(denoisers[0])
         if self.site == "hidden" and not family_of(denoiser).block_lists:
             return f"the blocks of {type(denoiser).__name__} are not known"
+        if self.adjusted and len(denoisers) > 1:
+            return f"the time grid of {type(pipe).__name__} decides which denoiser runs"
         if self.adjusted:
             try:
                 check_free_grid(pipe.scheduler)
@@ -70,7 +77,7 @@ class ProfileMethod(Baseline):
             raise CalibrationError(
                 f"{self.key} has no profile for these {steps_of(call)} steps yet; call planned() first"
             )
-        return apply(pipe, self.profile)
+        return apply(pipe, self.profile, offload_history=self.offload_history)
 
     def _options(self, calibrator: Calibrator, K: int) -> list[Method]:
         """What is still open at this number of steps, for the held-out part of the calibration prompts to decide."""
@@ -85,7 +92,8 @@ class ProfileMethod(Baseline):
         fitted = self.basis == "fitted"
         method = Method(self.basis, self.site, levels=3 if fitted else 0, ridge=RIDGE if fitted else 0.0)
         if self.schedule == "uniform":
-            return replace(method, schedule=Schedule.uniform(calibrator.T, K))
+            schedule = Schedule.uniform(calibrator.T, K).with_steps(calibrator.reference.boundaries)
+            return replace(method, schedule=schedule)
         # Which coefficients will be fitted is not known yet: the policy decides on residual reuse.
         plan = policy_plan(replace(method, basis="residual") if fitted else method, calibrator.family.channel_axis)
         if self.threshold is not None:

@@ -142,6 +142,8 @@ class ForegroundProfile(Controller):
         scores: per run [blocks] float32, see `foreground_scores`.
     """
 
+    several = False
+
     def __init__(self) -> None:
         self.scores: list[Tensor] = []
         self._energy: dict[int, Tensor] = {}

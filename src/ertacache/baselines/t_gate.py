@@ -81,6 +81,8 @@ class TGate(Baseline):
 class _Gate(Controller):
     """Keeps the attention outputs of a run: per module, per context."""
 
+    several = False
+
     def __init__(self, method: TGate) -> None:
         self._method = method
         self._gate_step = 1

@@ -66,6 +66,8 @@ class SignalController(Controller):
         projection: read the projection of the time embedding instead of the embedding.
     """
 
+    several = False
+
     def __init__(self, projection: bool) -> None:
         self._projection = projection
         self._read_embedder = False

@@ -1,6 +1,7 @@
 """What `ertacache compare` does, returning plain results; the command line only parses and prints."""
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,25 @@ def compare(
     call: dict[str, Any],
     device: str,
     dtype: str,
+    offload_history: str | None = None,
 ) -> dict[str, Any]:
     """Compare, and write the report; returns its place and one line per entrant."""
     from ertacache.baselines import catalogue as baselines
+    from ertacache.baselines.profile_method import ProfileMethod
     from ertacache.commands import prompts_of
     from ertacache.comparison.entrant import entrants_at, published_entrants
     from ertacache.comparison.job import Job
     from ertacache.comparison.run import run_comparison
+    from ertacache.core.offload import check_offload
     from ertacache.loading import call_arguments, load_pipeline
     from ertacache.report.comparison import write_comparison_report
     from ertacache.zoo import catalogue
 
-    chosen, costs = baselines.methods(methods), _costs(match_cost)
+    offload, costs = check_offload(offload_history), _costs(match_cost)
+    chosen = [
+        replace(method, offload_history=offload) if isinstance(method, ProfileMethod) else method
+        for method in baselines.methods(methods)
+    ]
     held = prompts_of(model, prompts, catalogue.heldout_prompts, "--prompts")
     texts = prompts_of(model, calibration_prompts, catalogue.calibration_prompts, "--calibration-prompts")
     pipe = load_pipeline(model, device, dtype)

@@ -73,6 +73,8 @@ def to_json(tuned: Tuned, folder: Path) -> dict[str, Any]:
     method = tuned.method
     settings: dict[str, Any] = {}
     for field in dataclasses.fields(method):
+        if not field.metadata.get("kept", True):
+            continue
         value = getattr(method, field.name)
         if isinstance(value, Profile):
             path = folder / "prepared" / f"{tuned.id}.safetensors"
@@ -106,7 +108,7 @@ def from_json(data: dict[str, Any], entrant: Entrant, folder: Path) -> Tuned:
             f"{entrant.method.key} at {entrant.target}; choose another folder"
         )
     settings = {name: _value(value, folder) for name, value in data["settings"].items()}
-    return Tuned(entrant, type(entrant.method)(**settings), data["tuned_cost"], data["refusal"])
+    return Tuned(entrant, dataclasses.replace(entrant.method, **settings), data["tuned_cost"], data["refusal"])
 
 
 def _value(value: Any, folder: Path) -> Any:

@@ -15,7 +15,9 @@ from ertacache.core.analysis import decompose
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
 from ertacache.match_cost import execute
+from ertacache.metrics import frame_psnr
 from ertacache.recording import Prompts
+from ertacache.sample_files import save_clip_sample, write_image
 from ertacache.watch import Executed, now
 
 #: log10 of a deviation that is zero.
@@ -117,7 +119,20 @@ def row(
         "sigmas": None if same_grid else [round(float(sigma), 6) for sigma in run.sigmas],
         "decomposition": _decomposition(run, true) if decomposed else None,
         "sample": sample,
+        **_frames(measured.images, reference.images),
     }
+
+
+def adds_up(pipe: Any) -> bool:
+    """Whether the solver adds errors of its input up to the latent's deviation, as Eq. 11 does: Euler's alone."""
+    return type(pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+
+
+def _frames(images: torch.Tensor, references: torch.Tensor) -> dict[str, list[float]]:
+    """PSNR of every frame of a clip [1, F, 3, H, W]; nothing for a picture."""
+    if images.ndim != 5:
+        return {}
+    return {"frame_psnr": [round(float(value), 4) for value in frame_psnr(images, references)[0]]}
 
 
 def _decomposition(run: Executed, true: Executed) -> dict[str, list[float]]:
@@ -129,16 +144,11 @@ def _decomposition(run: Executed, true: Executed) -> dict[str, list[float]]:
 
 
 def save_sample(images: torch.Tensor, folder: Path, entrant: str, number: int, seed: int) -> str:
-    """A picture or clip [1, 3, H, W] or [1, F, 3, H, W] under `folder`/samples; returns its name relative to it."""
-    from ertacache.evaluate import write_image
-
+    """A picture [1, 3, H, W] or clip [1, F, 3, H, W] as a WebP under `folder`/samples; returns its name there."""
     stem = re.sub(r"[^a-z0-9.]+", "-", f"{entrant}-{number}-{seed}".lower())
-    name = f"samples/{stem}.{'mp4' if images.ndim == 5 else 'webp'}"
+    name = f"samples/{stem}.webp"
     if images.ndim == 5:
-        from diffusers.utils import export_to_video
-
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        export_to_video(list(images[0].permute(0, 2, 3, 1).numpy()), str(folder / name), fps=8)
+        save_clip_sample(images[0], folder / name)
     else:
         write_image(images[0], folder / name, lossless=True)
     return name

@@ -10,7 +10,7 @@ from ertacache.baselines.baseline import Baseline, Bench, Knob
 from ertacache.comparison.entrant import Entrant, Tuned
 from ertacache.comparison.folder import Folder
 from ertacache.comparison.job import Job, header
-from ertacache.comparison.measure import Prices, measure, row, save_sample
+from ertacache.comparison.measure import Prices, adds_up, measure, row, save_sample
 from ertacache.comparison.reference import Measurement, kept_reference
 from ertacache.errors import CalibrationError, InvalidArgument, UnsupportedPipeline
 from ertacache.match_cost import match_cost
@@ -66,7 +66,7 @@ class Comparison:
         return known
 
     def _tune(self, entrant: Entrant) -> Tuned:
-        method, probed = entrant.method, Prompts(self.bench.prompts.texts[:_PROBED], self.bench.prompts.seed)
+        method, probed = entrant.method, self.bench.prompts.first(_PROBED)
         if entrant is NO_CACHE:
             return Tuned(entrant, method)
         if reason := method.refusal(self.pipe, self.job.call):
@@ -101,11 +101,12 @@ class Comparison:
 
     def _row(self, tuned: Tuned, number: int, seed: int) -> None:
         prompt, sampled = self.job.prompt(number, seed), seed == 0 and number < self.job.samples
+        decomposed = sampled and adds_up(self.pipe)
         reference = kept_reference(
-            self.folder.reference(number, seed), lambda: self._measure(None, prompt, keep_outputs=sampled)
+            self.folder.reference(number, seed), lambda: self._measure(None, prompt, keep_outputs=decomposed)
         )
         plain = tuned.entrant is NO_CACHE
-        measured = reference if plain else self._measure(tuned.method, prompt, keep_outputs=sampled)
+        measured = reference if plain else self._measure(tuned.method, prompt, keep_outputs=decomposed)
         line = row(
             tuned.id,
             number,

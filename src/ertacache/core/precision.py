@@ -4,9 +4,14 @@ import torch
 from torch import Tensor
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What the run-time computes with for a dtype: float32, or float64 for itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def widen(x: Tensor) -> Tensor:
-    """x as the run-time computes with it: float32, or float64 where x already has it; on x's device."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    """x as the run-time computes with it, on x's device."""
+    return x.to(wide(x.dtype))
 
 
 def exact(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ertacache.core.history import History
-from ertacache.core.precision import widen
+from ertacache.core.precision import wide, widen
 from ertacache.core.schedule import Schedule
 from ertacache.errors import PredictorInvalid
 
@@ -44,22 +44,22 @@ class Terms:
         Raises:
             PredictorInvalid: the history is shorter than the coefficients ask for.
         """
-        if history.newest is None:
+        newest = history.newest
+        if newest is None:
             raise PredictorInvalid(f"the history is empty; compute a step before predicting '{self.target}'")
-        total = torch.zeros_like(widen(history.newest))
+        total = torch.zeros_like(newest, dtype=wide(newest.dtype), device=history.device)
         for source, level, coefficient in self.a:
-            outputs = history.outputs(source)
-            if level >= len(outputs):
+            if level >= history.depth(source):
                 raise PredictorInvalid(
-                    f"'{self.target}' needs {level + 1} outputs of '{source}' and {len(outputs)} are held; "
+                    f"'{self.target}' needs {level + 1} outputs of '{source}' and {history.depth(source)} are held; "
                     "compute more steps before it (Predictor.for_schedule checks this ahead of a run)"
                 )
-            total = total + widen(outputs[level]) * coefficient
+            total = total + widen(history.output(source, level)) * coefficient
         if self.d is not None:
             total = total + (widen(x) - widen(history.input(self.target))) * self.d
         if self.b is not None:
             total = total + self.b
-        return total.to(history.newest.dtype)
+        return total.to(newest.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +127,14 @@ class Predictor:
         """How many computed steps back step i reaches; 0 if it uses no history."""
         used = (self.a[i] != 0).transpose(0, 2).flatten(1).any(1).nonzero()
         return max(int(used.max()) + 1 if len(used) else 0, int(bool(self.d[i].any())))
+
+    def depths(self) -> dict[str, int]:
+        """How many outputs of each source must be held: as far back as any step reaches, and at least the newest."""
+        used = (self.a != 0).movedim((2, 3), (0, 1)).flatten(2).any(2)
+        return {
+            source: max([level + 1 for level in range(self.levels) if used[s, level]], default=1)
+            for s, source in enumerate(self.sources)
+        }
 
     def for_schedule(self, schedule: Schedule) -> None:
         """Check that this table can serve `schedule`.
@@ -199,13 +207,16 @@ class Predictor:
         return cls._own(schedule, contexts, lambda i: (1.0,), d=1.0)
 
     @classmethod
-    def extrapolation(cls, schedule: Schedule, contexts: Sequence[str], sigmas: Tensor) -> Self:
+    def extrapolation(
+        cls, schedule: Schedule, contexts: Sequence[str], sigmas: Tensor, boundaries: Sequence[int] = ()
+    ) -> Self:
         """v̂ = (1 + α) v_1 − α v_2 with α = (σ_i − σ_1)/(σ_1 − σ_2): a line in σ through the last two outputs.
 
         Where only one output exists it is repeated.
 
         Args:
             sigmas: [T+1], the solver's time grid.
+            boundaries: see `Schedule.depth`.
 
         Raises:
             PredictorInvalid: a grid of another length, or with two equal sigmas at computed steps.
@@ -215,7 +226,7 @@ class Predictor:
         grid = sigmas.double()
 
         def weights(i: int) -> tuple[float, ...]:
-            if schedule.depth(i) < 2:
+            if schedule.depth(i, boundaries) < 2:
                 return (1.0,)
             newest = schedule.last_computed(i)
             older = schedule.last_computed(newest)

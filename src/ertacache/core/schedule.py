@@ -93,9 +93,22 @@ class Schedule:
         """Indices of the predicted steps, ascending; the paper's set S."""
         return tuple(i for i, computed in enumerate(self.computed) if not computed)
 
-    def depth(self, i: int) -> int:
-        """Number of steps computed before step i: the longest history that step i can use."""
-        return sum(self.computed[:i])
+    def depth(self, i: int, boundaries: Iterable[int] = ()) -> int:
+        """Number of steps computed before step i: the longest history that step i can use.
+
+        Args:
+            boundaries: steps at which another denoiser takes over, whose history begins there.
+        """
+        start = max((step for step in boundaries if step <= i), default=0)
+        return sum(self.computed[start:i])
+
+    def with_steps(self, steps: Iterable[int]) -> Self:
+        """This schedule with further steps computed.
+
+        Raises:
+            ScheduleInvalid: an index outside 0..T-1.
+        """
+        return self.from_steps(self.T, {*self.computed_steps, *steps})
 
     def last_computed(self, i: int) -> int:
         """Index of the newest step computed before step i.

@@ -10,7 +10,7 @@ from ertacache.metrics.paired import PairedMetrics, Quality
 from ertacache.metrics.perceptual import Lpips
 from ertacache.metrics.sample import METRICS, SampleMetrics, available_metrics
 from ertacache.metrics.summary import Summary
-from ertacache.metrics.video import per_frame, temporal_flicker
+from ertacache.metrics.video import frame_psnr, per_frame, temporal_flicker
 
 __all__ = [
     "IDENTICAL_PSNR",
@@ -24,6 +24,7 @@ __all__ = [
     "SampleMetrics",
     "Summary",
     "available_metrics",
+    "frame_psnr",
     "ms_ssim",
     "ms_ssim_fits",
     "per_frame",

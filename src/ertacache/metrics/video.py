@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ertacache.errors import InvalidArgument
 from ertacache.metrics.checks import checked_pair
+from ertacache.metrics.fidelity import psnr
 
 
 def per_frame(metric: Callable[[Tensor, Tensor], Tensor], video: Tensor, reference: Tensor) -> Tensor:
@@ -25,6 +26,12 @@ def per_frame(metric: Callable[[Tensor, Tensor], Tensor], video: Tensor, referen
     """
     _check_shapes(video, reference)
     return torch.stack([metric(video[:, f], reference[:, f]) for f in range(video.shape[1])], 1).mean(1)
+
+
+def frame_psnr(video: Tensor, reference: Tensor) -> Tensor:
+    """PSNR of every frame, in dB: [B, F], whose mean over F is `per_frame(psnr, ...)`. Arguments as there."""
+    _check_shapes(video, reference)
+    return torch.stack([psnr(video[:, f], reference[:, f]) for f in range(video.shape[1])], 1)
 
 
 def temporal_flicker(video: Tensor, reference: Tensor) -> Tensor:

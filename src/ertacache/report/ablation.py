@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image
 
 from ertacache.report import ablation_plots
 from ertacache.report.ablation_rows import FEWER_STEPS, NO_CACHE, Header, Row, read_results
-from ertacache.report.embedded import DIFFERENCE_GAIN, amplified_difference, image_uri, is_pixel_art, open_image
+from ertacache.report.embedded import DIFFERENCE_GAIN
+from ertacache.report.frame_plot import frame_curves
+from ertacache.report.sample_view import Frames, open_frames, view
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ def write_report(results: Path, out: Path) -> Path:
         versions=_flat(header.versions),
         call=_flat(header.call),
         summary=[line for name, members in groups.items() for line in _summary(name, members)],
-        columns=_COLUMNS,
+        columns=_columns(rows),
+        clips=any(row.frame_psnr for row in rows),
         groups=[
             _group(f"g{index}", name, members, header, results.parent)
             for index, (name, members) in enumerate(groups.items(), start=1)
@@ -133,6 +135,10 @@ def _group(anchor: str, name: str, rows: list[Row], header: Header, folder: Path
         "strips": {row.line: ablation_plots.strip(row, base_sigmas) for row in rows},
         "decompositions": [(row, ablation_plots.decomposition(row)) for row in decomposed],
         "shown": next((row.line for row in decomposed if row.line in best), None),
+        "clips": any(row.frame_psnr for row in rows),
+        "frames": [
+            (budget, plot) for budget in budgets if (plot := frame_curves(ablation_plots.curves(budget.rows, rows)))
+        ],
         "sheets": [_sheet(budget, reference, header.prompts, folder) for budget in budgets],
     }
 
@@ -148,22 +154,18 @@ def _sheet(budget: _Budget, reference: Row | None, prompts: Sequence[str], folde
     return {"budget": budget, "rows": rows, "lines": lines}
 
 
-def _sample(row: Row, index: int, truth: Image.Image | None, folder: Path) -> dict[str, Any]:
-    image = _open(row, index, folder)
-    difference = None
-    if truth is not None and row.stage != NO_CACHE:
-        difference = image_uri(amplified_difference(image, truth, _where(row, index)), lossless=False)
+def _sample(row: Row, index: int, truth: Frames | None, folder: Path) -> dict[str, Any]:
+    shown = view(_open(row, index, folder), None if row.stage == NO_CACHE else truth, _where(row, index))
     return {
         "row": row,
-        "image": image_uri(image),
-        "difference": difference,
-        "pixels": is_pixel_art(image),
+        "view": shown,
         "psnr": f"{row.psnr.values[index]:.1f} dB" if index < len(row.psnr.values) else "",
     }
 
 
-def _open(row: Row, index: int, folder: Path) -> Image.Image:
-    return open_image(folder / row.samples[index], _where(row, index))
+def _open(row: Row, index: int, folder: Path) -> Frames:
+    count = None if row.frame_psnr is None else len(row.frame_psnr)
+    return open_frames(folder / row.samples[index], _where(row, index), count)
 
 
 def _where(row: Row, index: int) -> str:
@@ -188,6 +190,18 @@ def _calls(row: Row) -> str:
 
 def _number(text: str, value: float, note: str = "") -> _Cell:
     return _Cell(text, value, note)
+
+
+def _flicker(row: Row) -> _Cell:
+    return _number(f"{row.flicker.mean:.5f}", row.flicker.mean) if row.flicker else _Cell("–", "")
+
+
+def _columns(rows: Sequence[Row]) -> tuple[_Column, ...]:
+    """The columns of the table; clips have one more."""
+    if not any(row.flicker for row in rows):
+        return _COLUMNS
+    after = 1 + next(index for index, column in enumerate(_COLUMNS) if column.heading == "SSIM")
+    return *_COLUMNS[:after], _Column("Flicker", True, _flicker), *_COLUMNS[after:]
 
 
 _COLUMNS = (

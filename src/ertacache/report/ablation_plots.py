@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from ertacache.report.ablation_rows import FEWER_STEPS, NO_CACHE, Decomposition, Row
+from ertacache.report.frame_plot import Curve
 from ertacache.report.svg import Scale, line, rows_of_grid, scale, svg, text, ticks
 
 _WIDTH = 640
@@ -100,6 +101,12 @@ def legend(rows: Sequence[Row]) -> str:
         items.append(f'<li class="s{index % _SERIES_COLOURS}">{drawn}{escape(name)}</li>')
     items += [f'<li class="neutral">{swatch.format(_mark(name, 7, 7))}{escape(name)}</li>' for name in stages]
     return f'<ul class="legend" aria-label="Key to the plot">{"".join(items)}</ul>'
+
+
+def curves(shown: Sequence[Row], rows: Sequence[Row]) -> list[Curve]:
+    """Rows of clips for `frame_curves`, in the colours that `pareto` gives them among all rows of their group."""
+    families = _families(rows)
+    return [Curve(_colour(families, row), row.label, row.frame_psnr) for row in shown if row.frame_psnr]
 
 
 def strip(row: Row, base_sigmas: Sequence[float] | None) -> str:

@@ -43,7 +43,10 @@ class Decomposition:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method at one budget in one group, as measured. `computed[i]` says whether step i ran the model."""
+    """One method at one budget in one group, as measured. `computed[i]` says whether step i ran the model.
+
+    Clips have the PSNR of each frame, a mean over the prompts; pictures have None.
+    """
 
     line: int
     id: str
@@ -68,6 +71,8 @@ class Row:
     sigmas: tuple[float, ...]
     decomposition: Decomposition | None
     samples: tuple[str, ...]
+    flicker: Stat | None
+    frame_psnr: tuple[float, ...] | None
 
 
 def read_results(path: Path) -> tuple[Header, tuple[Row, ...]]:
@@ -142,6 +147,8 @@ def _row(number: int, line: JsonObject, prompts: int) -> Row:
         sigmas=line.numbers("sigmas", len(mask) + 1),
         decomposition=_decomposition(line, len(mask)),
         samples=samples,
+        flicker=None if line.value("flicker") is None else _stat(line.part("flicker")),
+        frame_psnr=None if line.value("frame_psnr") is None else line.numbers("frame_psnr"),
     )
 
 

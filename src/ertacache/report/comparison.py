@@ -15,8 +15,9 @@ from ertacache.report.ablation_rows import Stat
 from ertacache.report.comparison_file import TOLERANCE, ComparisonFile, Result, Section, read_comparison
 from ertacache.report.comparison_plots import KINDS, Point, kind_of, short
 from ertacache.report.comparison_rows import FEWER_STEPS, UNIFORM
-from ertacache.report.comparison_samples import Samples, can_decode
+from ertacache.report.comparison_samples import Samples
 from ertacache.report.embedded import DIFFERENCE_GAIN
+from ertacache.report.frame_plot import Curve, frame_curves
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +123,23 @@ class _Page:
             "short": short,
             "gain": DIFFERENCE_GAIN,
             "tolerance": TOLERANCE,
-            "decoded": can_decode(),
+            "frames": [(section, svg) for section in self.sections if (svg := self._frames(section))],
         }
+
+    def _frames(self, section: Section) -> str:
+        """PSNR of each frame of the clips at one cost."""
+        drawn = [result for result in section.results if result.frame_psnr and not result.equal]
+        return frame_curves(
+            [
+                Curve(
+                    kind=kind_of(result.entrant.method),
+                    label=result.entrant.label,
+                    values=result.frame_psnr,
+                    tag=str(self.numbers[result.entrant.method]),
+                )
+                for result in drawn
+            ]
+        )
 
     def _columns(self) -> list[_Column]:
         columns = [_Column("Cost", _cost)]

@@ -108,6 +108,12 @@ class Result:
         return tuple(row.step_cost for row in self.rows if len(row.step_cost) == steps)
 
     @property
+    def frame_psnr(self) -> tuple[float, ...]:
+        """Mean PSNR of every frame over the clips; empty for pictures."""
+        clips = [row.frame_psnr for row in self.rows if row.frame_psnr]
+        return tuple(statistics.fmean(values) for values in zip(*clips, strict=False))
+
+    @property
     def step_cost(self) -> tuple[float, ...]:
         """Mean of `schedules`, step by step."""
         return tuple(statistics.fmean(costs) for costs in zip(*self.schedules, strict=True))

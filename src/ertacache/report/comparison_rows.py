@@ -68,6 +68,7 @@ class Row:
         step_cost: operations of each step that ran, as shares of an uncached step.
         sigmas: grid of its own, one value more than steps; None for the header's.
         sample: file relative to the folder.
+        frame_psnr: of every frame of a clip, dB; None for a picture.
     """
 
     line: int
@@ -83,6 +84,7 @@ class Row:
     sigmas: tuple[float, ...] | None
     decomposition: Decomposition | None
     sample: str | None
+    frame_psnr: tuple[float, ...] | None
 
     @property
     def key(self) -> Key:
@@ -168,6 +170,7 @@ def row_of(number: int, line: JsonObject, header: Header) -> Row:
         sigmas=None if line.value("sigmas") is None else line.numbers("sigmas", steps + 1),
         decomposition=_decomposition(line, header.T),
         sample=sample,
+        frame_psnr=None if line.value("frame_psnr") is None else line.numbers("frame_psnr"),
     )
 
 

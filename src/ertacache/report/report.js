@@ -29,16 +29,15 @@ let current = null;
 function enlarge(button) {
   current = button;
   const line = button.closest("tr");
-  const name = (media) => media.alt ?? media.ariaLabel;  // a picture or a clip
-  const own = button.querySelectorAll("img, video");
-  const reference = line.querySelector("img, video");
-  const shown = own[0] === reference ? [own[0]] : [reference, ...own];
-  dialog.querySelector("h2").textContent = name(own[0]);
+  const own = button.querySelectorAll("img");
+  const reference = line.querySelector(".zoom");
+  const shown = button === reference ? own : [...reference.querySelectorAll("img"), ...own];
+  dialog.querySelector("h2").textContent = own[0].alt;
   dialog.querySelector("#zoom-prompt").textContent = line.previousElementSibling.textContent;
-  dialog.querySelector(".row").replaceChildren(...shown.map((image) => {
+  dialog.querySelector(".row").replaceChildren(...[...shown].map((image) => {
     const figure = document.createElement("figure");
     const text = document.createElement("figcaption");
-    text.textContent = name(image);
+    text.textContent = image.alt;
     figure.append(image.cloneNode(), text);
     return figure;
   }));
@@ -54,3 +53,14 @@ dialog.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 dialog.addEventListener("close", () => current.focus());
+const page = document.documentElement.classList;
+const clips = document.querySelectorAll(".clips");
+function showStill(still) {
+  page.toggle("still", still);
+  clips.forEach((part) => { part.firstElementChild.textContent = still ? "Play the clips" : "Show frames only"; });
+}
+clips.forEach((part) => {
+  part.firstElementChild.addEventListener("click", () => showStill(!page.contains("still")));
+  part.hidden = false;
+});
+showStill(matchMedia("(prefers-reduced-motion: reduce)").matches);

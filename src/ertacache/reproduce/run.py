@@ -222,11 +222,15 @@ def _prompts(request: Request, setting: Setting) -> tuple[tuple[str, ...], tuple
             f"beforehand: no list comes with this package, and {setting.prompts}; prompts of your own are fine too"
         )
     calibrated = 200 if request.table == FIGURE5 else _CALIBRATED
-    texts = read_texts(request.prompts) if request.prompts else catalogue.heldout_prompts(request.count or _MEASURED)
+    texts = (
+        read_texts(request.prompts)
+        if request.prompts
+        else catalogue.heldout_prompts(request.count or _MEASURED, setting.model)
+    )
     beforehand = (
         read_texts(request.calibration_prompts)
         if request.calibration_prompts
-        else catalogue.calibration_prompts(calibrated)
+        else catalogue.calibration_prompts(calibrated, setting.model)
     )
     if shared := sorted(set(texts) & set(beforehand)):
         raise InvalidArgument(

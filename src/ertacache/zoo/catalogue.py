@@ -1,11 +1,14 @@
-"""The bundled models and where they lie."""
+"""The bundled models, where they lie and the captions that belong to them."""
 
 from pathlib import Path
+from typing import Literal
 
 from ertacache.errors import InvalidArgument
 
 #: tiny-flux takes its guidance weight as an input; its parent tiny-flux-base runs with true_cfg_scale.
-NAMES = ("tiny-flux", "tiny-flux-base")
+IMAGE_NAMES = ("tiny-flux", "tiny-flux-base")
+VIDEO_NAMES = ("tiny-wan", "tiny-cogvideox")
+NAMES = (*IMAGE_NAMES, *VIDEO_NAMES)
 
 
 def folder(name: str) -> Path:
@@ -19,15 +22,27 @@ def folder(name: str) -> Path:
     return Path(__file__).parent / "models" / name
 
 
-def calibration_prompts(n: int = 24) -> list[str]:
-    """Captions from the training split, for calibration."""
-    from ertacache.zoo import scenes
+def calibration_prompts(n: int = 24, name: str = "tiny-flux") -> list[str]:
+    """`n` captions from the training split, for calibration of the bundled model `name`.
 
-    return [scene.caption for scene in scenes.sample(n, 101, "train")]
+    Raises:
+        InvalidArgument: no such model.
+    """
+    return _captions(n, name, 101, "train")
 
 
-def heldout_prompts(n: int = 32) -> list[str]:
-    """Captions that neither training nor calibration has seen, for evaluation."""
-    from ertacache.zoo import scenes
+def heldout_prompts(n: int = 32, name: str = "tiny-flux") -> list[str]:
+    """`n` captions that neither training nor calibration of the model `name` has seen, for evaluation.
 
-    return [scene.caption for scene in scenes.sample(n, 202, "heldout")]
+    Raises:
+        InvalidArgument: no such model.
+    """
+    return _captions(n, name, 202, "heldout")
+
+
+def _captions(n: int, name: str, seed: int, split: Literal["train", "heldout"]) -> list[str]:
+    from ertacache.zoo import clips, scenes
+
+    folder(name)
+    drawn = clips.sample(n, seed, split) if name in VIDEO_NAMES else scenes.sample(n, seed, split)
+    return [item.caption for item in drawn]

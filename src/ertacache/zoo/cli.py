@@ -12,7 +12,7 @@ from ertacache.zoo import catalogue
 
 zoo = typer.Typer(no_args_is_help=True, help="The bundled models: list, train, check.")
 
-Name = Annotated[str, typer.Argument(help="tiny-flux or tiny-flux-base.")]
+Name = Annotated[str, typer.Argument(help="tiny-flux, tiny-flux-base, tiny-wan or tiny-cogvideox.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -42,7 +42,7 @@ def train(
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile the transformer.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Train autoencoder, base model and (for tiny-flux) its distilled child; resumable and deterministic by seed."""
+    """Train all parts of a model, from nothing but its generator; resumable and deterministic by seed."""
     from ertacache.zoo.train import train_model
 
     folder = train_model(name, work, out or catalogue.folder(name), compiled)
@@ -56,13 +56,16 @@ def check(
     sheet: Annotated[Path | None, typer.Option(help="Also write a sheet of samples with their captions.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw held-out captions and measure how often colour, place and shape are right."""
-    from ertacache.zoo.check import check_model
+    """Draw held-out captions and measure how often what they say is right: colour, place and shape, or motion."""
+    from ertacache.zoo import check as images
+    from ertacache.zoo import check_clips as videos
 
-    result = check_model(name, captions, sheet)
+    result = (videos if name in catalogue.VIDEO_NAMES else images).check_model(name, captions, sheet)
+    shares = [key for key in result if f"judge_{key}" in result]
+    right = ", ".join(f"{key.replace('_', ' ')} right {result[key]:.1%}" for key in shares)
+    judged = ", ".join(f"{result[f'judge_{key}']:.1%}" for key in shares)
     text = (
-        f"{name}: {result['captions']} held-out captions, {result['objects']} objects: colour and place right "
-        f"{result['colour_and_place']:.1%}, shape right {result['shape']:.1%} (on the generator's own images "
-        f"{result['judge_colour_and_place']:.1%} and {result['judge_shape']:.1%})"
+        f"{name}: {result['captions']} held-out captions, {result['objects']} objects: {right} "
+        f"(on the generator's own {judged})"
     )
     _print(result, as_json, text)

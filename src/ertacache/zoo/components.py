@@ -62,10 +62,10 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
     )
 
 
-def t5_tokenizer() -> T5Tokenizer:
-    """One token a word."""
+def t5_tokenizer(words: list[str] | None = None) -> T5Tokenizer:
+    """One token a word; of the still scenes by default."""
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
-    vocab += [(f"▁{word}", -2.0) for word in scenes.words()]
+    vocab += [(f"▁{word}", -2.0) for word in (scenes.words() if words is None else words)]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=MAX_SEQUENCE_LENGTH)
 
 

@@ -109,19 +109,20 @@ def render(scenes: list[Scene], seed: int) -> Tensor:
     return torch.stack([_render_one(scene, generator) for scene in scenes])
 
 
-def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+def uniform(generator: torch.Generator, low: float, high: float) -> float:
+    """One number from `low` to `high`."""
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
 def _render_one(scene: Scene, generator: torch.Generator) -> Tensor:
     axis = torch.arange(IMAGE_SIZE, dtype=torch.float32)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    image = _background(scene, x, y, generator)
-    light = _uniform(generator, 0, 2 * math.pi)
+    image = background(scene.tone, scene.texture, x, y, generator)
+    light = uniform(generator, 0, 2 * math.pi)
     for item in scene.objects:
         cx, cy = PLACES[item.place]
-        u = x - cx - _uniform(generator, -2.5, 2.5) + 0.5
-        v = y - cy - _uniform(generator, -2.5, 2.5) + 0.5
+        u = x - cx - uniform(generator, -2.5, 2.5) + 0.5
+        v = y - cy - uniform(generator, -2.5, 2.5) + 0.5
         radius = SIZES[item.size]
         shade = 1 + 0.12 * (math.cos(light) * u + math.sin(light) * v) / radius
         colour = torch.tensor(COLOURS[item.colour])[:, None, None] * shade
@@ -130,22 +131,34 @@ def _render_one(scene: Scene, generator: torch.Generator) -> Tensor:
     return image.clamp(0, 1)
 
 
-def _background(scene: Scene, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    angle = _uniform(generator, 0, math.pi)
-    frequency = 2 * math.pi / _uniform(generator, 7, 14)
-    a = frequency * (math.cos(angle) * x + math.sin(angle) * y) + _uniform(generator, 0, 2 * math.pi)
-    b = frequency * (math.cos(angle) * y - math.sin(angle) * x) + _uniform(generator, 0, 2 * math.pi)
-    if scene.texture == "striped":
+def background(tone: str, texture: str, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    """Colours [..., 3, H, W] at pixel coordinates `x` and `y` [..., H, W], which lie in 0 to 63."""
+    angle = uniform(generator, 0, math.pi)
+    frequency = 2 * math.pi / uniform(generator, 7, 14)
+    a = frequency * (math.cos(angle) * x + math.sin(angle) * y) + uniform(generator, 0, 2 * math.pi)
+    b = frequency * (math.cos(angle) * y - math.sin(angle) * x) + uniform(generator, 0, 2 * math.pi)
+    if texture == "striped":
         pattern = torch.tanh(2 * a.sin())
-    elif scene.texture == "checked":
+    elif texture == "checked":
         pattern = torch.tanh(4 * a.sin() * b.sin())
-    elif scene.texture == "dotted":
+    elif texture == "dotted":
         pattern = torch.tanh(3 * (a.cos() + b.cos() - 0.9))
     else:
         coarse = torch.randn(1, 1, 7, 7, generator=generator)
-        pattern = torch.nn.functional.interpolate(coarse, size=IMAGE_SIZE, mode="bicubic")[0, 0].clamp(-1.5, 1.5)
+        clouds = torch.nn.functional.interpolate(coarse, size=IMAGE_SIZE, mode="bicubic")[0, 0].clamp(-1.5, 1.5)
+        pattern = _interpolated(clouds, x, y)
     tint = 1 + 0.25 * (2 * torch.rand(3, generator=generator) - 1)
-    return (TONES[scene.tone] * tint)[:, None, None] * (1 + 0.35 * pattern)
+    return (TONES[tone] * tint)[:, None, None] * (1 + 0.35 * pattern.unsqueeze(-3))
+
+
+def _interpolated(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Bilinear values of `image` [H, W] at fractional coordinates; exact at whole ones."""
+    left, top = x.floor().long(), y.floor().long()
+    right, bottom = (left + 1).clamp(max=image.shape[1] - 1), (top + 1).clamp(max=image.shape[0] - 1)
+    across, down = x - left, y - top
+    upper = image[top, left] * (1 - across) + image[top, right] * across
+    lower = image[bottom, left] * (1 - across) + image[bottom, right] * across
+    return upper * (1 - down) + lower * down
 
 
 def distance(shape: str, u: Tensor, v: Tensor, radius: float) -> Tensor:

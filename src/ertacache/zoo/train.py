@@ -1,7 +1,5 @@
-"""From nothing to the finished model folders: pool, autoencoder, base model, distilled model."""
+"""From nothing to the finished model folders; of the image models: pool, autoencoder, base, distilled model."""
 
-import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,8 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline
 from torch import Tensor
 
-from ertacache.zoo import autoencoder, catalogue, components, flow, scenes, text
+from ertacache.zoo import autoencoder, catalogue, cogvideox, components, flow, scenes, text, wan
+from ertacache.zoo.export import write_model
 from ertacache.zoo.training import write_atomically
 
 #: Scenes in the training pool, their seed, and how many of them the autoencoder sees.
@@ -59,6 +58,10 @@ def train_model(name: str, work: Path, out: Path, compiled: bool) -> Path:
         InvalidArgument: no such model.
     """
     catalogue.folder(name)
+    if name == "tiny-wan":
+        return wan.train_model(work, out, compiled)
+    if name == "tiny-cogvideox":
+        return cogvideox.train_model(work, out, compiled)
     scenes_ = scenes.sample(POOL, POOL_SEED, "train")
     vae = _autoencoder(scenes_, work)
     t5, clip = components.t5_tokenizer(), components.clip_tokenizer()
@@ -119,15 +122,8 @@ def export(
         transformer=denoiser.transformer,
         **parts,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    pipe.save_pretrained(out)
-    (out / "call.json").write_text(json.dumps({**SHARED_CALL, **CALLS[name]}, indent=2) + "\n")
-    (out / "README.md").write_text(_readme(name))
     facts = {"pool": POOL, "pool_seed": POOL_SEED, "autoencoder_images": AUTOENCODER_IMAGES, "recipes": recipes}
-    (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
-    for stage in stages:
-        shutil.copyfile(run / f"{stage}.jsonl", out / f"training-{stage}.jsonl")
-    return out
+    return write_model(pipe, out, {**SHARED_CALL, **CALLS[name]}, _readme(name), facts, run, stages)
 
 
 def _readme(name: str) -> str:

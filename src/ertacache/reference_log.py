@@ -1,0 +1,105 @@
+"""What the uncached run of the calibration prompts leaves behind."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ertacache.branches import branch_names
+from ertacache.core.policy import l1_per_prompt
+from ertacache.core.precision import exact
+from ertacache.errors import UnsupportedPipeline
+from ertacache.guidance import TwoBranchGuidance
+from ertacache.hooks import Controller, Run
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The uncached run: a few numbers per step and prompt.
+
+    Attributes:
+        sigmas: [T+1] the solver's own grid.
+        contexts: names of the calls of the first step.
+        branches: names of the outputs for guidance that they make, see `branches`; empty where those cannot be used.
+        boundaries: the steps at which another denoiser takes over.
+        guided_l1: [T, N] ‖g_i − x_i‖₁ per prompt.
+        hidden_l1: [T, N] of the first call's hidden residual; empty where site `hidden` is unknown.
+        latents: [N, *] final latents.
+        weights: guidance weight of two branches, or None, for each denoiser.
+        embedded: guidance weight that the denoiser is given, or None.
+        dtype: of the denoiser's output.
+    """
+
+    sigmas: Tensor
+    contexts: tuple[str, ...]
+    branches: tuple[str, ...]
+    boundaries: tuple[int, ...]
+    guided_l1: Tensor
+    hidden_l1: Tensor
+    latents: Tensor
+    weights: tuple[float | None, ...]
+    embedded: float | None
+    dtype: str
+
+
+@dataclass
+class ReferenceLog(Controller):
+    """Watches an uncached run; see `Reference` for what it notes."""
+
+    guided: list[Tensor] = field(default_factory=list[Tensor])
+    hidden: list[Tensor] = field(default_factory=list[Tensor])
+    contexts: tuple[str, ...] = ()
+    branches: tuple[str, ...] = ()
+    boundaries: tuple[int, ...] = ()
+    sigmas: Tensor = field(default_factory=lambda: torch.zeros(0))
+    weights: tuple[float | None, ...] = ()
+    embedded: float | None = None
+    dtype: str = ""
+    latents: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def begin(self, run: Run) -> None:
+        self.sigmas = run.sigmas
+        self._first: dict[str, Tensor] = {}
+        self._serving = -1
+
+    def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
+        output = compute()
+        if run.denoiser != self._serving:
+            self._first[context] = output
+        if run.stack is not None and run.stack.residual is not None and len(run.contexts) == 1:
+            self.hidden.append(l1_per_prompt(run.stack.residual))
+        return output
+
+    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
+        if output.shape != x.shape:
+            raise UnsupportedPipeline(
+                f"the solver receives {list(output.shape)} for a latent of {list(x.shape)}; use a scheduler that takes "
+                "no learned variance"
+            )
+        if run.steps_done == 0:
+            self._note_calls(run, output)
+        elif run.denoiser != self._serving:
+            self.boundaries += (run.step,)
+        if run.denoiser != self._serving:
+            self._note_guidance(output)
+            self._serving = run.denoiser
+        self.guided.append(l1_per_prompt(exact(output) - exact(x)))
+        return output
+
+    def _note_calls(self, run: Run, output: Tensor) -> None:
+        if run.step != 0:
+            raise UnsupportedPipeline(f"the run starts at step {run.step}; calibrate on a run that starts at step 0")
+        self.contexts = tuple(run.contexts)
+        self.branches = branch_names(self._first, output)
+        self.embedded, self.dtype = run.guidance, str(output.dtype)
+
+    def _note_guidance(self, output: Tensor) -> None:
+        guidance = TwoBranchGuidance(self.contexts)
+        for context, first in self._first.items():
+            guidance.observe(context, first)
+        self.weights += (guidance.weight(output),)
+        self._first.clear()
+
+    def end_step(self, run: Run, x_next: Tensor) -> None:
+        self.latents = x_next.float().cpu()
