@@ -109,9 +109,8 @@ def test_others_start_from_published_settings_on_published_weights():
     assert found["pab"].method.window == (100, 850)
     assert found["teacache"].target == round(1 / 2.92, 4)
     assert found["teacache"].method.coefficients == COEFFICIENTS["CogVideoX-2B"]
-    # Its solver follows no adjusted grid.
     slow = found["ertacache-slow"].method
-    assert (slow.adjusted, slow.threshold, slow.rectifier) == (False, 0.08, "channel")
+    assert (slow.adjusted, slow.threshold, slow.rectifier) == (True, 0.08, "channel")
     wan = chosen("table1", WAN, pipelines.wan())
     assert wan["teacache"].method.coefficients == COEFFICIENTS["Wan2.1-T2V-1.3B"]
     assert wan["ertacache"].method.adjusted

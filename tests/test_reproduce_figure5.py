@@ -114,8 +114,9 @@ def ready(setting: Setting, by: Any, steps: int) -> Ready:
     [
         (FLUX, "threshold", 30, 0.6, 16, "auto"),
         (WAN, "threshold", 50, 0.08, 23, "auto"),
-        (COGVIDEOX, "threshold", 50, 0.3, 17, "none"),
+        (COGVIDEOX, "threshold", 50, 0.3, 17, "auto"),
         (TINY[0], "steps", 30, None, 16, "auto"),
+        (TINY[2], "steps", 50, None, 23, "auto"),
     ],
 )
 def test_the_schedule_is_that_of_the_papers_full_method(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,7 @@ def sweep_of(request: Request, ready: Ready) -> Sweep:
     model, T = setting.tables[FIGURE5], int(ready.call["num_inference_steps"])
     rows = [row for table in ("table2", "table1") for row in printed_rows(table, model) if row.method == "ertacache"]
     paper = rows[-1]
-    sweep = Sweep(
+    return Sweep(
         pipe=ready.pipe,
         call=ready.call,
         prompts=ready.prompts,
@@ -195,7 +195,6 @@ def sweep_of(request: Request, ready: Ready) -> Sweep:
         batch_size=ready.batch_size,
         model=setting.model,
     )
-    return sweep if setting.free_grid else replace(sweep, timesteps="none")
 
 
 def text(document: dict[str, Any]) -> str:

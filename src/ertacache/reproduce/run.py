@@ -171,8 +171,7 @@ def entrants(rows: tuple[PrintedRow, ...], ready: Ready, site: Literal["output",
         if isinstance(method, ProfileMethod):
             threshold = row.threshold if ready.by == "threshold" else None
             share = max(2, round(T / row.speedup)) / T
-            adjusted = method.adjusted and ready.setting.free_grid
-            changed = replace(method, threshold=threshold, share=share, site=site, adjusted=adjusted)
+            changed = replace(method, threshold=threshold, share=share, site=site)
             found.append(Entrant(row.id, changed))
             continue
         if row.published and not bundled:

@@ -45,7 +45,6 @@ class Setting:
         caches: GiB that the most hungry method of its tables keeps between steps; estimated.
         flow_shift: FlowMatchEulerDiscreteScheduler with this shift takes the place of the shipped solver.
         float32_vae: whether the autoencoder stays in float32.
-        free_grid: whether the solver follows an adjusted time grid.
         prompts: which prompts the paper used.
         remarks: on what is run, for the table.
         refusal: why it cannot be run.
@@ -62,7 +61,6 @@ class Setting:
     caches: float = 0.0
     flow_shift: float | None = None
     float32_vae: bool = False
-    free_grid: bool = True
     prompts: str = ""
     remarks: tuple[str, ...] = ()
     refusal: str = ""
@@ -114,8 +112,7 @@ WAN = Setting(
     float32_vae=True,
     prompts=_VBENCH,
     remarks=(
-        "Euler with shift 3 in place of the shipped UniPC: the paper's Eq. 4 to 14 are Euler's, and UniPC follows no "
-        "adjusted grid",
+        "Euler with shift 3 in place of the shipped UniPC: the paper's Eq. 4 to 14 are Euler's",
         "guidance 5 and an empty negative prompt, the defaults of diffusers; the model's own code has a long negative "
         "prompt, which --negative-prompt takes",
     ),
@@ -130,11 +127,9 @@ COGVIDEOX = Setting(
     seeds={"table1": 5},
     parts=(Part("transformer", 1693.8, 3.0), _T5, Part("VAE", 215.6, 20.0)),
     caches=7.6,  # FasterCache: two attention outputs of 30 blocks, 2 x 17776 x 1920 in 16 bits each
-    free_grid=False,
     prompts=_VBENCH,
     remarks=(
-        "ERTACache without the timestep adjustment: CogVideoXDDIMScheduler follows no adjusted grid, and how the "
-        "paper adjusted it is not said",
+        "the timestep adjustment of ERTACache on the grid of DDIM's angles; how the paper adjusted it is not said",
         "49 frames, where the paper says 48: the model's own number",
     ),
 )
@@ -154,7 +149,12 @@ _TINY_TABLES = {
     "table4": "flux.1-dev",
     FIGURE5: "flux.1-dev",
 }
-TINY = tuple(Setting(model=name, source=name, tables=_TINY_TABLES) for name in ("tiny-flux", "tiny-flux-base"))
+TINY = (
+    Setting("tiny-flux", "tiny-flux", _TINY_TABLES),
+    Setting("tiny-flux-base", "tiny-flux-base", _TINY_TABLES),
+    Setting("tiny-wan", "tiny-wan", WAN.tables),
+    Setting("tiny-cogvideox", "tiny-cogvideox", COGVIDEOX.tables),
+)
 
 SETTINGS = (FLUX, WAN, COGVIDEOX, OPEN_SORA, *TINY)
 
