@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"))
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
-    for name in catalogue.NAMES:
+    for name in catalogue.IMAGE_NAMES:
         pipe, call = load_pipeline(name), call_arguments(name, {})
         texts = catalogue.calibration_prompts(8)
         profile = calibrate(pipe, texts, compute_steps=BUDGET, schedule="uniform", basis="fitted", **call)
