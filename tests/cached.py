@@ -19,6 +19,17 @@ SITES: tuple[Site, ...] = ("output", "guided", "hidden")
 MASK = "##..#.#..#"
 T, TOKENS, CHANNELS = 10, 64, 16
 MU = 1.15  # the shift that the scheduler of the random pipelines has at 64 tokens
+#: What a run does not look at.
+UNUSED: dict[str, Any] = {
+    "dtype": "torch.float32",
+    "prompt_count": 2,
+    "prompt_hash": "0" * 16,
+    "holdout_count": 1,
+    "seed": 0,
+    "method": {},
+    "versions": {},
+    "heldout": {},
+}
 CONTEXTS = {False: ("cond",), True: ("cond", "uncond")}
 
 
@@ -47,30 +58,23 @@ def provenance(pipe: Any, **changes: Any) -> Provenance:
         "call": call_of(pipe),
         "latent_shape": (TOKENS, CHANNELS),
         "channel_axis": -1,
-        "dtype": "torch.float32",
-        "prompt_count": 2,
-        "prompt_hash": "0" * 16,
-        "holdout_count": 1,
-        "seed": 0,
-        "method": {},
-        "versions": {},
-        "heldout": {},
     }
-    return Provenance(**{**facts, **changes})
+    return Provenance(**{**facts, **UNUSED, **changes})
 
 
 def profile(pipe: Any, site: Site, mask: str = MASK, *, basis: str = "residual", **changes: Any) -> Profile:
     """Reuse of the newest output or residual at a site."""
     schedule = Schedule.from_mask(mask)
-    facts = provenance(pipe)
+    facts = changes.pop("provenance", None) or provenance(pipe)
+    grid = changes.pop("base_sigmas") if "base_sigmas" in changes else base_sigmas(pipe)
     targets = ("guided",) if site == "guided" else facts.contexts
     reuse = Predictor.plain_reuse if site == "hidden" or basis == "reuse" else Predictor.residual_reuse
     parts: dict[str, Any] = {
         "schedule": schedule,
         "site": site,
         "predictor": reuse(schedule, targets),
-        "base_sigmas": base_sigmas(pipe),
-        "sigmas": base_sigmas(pipe),
+        "base_sigmas": grid,
+        "sigmas": grid,
         "rectifier": None,
         "provenance": facts,
     }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import WanPipeline
 
+import cached
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.fingerprint import config_hash
@@ -62,35 +63,16 @@ def provenance(pipe: Any, **changes: Any) -> Provenance:
         "call": TWO_CALL if two else VIDEO_CALL,
         "latent_shape": latent_shape,
         "channel_axis": channel_axis,
-        "dtype": "torch.float32",
-        "prompt_count": 2,
-        "prompt_hash": "0" * 16,
-        "holdout_count": 1,
-        "seed": 0,
-        "method": {},
-        "versions": {},
-        "heldout": {},
         "boundaries": (BOUNDARY,) if two else (),
         "later_weights": (TWO_CALL["guidance_scale_2"],) if two else (),
     }
-    return Provenance(**{**facts, **changes})
+    return Provenance(**{**facts, **cached.UNUSED, **changes})
 
 
 def profile(pipe: Any, site: Site, mask: str = MASK, **changes: Any) -> Profile:
-    """Residual reuse at a site."""
-    schedule, facts = Schedule.from_mask(mask), changes.pop("provenance", None) or provenance(pipe)
-    targets = ("guided",) if site == "guided" else facts.contexts
-    reuse = Predictor.plain_reuse if site == "hidden" else Predictor.residual_reuse
-    parts: dict[str, Any] = {
-        "schedule": schedule,
-        "site": site,
-        "predictor": reuse(schedule, targets),
-        "base_sigmas": base_sigmas(pipe),
-        "sigmas": base_sigmas(pipe),
-        "rectifier": None,
-        "provenance": facts,
-    }
-    return Profile(**{**parts, **changes})
+    """Residual reuse at a site, of the residual of the blocks at site hidden."""
+    facts = changes.pop("provenance", None) or provenance(pipe)
+    return cached.profile(pipe, site, mask, provenance=facts, **{"base_sigmas": base_sigmas(pipe), **changes})
 
 
 def linear(mask: str, rows: dict[str, dict[str, list[float]]]) -> Predictor:

@@ -15,6 +15,7 @@ from transformers import T5Config, T5EncoderModel
 
 from ertacache.zoo import clip_text, clips, components, motion, video
 from ertacache.zoo.training import Recipe, train
+from ertacache.zoo.video import CAPTION_DROPOUT, LATENT_CHANNELS, TEXT_WIDTH
 
 STILLS = Recipe(iterations=1000, batch_size=64, learning_rate=1e-3, seed=71)
 AUTOENCODER = Recipe(iterations=2000, batch_size=8, learning_rate=1.5e-3, seed=72)
@@ -22,22 +23,11 @@ MOTION = Recipe(iterations=1750, batch_size=8, learning_rate=1.5e-3, warmup=50, 
 TRANSFORMER = Recipe(
     iterations=11000, batch_size=32, learning_rate=1.5e-3, warmup=200, ema=0.999, weight_decay=0.01, seed=81
 )
-LATENT_CHANNELS = 8
 LATENT_SIDE = clips.CLIP_SIZE // 4
-TEXT_WIDTH = 96
-CAPTION_DROPOUT = 0.1
 #: No call of up to a hundred steps ends at a lower timestep.
 LAST_TIMESTEP = 9
 #: What the pipeline has to be called with.
-CALL: dict[str, Any] = {
-    "height": clips.CLIP_SIZE,
-    "width": clips.CLIP_SIZE,
-    "num_frames": clips.FRAMES,
-    "num_inference_steps": 50,
-    "guidance_scale": 6.0,
-    "negative_prompt": "",
-    "max_sequence_length": clip_text.MAX_SEQUENCE_LENGTH,
-}
+CALL = video.call(guidance_scale=6.0)
 
 
 def autoencoder() -> AutoencoderKLCogVideoX:

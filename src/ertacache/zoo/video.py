@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ertacache.zoo import clips
+from ertacache.zoo import clip_text, clips
 from ertacache.zoo.export import write_model
 from ertacache.zoo.training import Recipe, train, write_atomically
 
@@ -20,6 +20,8 @@ POOL, POOL_SEED, AUTOENCODER_CLIPS = 16_000, 1, 3_000
 #: Seed of the held-out clips that the reconstruction is measured on, and their number.
 _RECONSTRUCTED_SEED, _RECONSTRUCTED = 303, 64
 CROP = 24
+#: What the parts of both models have to agree on, and the share of captions that are dropped in training.
+LATENT_CHANNELS, TEXT_WIDTH, CAPTION_DROPOUT = 8, 96, 0.1
 _CHUNK = 500
 _BATCH = 25
 
@@ -41,6 +43,19 @@ video = pipe(
 
 Licence: Apache-2.0. Trained on generated clips only.
 """
+
+
+def call(guidance_scale: float) -> dict[str, Any]:
+    """What a pipeline has to be called with: its defaults are those of the large model."""
+    return {
+        "height": clips.CLIP_SIZE,
+        "width": clips.CLIP_SIZE,
+        "num_frames": clips.FRAMES,
+        "num_inference_steps": 50,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": "",
+        "max_sequence_length": clip_text.MAX_SEQUENCE_LENGTH,
+    }
 
 
 def pool() -> list[clips.Clip]:

@@ -8,8 +8,9 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from ertacache.zoo import clip_text, clips, components, motion, video
+from ertacache.zoo import clip_text, components, motion, video
 from ertacache.zoo.training import Recipe, train
+from ertacache.zoo.video import CAPTION_DROPOUT, LATENT_CHANNELS, TEXT_WIDTH
 
 STILLS = Recipe(iterations=1200, batch_size=64, learning_rate=2e-3, seed=51)
 AUTOENCODER = Recipe(iterations=1500, batch_size=8, learning_rate=6e-4, seed=52)
@@ -17,21 +18,10 @@ MOTION = Recipe(iterations=1000, batch_size=8, learning_rate=1e-3, warmup=50, se
 TRANSFORMER = Recipe(
     iterations=15000, batch_size=32, learning_rate=1.5e-3, warmup=200, ema=0.999, weight_decay=0.01, seed=61
 )
-LATENT_CHANNELS = 8
-TEXT_WIDTH = 96
-CAPTION_DROPOUT = 0.1
 #: Noise levels are drawn logit-normal and shifted like this towards noise, where a caption is decided.
 TRAINING_SHIFT = 4.0
 #: What the pipeline has to be called with.
-CALL: dict[str, Any] = {
-    "height": clips.CLIP_SIZE,
-    "width": clips.CLIP_SIZE,
-    "num_frames": clips.FRAMES,
-    "num_inference_steps": 50,
-    "guidance_scale": 5.0,
-    "negative_prompt": "",
-    "max_sequence_length": clip_text.MAX_SEQUENCE_LENGTH,
-}
+CALL = video.call(guidance_scale=5.0)
 
 
 def autoencoder() -> AutoencoderKLWan:
