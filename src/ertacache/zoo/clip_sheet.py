@@ -10,7 +10,7 @@ from torch import Tensor
 #: Clips on a picture and in an animation, and how many times larger their pixels are there.
 _ROWS, _MOVING = 8, 6
 _ROW_ZOOM, _MOVING_ZOOM = 2, 3
-_COLUMNS, _GAP, _PALETTE = 3, 8, 64
+_COLUMNS, _GAP, _PALETTE = 3, 8, 256
 #: Milliseconds for which an animation shows a frame, and its last one.
 _FRAME_TIME, _LAST_TIME = 120, 700
 
@@ -53,7 +53,8 @@ def _grid(frames: Tensor, captions: Sequence[str]) -> Any:
         left, top = n % _COLUMNS * size, n // _COLUMNS * (size + text)
         canvas.paste(_enlarged(frame, _MOVING_ZOOM), (left, top))
         pen.multiline_text((left, top + size - _GAP // 2), textwrap.fill(caption, 23), fill="black", spacing=1)
-    return canvas.quantize(_PALETTE, dither=Image.Dither.NONE)
+    # By coverage: small bright movers keep their colours beside large backgrounds.
+    return canvas.quantize(_PALETTE, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
 
 
 def _enlarged(frame: Tensor, zoom: int) -> Any:
