@@ -5,15 +5,17 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ertacache.commands import group_name
 from ertacache.report.comparison_file import Result, read_comparison
+from ertacache.reproduce.paper_figures import printed_rows
+from ertacache.zoo import catalogue
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "ablation" / "results.jsonl"
-BUDGETS = (15, 10, 6)
+RESULTS = ROOT / "benchmarks" / "results"
 KINDS = (
     ("fewer steps", lambda row: row["stage"] == "fewer steps"),
     ("uniform, plain reuse", lambda row: _is(row, "output", "reuse", "uniform")),
@@ -32,28 +34,36 @@ def _is(row: dict[str, Any], site: str, basis: str, stage: str) -> bool:
     return (row["site"], row["basis"], row["stage"]) == (site, basis, stage)
 
 
-def read_rows() -> list[dict[str, Any]]:
-    lines = RESULTS.read_text().splitlines()
+def read_rows(folder: str) -> list[dict[str, Any]]:
+    lines = (RESULTS / folder / "results.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines[1:]]
 
 
-def ablation_table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table per group: methods down, budgets across; K in brackets where it is not the budget."""
+def ablation_table(rows: list[dict[str, Any]], paper: dict[str, str] | None = None) -> str:
+    """A Markdown table per group: methods down, budgets across; K in brackets where it is not the budget.
+
+    Args:
+        paper: what the paper prints for some of the methods, by name, as a last column.
+    """
     parts: list[str] = []
     for group in dict.fromkeys(row["group"] for row in rows):
-        parts += [
-            f"**{group}**",
-            "",
-            "| PSNR (dB) | " + " | ".join(f"K = {K}" for K in BUDGETS) + " |",
-            "|---|" + "---:|" * len(BUDGETS),
-        ]
+        own = [row for row in rows if row["group"] == group]
+        budgets = sorted({row["budget"] for row in own if row["stage"] != "no cache"}, reverse=True)
+        heads = [f"K = {K}" for K in budgets] + (["paper"] if paper else [])
+        parts += [f"**{group}**", "", "| PSNR (dB) | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
         for name, matches in KINDS:
-            cells = [
-                _cell([r for r in rows if r["group"] == group and r["budget"] == K and matches(r)], K) for K in BUDGETS
-            ]
+            cells = [_cell([row for row in own if row["budget"] == K and matches(row)], K) for K in budgets]
+            cells += [paper.get(name, "")] if paper else []
             parts.append(f"| {name} | " + " | ".join(cells) + " |")
         parts.append("")
     return "\n".join(parts).strip()
+
+
+def printed() -> dict[str, str]:
+    """Table 3 of the paper for Wan2.1-1.3B, by the names of `KINDS`."""
+    values = [f"{row.figures['psnr']:.1f}" for row in printed_rows("table3", "wan2.1-1.3b")]
+    names = [name for name, _ in KINDS]
+    return dict(zip([names[2], *names[4:7]], values, strict=True))
 
 
 def _cell(found: list[dict[str, Any]], budget: int) -> str:
@@ -68,7 +78,7 @@ def compare_table() -> str:
     """A Markdown table per model: methods down; PSNR, reached cost and speed-up at each wanted cost across."""
     parts: list[str] = []
     for name in ("tiny-flux", "tiny-flux-base"):
-        found = read_comparison(ROOT / "benchmarks" / "results" / "compare" / name)
+        found = read_comparison(RESULTS / "compare" / name)
         sections = [section for section in found.sections if section.target is not None]
         group = group_name(name, found.header.call)
         heads = [f"PSNR at {section.target:g} | cost | speed-up" for section in sections]
@@ -93,9 +103,11 @@ def updated(readme: str) -> str:
     """README text with the generated parts between their markers."""
     parts = {
         "compare": compare_table(),
-        "results": ablation_table(read_rows()),
+        "results": ablation_table(read_rows("ablation")),
+        "video": ablation_table(read_rows("ablation-video"), printed()),
         "speed": speed_text(),
-        "zoo": zoo_table(),
+        "zoo": zoo_table(catalogue.IMAGE_NAMES),
+        "zoo-video": zoo_table(catalogue.VIDEO_NAMES),
     }
     for name, text in parts.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
@@ -109,20 +121,22 @@ def speed_text() -> str:
         "| K = 15 of 30 | speed-up of the denoising loop | share of T/K | a predicted step, of a computed one |",
         "|---|---:|---:|---:|",
     ]
-    for name, row in json.loads((ROOT / "benchmarks/results/speed.json").read_text())["results"].items():
+    for name, row in json.loads((RESULTS / "speed.json").read_text())["results"].items():
         price = f"{row['predicted_over_computed_step']:.1%}"
         rows.append(f"| {name} | {row['speedup_median']:.2f}× | {row['share_of_ideal']:.1%} | {price} |")
     return "\n".join(rows)
 
 
-def zoo_table() -> str:
+def zoo_table(names: Sequence[str]) -> str:
     """What `ertacache zoo check` measured on 200 held-out captions."""
-    rows = ["| 200 held-out captions | colour and place right | shape right |", "|---|---:|---:|"]
-    for name in ("tiny-flux", "tiny-flux-base"):
-        row = json.loads((ROOT / f"benchmarks/results/zoo-{name}.json").read_text())
-        rows.append(f"| {name} | {row['colour_and_place']:.1%} | {row['shape']:.1%} |")
-    truth = f"{row['judge_colour_and_place']:.1%} | {row['judge_shape']:.1%}"
-    return "\n".join([*rows, f"| the generator's own images | {truth} |"])
+    found = [json.loads((RESULTS / f"zoo-{name}.json").read_text()) for name in names]
+    keys = [key for key in found[0] if f"judge_{key}" in found[0]]
+    heads = [f"{found[0]['captions']} held-out captions", *(f"{key.replace('_', ' ')} right" for key in keys)]
+    rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * len(keys)]
+    truth = {key: found[0][f"judge_{key}"] for key in keys}
+    for name, shares in [*zip(names, found, strict=True), ("the generator's own", truth)]:
+        rows.append(f"| {name} | " + " | ".join(f"{shares[key]:.1%}" for key in keys) + " |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":
