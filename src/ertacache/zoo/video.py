@@ -3,6 +3,7 @@
 Both autoencoders take clips as [N, 3, frames, height, width] in [-1, 1] and shrink time and space by four.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -184,7 +185,7 @@ def export(
         run: holds STAGE.jsonl of each stage in `recipes`.
         psnr: what `reconstruction` gave, in dB.
     """
-    lines = [f"    {key}={value!r}," for key, value in call.items()]
+    lines = [f"    {key}={json.dumps(value)}," for key, value in call.items()]
     caption = clips.sample(1, 0, "heldout")[0].caption
     readme = _README.format(name=name, kind=kind, pipeline=type(pipe).__name__, caption=caption, call="\n".join(lines))
     facts = {
