@@ -1,91 +1,16 @@
 import base64
 import io
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from ertacache.errors import InvalidArgument
+from ablation_results import HOSTILE, PROMPTS, default_rows, stat, write
 from ertacache.report.ablation import write_report
 from ertacache.sample_files import save_clip_sample
 from report_page import Page
-
-HOSTILE = "</script><script>alert(1)</script> \"'><img src=x onerror=alert(2)> \u2028 & end"
-PROMPTS = [HOSTILE, "a red circle above a blue square"]
-T = 4
-
-
-def stat(mean: float) -> dict[str, Any]:
-    return {"mean": mean, "std": 0.5, "values": [mean - 0.5, mean + 0.5]}
-
-
-def make_row(label: str, stage: str, mask: str, psnr: float, **changes: Any) -> dict[str, Any]:
-    steps = len(mask)
-    K = mask.count("#")
-    return {
-        "id": label,
-        "group": "tiny cfg 7",
-        "label": label,
-        "site": "output",
-        "basis": "residual",
-        "stage": stage,
-        "K": K,
-        "T": T,
-        "budget": K,
-        "schedule": mask,
-        "threshold": None,
-        "strength": None,
-        "calls": {"cond": K, "uncond": K},
-        "psnr": stat(psnr),
-        "ssim": stat(0.5 + psnr / 200),
-        "latent_error": 0.25,
-        "denoise_seconds": K / 10,
-        "image_seconds": K / 10 + 0.05,
-        "extra_bytes": 3072,
-        "sigmas": [1 - i / steps for i in range(steps + 1)],
-        "decomposition": {
-            "feature_shift": [0.1] * steps,
-            "amplified": [0.02] * steps,
-            "deviation": [0.03 * i for i in range(steps + 1)],
-        },
-        "samples": [],
-    } | changes
-
-
-def default_rows() -> list[dict[str, Any]]:
-    bare = {"site": None, "basis": None, "decomposition": None, "extra_bytes": 0}
-    return [
-        make_row("no cache", "no cache", "####", 100.0, **bare, budget=None, samples=["s/none-0.png"]),
-        make_row("fewer <steps>", "fewer steps", "##", 20.0, **bare),
-        make_row("residual, uniform", "uniform", "#..#", 24.0, samples=["s/uniform-0.png"]),
-        make_row("residual, moved", "+ timesteps", "#..#", 23.0, sigmas=[1.0, 0.7, 0.6, 0.4, 0.0], threshold=0.125),
-        make_row("residual, three", "uniform", "#.##", 31.0),
-        make_row("other group", "uniform", "##.#", 30.0, group="tiny & other"),
-    ]
-
-
-def write(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
-    header = {
-        "kind": "header",
-        "model": "tiny-flux",
-        "prompts": PROMPTS,
-        "seed": 11,
-        "versions": {"ertacache": "0.1.0"},
-        "machine": "two cores",
-        "call": {"guidance_scale": 7.0},
-        "T": T,
-    }
-    (folder / "s").mkdir(exist_ok=True)
-    Image.new("RGB", (8, 8), (100, 100, 100)).save(folder / "s" / "none-0.png")
-    Image.new("RGB", (8, 8), (110, 20, 100)).save(folder / "s" / "uniform-0.png")
-    lines = [json.dumps(line, ensure_ascii=False) for line in [header, *(rows or default_rows())]]
-    path = folder / "results.jsonl"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -248,64 +173,3 @@ def test_clips_have_frames_flicker_and_their_curves(tmp_path: Path) -> None:
 def test_pictures_have_nothing_of_clips(html: str) -> None:
     assert "Flicker" not in html and "Quality of each frame" not in html and 'class="clips"' not in html
     assert "sheet clips-apart" not in html and 'class="loop' not in html
-
-
-def test_a_missing_or_broken_sample_is_named(tmp_path: Path) -> None:
-    results = write(tmp_path)
-    path = tmp_path / "s" / "uniform-0.png"
-    path.unlink()
-    with pytest.raises(InvalidArgument, match=r"s/uniform-0\.png of 'residual, uniform' \(line 4\).*keep results"):
-        write_report(results, tmp_path / "r.html")
-    path.write_bytes(b"not an image")
-    with pytest.raises(InvalidArgument, match=r"s/uniform-0\.png .*is not a readable image; run the comparison"):
-        write_report(results, tmp_path / "r.html")
-    Image.new("RGB", (9, 8)).save(path)
-    with pytest.raises(InvalidArgument, match=r"\(9, 8\) pixels and its uncached reference \(8, 8\)"):
-        write_report(results, tmp_path / "r.html")
-    assert not (tmp_path / "r.html").exists()
-
-
-def test_a_malformed_line_is_named_by_number(tmp_path: Path) -> None:
-    results = write(tmp_path)
-    whole = results.read_text(encoding="utf-8")
-    results.write_text(whole[: whole.rindex('"samples"')], encoding="utf-8")
-    with pytest.raises(InvalidArgument, match=r"results\.jsonl, line 7 is not JSON .*cut off"):
-        write_report(results, tmp_path / "r.html")
-    results.write_text(whole + "[1, 2]\n", encoding="utf-8")
-    with pytest.raises(InvalidArgument, match="line 8 is not a JSON object"):
-        write_report(results, tmp_path / "r.html")
-    results.write_text(whole.split("\n", 1)[1], encoding="utf-8")
-    with pytest.raises(InvalidArgument, match=r"does not start with a .*header"):
-        write_report(results, tmp_path / "r.html")
-    results.write_text(whole.split("\n", 1)[0], encoding="utf-8")
-    with pytest.raises(InvalidArgument, match="has a header and no rows"):
-        write_report(results, tmp_path / "r.html")
-    with pytest.raises(InvalidArgument, match=r"nowhere is not a file; pass the results\.jsonl"):
-        write_report(tmp_path / "nowhere", tmp_path / "r.html")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("schedule", "#x.#", r"line 4: 'schedule' must be a text of '#'"),
-        ("K", 3, r"line 4: 'K' must be the 2 computed steps of its schedule, found 3"),
-        ("label", 5, "line 4: 'label' must be text, found 5"),
-        ("latent_error", float("nan"), "line 4: 'latent_error' must be a finite number, found nan"),
-        ("denoise_seconds", True, "'denoise_seconds' must be a finite number, found True"),
-        ("psnr", None, "'psnr' must be an object, found None"),
-        ("ssim", {"mean": 1.0, "values": []}, "line 4, ssim: 'std' must be a finite number, found nothing"),
-        ("sigmas", [1.0, 0.0], "'sigmas' must be a list of 5 numbers"),
-        (
-            "decomposition",
-            {"feature_shift": [0.1]},
-            "decomposition: 'feature_shift' must be a list of 4 numbers",
-        ),
-        ("samples", ["a", "b", "c"], "'samples' must be at most one file for each of the 2 prompts"),
-        ("calls", {"cond": 1.5}, "line 4, calls: 'cond' must be a whole number, found 1.5"),
-    ],
-)
-def test_a_wrong_field_is_named(tmp_path: Path, key: str, value: Any, message: str) -> None:
-    rows = default_rows()
-    rows[2][key] = value
-    with pytest.raises(InvalidArgument, match=message):
-        write_report(write(tmp_path, rows), tmp_path / "r.html")

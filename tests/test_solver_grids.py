@@ -8,29 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
 from torch import Tensor
 
 import pipelines
 from ertacache import angle_grid
 from ertacache.calibration import calibrate
 from ertacache.core.timesteps import stretch
-from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.errors import InvalidArgument
 from ertacache.hooks import Controller, Run, attached
 from ertacache.recording import Final, Prompts, run_pipeline
 from ertacache.runtime import Player, RunStats
-from ertacache.solvers import check_free_grid, read_grid, solver_step, write_grid
+from ertacache.solvers import read_grid, solver_step, write_grid
 from ertacache.watch import Watch
 from pipelines import CALL, PROMPTS, VIDEO_CALL, generate
-from solver_pipelines import FLOW, SCHEDULERS, SolverPipeline, linear
+from solver_pipelines import SCHEDULERS, SolverPipeline, linear
 
 #: DPMSolverMultistepScheduler makes numpy arrays of tensors in the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -279,36 +270,3 @@ def test_a_calibrated_grid_is_the_one_that_runs(name: str) -> None:
 
 def final_latent(pipe: SolverPipeline, controller: Controller) -> Tensor:
     return run_pipeline(pipe, Prompts((PROMPT,), 3), controller, {"num_inference_steps": 9}, decode=False)
-
-
-REFUSED: list[tuple[Any, str]] = [
-    (lambda: FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "it draws noise in every step"),
-    (lambda: UniPCMultistepScheduler(), "does not run on flow sigmas: set use_flow_sigmas=True"),
-    (lambda: DPMSolverMultistepScheduler(), "does not run on flow sigmas"),
-    (lambda: DPMSolverMultistepScheduler(**FLOW, algorithm_type="sde-dpmsolver++"), "it draws noise in every step"),
-    (lambda: UniPCMultistepScheduler(**FLOW, solver_p=DDIMScheduler()), "solver_p keeps a grid of its own"),
-    (lambda: UniPCMultistepScheduler(**FLOW, use_exponential_sigmas=True), "use_exponential_sigmas takes the place"),
-    (lambda: DDPMScheduler(), "it draws noise in every step"),
-    (lambda: FlowMatchHeunDiscreteScheduler(), "it calls the denoiser 2 times per step"),
-    (lambda: EulerDiscreteScheduler(), "how it follows another grid is not known"),
-]
-
-
-@pytest.mark.parametrize(("make", "reason"), REFUSED, ids=[reason for _, reason in REFUSED])
-def test_schedulers_that_would_not_follow_are_refused(make: Callable[[], Any], reason: str) -> None:
-    scheduler = make()
-    message = f"{type(scheduler).__name__} cannot be changed: .*{reason}.*timesteps='none', or use one of FlowMatch"
-    with pytest.raises(UnsupportedPipeline, match=message):
-        check_free_grid(scheduler)
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_others_are_not(name: str) -> None:
-    check_free_grid(SCHEDULERS[name]())
-
-
-def test_the_older_algorithm_is_refused() -> None:
-    scheduler = DPMSolverMultistepScheduler(**FLOW)
-    scheduler.register_to_config(algorithm_type="dpmsolver")
-    with pytest.raises(UnsupportedPipeline, match=r"algorithm_type is 'dpmsolver', not 'dpmsolver\+\+'"):
-        check_free_grid(scheduler)

@@ -1,0 +1,256 @@
+"""Every way in which a profile file can be wrong, and what the message must say."""
+
+import json
+from collections.abc import Callable
+
+import torch
+
+from ertacache.profile import MAX_STEPS
+from profile_maker import (
+    FACTS,
+    deep,
+    framed,
+    make,
+    poisoned,
+    reaching_too_far,
+    with_document,
+    with_facts,
+    with_header,
+    with_tensors,
+    with_text,
+    without,
+)
+
+GRID = make().sigmas
+BASE = make().base_sigmas
+A = make().predictor.a
+AT_COMPUTED = A.clone()
+AT_COMPUTED[2, 0, 0, 0] = 1.0
+EVERYWHERE = torch.ones(5, 1, 1, 3)
+
+# id: (file content, what the message must say). The ids are the evidence column of docs/profile-format.md.
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "empty": (lambda: b"", r"file: has 0 bytes"),
+    "shorter than its prefix": (lambda: b"\x10\0\0", r"file: has 3 bytes"),
+    "truncated header": (lambda: make().to_bytes()[:200], r"header: claims \d+ bytes where 192 are left"),
+    "truncated data": (lambda: make().to_bytes()[:-1], r"tensors: .*not fully covered"),
+    "trailing bytes": (lambda: make().to_bytes() + b"\0", r"tensors: .*not fully covered"),
+    "garbage": (lambda: b"PK\x03\x04" * 99, r"header: claims \d+ bytes, over the cap of 1048576"),
+    "oversized header": (
+        lambda: (2**20 + 1).to_bytes(8, "little") + b" " * (2**20 + 1),
+        r"header: claims 1048577 bytes, over the cap of 1048576",
+    ),
+    "oversized file": (lambda: bytes(64 * 2**20 + 1), r"file: is over the cap of 67108864 bytes"),
+    "header not JSON": (lambda: framed("{'a': 1}"), r"header: is not sound JSON"),
+    "header not UTF-8": (lambda: b"\x02" + bytes(7) + b"\xff\xfe", r"header: is not sound JSON"),
+    "header not an object": (lambda: framed("[1, 2]"), r"header: is \[1, 2\], not a JSON object"),
+    "header nested deeply": (lambda: framed(deep(100_000)), r"header: is not sound JSON \(.*recursion"),
+    "header key twice": (
+        lambda: framed('{"a": 1, "a": 1}'),
+        r"header: is not sound JSON \(key 'a' occurs twice",
+    ),
+    "no metadata": (
+        lambda: with_header(lambda h: h.pop("__metadata__")),
+        r"__metadata__: is None, not an object",
+    ),
+    "metadata not an object": (
+        lambda: with_header(lambda h: h.update(__metadata__="x")),
+        r"__metadata__: is 'x', not",
+    ),
+    "metadata key missing": (
+        lambda: with_header(lambda h: h.update(__metadata__={})),
+        r"__metadata__: holds \[\]",
+    ),
+    "metadata key too many": (
+        lambda: with_header(lambda h: h["__metadata__"].update(format="pt")),
+        r"__metadata__: holds \['ertacache', 'format'\]",
+    ),
+    "metadata not text": (
+        lambda: with_header(lambda h: h.update(__metadata__={"ertacache": 1})),
+        r"exactly one text",
+    ),
+    "document not JSON": (lambda: with_text("version 1"), r"__metadata__.ertacache: is not sound JSON"),
+    "document not an object": (
+        lambda: with_text("[]"),
+        r"__metadata__.ertacache: is \[\], not a JSON object",
+    ),
+    "document nested deeply": (lambda: with_text(deep(50_000)), r"__metadata__.ertacache: .*recursion"),
+    "document key twice": (lambda: with_text('{"version": 1, "version": 1}'), r"key 'version' occurs twice"),
+    "document with NaN": (
+        lambda: with_facts(seed=float("nan")),
+        r"__metadata__.ertacache: .*NaN is not a JSON number",
+    ),
+    "wrong version": (lambda: with_document(version=1), r"version: is 1 where this release reads 2"),
+    "version not whole": (lambda: with_document(version=True), r"version: is True where"),
+    "version missing": (lambda: without("version"), r"version: is None where"),
+    "document key missing": (lambda: without("site"), r"document: 'site' is missing"),
+    "document key unknown": (lambda: with_document(hook="os.system"), r"document: 'hook' is unknown"),
+    "unknown site": (
+        lambda: with_document(site="attention"),
+        r"site is 'attention'; it must be one of output, guided",
+    ),
+    "unknown activation": (
+        lambda: with_tensors("linear").replace(rb"\"activation\": \"linear\"", rb"\"activation\": \"lineal\""),
+        r"rectifier.activation is 'lineal'; it must be one of linear, sigmoid",
+    ),
+    "schedule not text": (lambda: with_document(schedule=[True]), r"schedule is \[True\]; it must be a text"),
+    "schedule of other marks": (lambda: with_document(schedule="#x#.#"), r"content: '#x#.#' .*'x'"),
+    "schedule too long": (
+        lambda: with_document(schedule="." * (MAX_STEPS + 1)),
+        r"schedule has 4097 steps; use at most 4096",
+    ),
+    "schedule empty": (lambda: with_document(schedule=""), r"content: a schedule of 0 steps"),
+    "first step predicted": (lambda: with_document(schedule="..#.#"), r"content: '\.\.#\.#' predicts step 0"),
+    "schedule longer than the grid": (
+        lambda: with_document(schedule="#.#.##"),
+        r"base_sigmas has shape \[6\] where the schedule of 6 steps needs \[7\]",
+    ),
+    "schedule unlike the predictor": (
+        lambda: with_tensors(predictor__a=A[:4], predictor__d=A[:4, :, 0, 0], predictor__b=A[:4, :, 0, 0]),
+        r"the predictor has 4 steps and the schedule 5",
+    ),
+    "names not a list": (
+        lambda: with_document(targets="guided"),
+        r"targets is 'guided'; it must be a list of texts",
+    ),
+    "names not texts": (lambda: with_document(sources=["cond", 1]), r"sources is 1; it must be a text"),
+    "names none": (lambda: with_document(targets=[]), r"targets are \(\)"),
+    "names twice": (lambda: with_document(sources=["cond", "cond"]), r"sources are \('cond', 'cond'\)"),
+    "provenance not an object": (lambda: with_document(provenance=[]), r"provenance: is \[\], not an object"),
+    "provenance key missing": (
+        lambda: with_document(provenance={key: FACTS[key] for key in FACTS if key != "seed"}),
+        r"provenance: 'seed' is missing",
+    ),
+    "provenance key unknown": (lambda: with_facts(extra=1), r"provenance: 'extra' is unknown"),
+    "provenance of another type": (
+        lambda: with_facts(seed="0"),
+        r"provenance.seed is '0'; it must be a whole number",
+    ),
+    "provenance nested deeply": (
+        lambda: with_facts(call=json.loads(deep(100))),
+        r"provenance.call.*over 16 levels",
+    ),
+    "tensor missing": (lambda: with_tensors(sigmas=None), r"tensors: 'sigmas' is missing"),
+    "tensor unknown": (lambda: with_tensors(weights=torch.ones(2)), r"tensors: 'weights' is unknown"),
+    "rectifier half there": (
+        lambda: with_tensors("linear", rectifier__beta=None),
+        r"'rectifier.beta' is missing",
+    ),
+    "rectifier without activation": (
+        lambda: with_tensors(rectifier__beta=A[:, :, 0, 0], rectifier__kappa=A[:, :, 0, 0]),
+        r"tensors: 'rectifier.beta' is unknown",
+    ),
+    "NaN in the predictor": (
+        lambda: poisoned("predictor.a", float("nan")),
+        r"tensor 'predictor.a': holds NaN",
+    ),
+    "infinity in the grid": (lambda: poisoned("sigmas", float("-inf")), r"tensor 'sigmas': holds NaN or inf"),
+    "infinity in the rectifier": (
+        lambda: poisoned("rectifier.beta", float("inf")),
+        r"tensor 'rectifier.beta': holds",
+    ),
+    "wrong shape of the predictor": (
+        lambda: with_tensors(predictor__d=torch.zeros(5, 1)),
+        r"content: d has shape \(5, 1\) where \(5, 1, 1, 3\) fits",
+    ),
+    "wrong shape of the rectifier": (
+        lambda: with_tensors("linear", rectifier__beta=torch.zeros(5, 1)),
+        r"rectifier.kappa has shape \[5, 1, 1, 3\] and rectifier.beta has \[5, 1\]",
+    ),
+    "wrong steps of the rectifier": (
+        lambda: with_tensors("linear", rectifier__beta=torch.zeros(4, 1), rectifier__kappa=torch.zeros(4, 1)),
+        r"rectifier.kappa has shape \[4, 1\] where 5 steps and 1 targets need \[5, 1, ",
+    ),
+    "wrong dtype": (
+        lambda: with_tensors(sigmas=GRID.double()),
+        r"tensor 'sigmas': has dtype 'F64' where every",
+    ),
+    "shape not positive": (
+        lambda: with_header(lambda h: h["sigmas"].update(shape=[0, 6])),
+        r"tensor 'sigmas': has shape \[0, 6\] where a list of at most 12 positive sizes",
+    ),
+    "shape of too many axes": (
+        lambda: with_header(lambda h: h["sigmas"].update(shape=[6] + [1] * 12)),
+        r"tensor 'sigmas': has shape \[6, 1, .* at most 12 positive sizes",
+    ),
+    "shape unlike its bytes": (
+        lambda: with_header(lambda h: h["sigmas"].update(shape=[5])),
+        r"tensors: .*shape",
+    ),
+    "tensor not an object": (
+        lambda: with_header(lambda h: h.update(sigmas=[])),
+        r"tensor 'sigmas': is \[\], not",
+    ),
+    "tensor key missing": (
+        lambda: with_header(lambda h: h["sigmas"].pop("dtype")),
+        r"'sigmas': 'dtype' is missing",
+    ),
+    "overlapping tensors": (
+        lambda: with_header(lambda h: h["sigmas"].update(data_offsets=h["base_sigmas"]["data_offsets"])),
+        r"tensors: .*offset.*sigmas",
+    ),
+    "offsets out of range": (
+        lambda: with_header(lambda h: h["sigmas"].update(data_offsets=[10**6, 10**6 + 24])),
+        r"tensors: .*(offset|covered)",
+    ),
+    "grid not falling": (
+        lambda: with_tensors(sigmas=GRID[[0, 1, 2, 2, 4, 5]]),
+        r"sigmas goes from 0.8125 to 0.8125 at step 2; it must fall",
+    ),
+    "base grid not falling": (
+        lambda: with_tensors(base_sigmas=BASE[[0, 2, 1, 3, 4, 5]]),
+        r"base_sigmas goes from 0.75 to 0.875 at step 1; it must fall",
+    ),
+    "grid not rising": (
+        lambda: with_tensors(base_sigmas=GRID.flip(0)[[0, 2, 1, 3, 4, 5]]),
+        r"base_sigmas goes from 0.5625 to 0.3125 at step 1; it must rise at every step",
+    ),
+    "grids end apart": (
+        lambda: with_tensors(sigmas=GRID - (GRID == 0) / 8),
+        r"sigmas\[-1\] is -0.125 where base",
+    ),
+    "grids start apart": (
+        lambda: with_tensors(sigmas=GRID + (GRID == 1) / 8),
+        r"sigmas\[0\] is 1.125 where base",
+    ),
+    "history too short": (
+        lambda: with_tensors(predictor__a=reaching_too_far()),
+        r"step 1 of '#.#.#' needs the last 2 computed",
+    ),
+    "boundaries not rising": (
+        lambda: with_facts(boundaries=[2, 2], later_weights=[None, None]),
+        r"provenance.boundaries is \[2, 2\]; it must rise within steps 1 to 4",
+    ),
+    "boundary out of the run": (
+        lambda: with_facts(boundaries=[5], later_weights=[None]),
+        r"provenance.boundaries is \[5\]; it must rise within steps 1 to 4",
+    ),
+    "boundary predicted": (
+        lambda: with_facts(boundaries=[3], later_weights=[2.5]),
+        r"step 3 of '#.#.#' is predicted, and another denoiser takes over there",
+    ),
+    "later weights missing": (
+        lambda: with_facts(boundaries=[2]),
+        r"provenance.later_weights has 0 entries and provenance.boundaries 1",
+    ),
+    "history across a boundary": (
+        lambda: with_facts(boundaries=[2], later_weights=[None]),
+        r"step 3 of '#.#.#' needs the last 2 computed steps and its denoiser has made 1",
+    ),
+    "coefficients at a computed step": (
+        lambda: with_tensors(predictor__a=AT_COMPUTED),
+        r"content: step 2 .*computed",
+    ),
+    "input term at site hidden": (
+        lambda: with_document(site="hidden"),
+        r"predictor.d is not 0 at site 'hidden', which holds residuals; set it to 0",
+    ),
+    "rectifier at a computed step": (
+        lambda: with_tensors("linear", rectifier__kappa=EVERYWHERE),
+        r"the rectifier is not zero at step 0, which is computed",
+    ),
+    "offset at a computed step": (
+        lambda: with_tensors("linear", rectifier__beta=EVERYWHERE),
+        r"the rectifier is not zero at step 0, which is computed",
+    ),
+}
