@@ -1,30 +1,19 @@
 """What a profile holds at the sizes of published models: by the run's own word, and by counting every tensor."""
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from benchmark_scripts import load
+
 #: Scalar tensors that a solver or a pipeline may make besides.
 SLACK = 4096
 
 
-def load() -> Any:
-    spec = importlib.util.spec_from_file_location("memory", ROOT / "benchmarks" / "memory.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["memory"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
-
-
-memory = load()
+memory: Any = load("memory")
 WAN, FLUX, BOTH = memory.WAN, memory.FLUX, "fitted, both branches"
 #: One output in bytes.
 V = {WAN: 16 * 21 * 60 * 104 * 2, FLUX: 4096 * 64 * 2}

@@ -1,23 +1,17 @@
 """The README's figures are those of the committed result files, and its Python runs."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from benchmark_scripts import ROOT, load
 
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme_table.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("readme_table")
 
 
 def test_the_generated_parts_are_what_the_result_files_give(script: Any):

@@ -1,13 +1,12 @@
 """Real pipeline classes of diffusers, as far as this package promises to serve them."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ertacache.runtime as ertacache
+from benchmark_scripts import load
 from ertacache.calibration import calibrate
 from ertacache.errors import ProfileMismatch, UnsupportedPipeline
 from ertacache.profile import Profile
@@ -15,7 +14,6 @@ from every_pipeline import NAMES, fresh_page, result, small, solver_result
 from small_solvers import SOLVERS
 from supported import MASK, SITES, T, calibrated, generate, watched
 
-ROOT = Path(__file__).parent.parent
 # numpy on diffusers' own schedulers
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
@@ -87,11 +85,7 @@ def test_channels_of_tokens_are_last(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("supported_page", ROOT / "benchmarks" / "supported_page.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("supported_page")
 
 
 def test_the_page_is_what_the_checks_find(script: Any) -> None:
