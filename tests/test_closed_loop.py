@@ -30,7 +30,7 @@ def by_hand() -> ByHand:
 
 
 def plan(level: Any = "guided", **choices: Any) -> Plan:
-    return Plan(level, **{"schedule": Schedule.from_mask(MASK), "channel_axis": 1, **choices})
+    return Plan(level, **{"schedule": Schedule.from_mask(MASK), "channel_axis": -1, **choices})
 
 
 def check(solved: Solved, found: Found, tolerance: float = 1e-8) -> None:
@@ -109,7 +109,7 @@ def test_the_rectifier_is_least_squares_along_the_closed_loop(granularity: Any, 
     ridge = 1.0 if granularity == "element" else 0.0
     solved = calibrator().solve(plan(level, rectifier=granularity, rectifier_ridge=ridge))
     found = by_hand().run(MASK, targets=targets, rectifier=granularity)
-    shape = {"scalar": (), "channel": (4, 1), "element": (4, 4)}[granularity]
+    shape = {"scalar": (), "channel": (1, 4), "element": (4, 4)}[granularity]
     assert {tuple(affine.kappa.shape) for affine in solved.affine.values()} == {shape}
     check(solved, found)
 
