@@ -129,17 +129,11 @@ class _Page:
     def _frames(self, section: Section) -> str:
         """PSNR of each frame of the clips at one cost."""
         drawn = [result for result in section.results if result.frame_psnr and not result.equal]
-        return frame_curves(
-            [
-                Curve(
-                    kind=kind_of(result.entrant.method),
-                    label=result.entrant.label,
-                    values=result.frame_psnr,
-                    tag=str(self.numbers[result.entrant.method]),
-                )
-                for result in drawn
-            ]
-        )
+        return frame_curves([self._curve(result) for result in drawn])
+
+    def _curve(self, result: Result) -> Curve:
+        method, label = result.entrant.method, result.entrant.label
+        return Curve(kind=kind_of(method), label=label, values=result.frame_psnr, tag=str(self.numbers[method]))
 
     def _columns(self) -> list[_Column]:
         columns = [_Column("Cost", _cost)]
