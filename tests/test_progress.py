@@ -1,4 +1,4 @@
-"""The bar over pipeline runs: that its estimate is the number of runs where that is known."""
+"""The bar over pipeline runs, and its lines in a log file: the estimate is the number of runs where that is known."""
 
 from typing import Any
 
@@ -39,3 +39,30 @@ def test_the_estimate_is_the_number_of_runs_where_nothing_is_searched(
     pipe = mixture_pipeline()
     calibrate(pipe, PROMPTS, num_inference_steps=10, guidance_scale=3.0, **options)
     assert promised == [len(pipe.seen)]
+
+
+def test_a_log_file_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    now = 1000.0
+    monkeypatch.setattr("ertacache.progress.time.monotonic", lambda: now)
+    with run_progress(title="compare", expected=10) as progress:
+        for n in range(1, 8):
+            now += 30
+            progress(f"run {n}")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "compare: run 2, 2 of about 10, 4 min left",
+        "compare: run 4, 4 of about 10, 3 min left",
+        "compare: run 6, 6 of about 10, 2 min left",
+    ]
+
+
+def test_more_runs_than_expected_leave_one_to_come(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    now = 0.0
+    monkeypatch.setattr("ertacache.progress.time.monotonic", lambda: now)
+    with run_progress(expected=1) as progress:
+        progress("a")
+        now += 180
+        progress("b")
+        progress("c")
+    assert capsys.readouterr().err == "calibrate: b, 2 of about 3, 2 min left\n"

@@ -1,11 +1,15 @@
-"""Progress of pipeline runs on standard error: a bar and the time that is left."""
+"""Progress of pipeline runs on standard error: a bar and the time that is left; a line a minute in a log file."""
 
 import sys
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+#: Seconds between two lines where there is no terminal to draw a bar on.
+LINE_EVERY = 60.0
 
 
 @contextmanager
@@ -19,8 +23,11 @@ def run_progress(show: bool = True, title: str = "calibrate", expected: int = 1)
     if not show:
         yield lambda name: None
         return
-    bar = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield _lines(title, expected)
+        return
+    bar = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *bar, console=console, transient=True) as progress:
         task = progress.add_task(title, total=expected)
 
@@ -30,3 +37,18 @@ def run_progress(show: bool = True, title: str = "calibrate", expected: int = 1)
             progress.update(task, total=max(expected, done + 1))
 
         yield advance
+
+
+def _lines(title: str, expected: int) -> Callable[[str], None]:
+    begun = said = time.monotonic()
+    done = 0
+
+    def advance(name: str) -> None:
+        nonlocal said, done
+        done, now = done + 1, time.monotonic()
+        if now - said >= LINE_EVERY:
+            said, total = now, max(expected, done + 1)
+            left = (now - begun) / done * (total - done) / 60
+            print(f"{title}: {name}, {done} of about {total}, {left:.0f} min left", file=sys.stderr, flush=True)
+
+    return advance
