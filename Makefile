@@ -3,7 +3,7 @@ PYTHON ?= python3
 MODEL ?= tiny-flux
 BIN := .venv/bin
 
-.PHONY: demo test lint bench ablation ablation-video compare clean
+.PHONY: demo test lint bench ablation ablation-video compare compare-video clean
 
 demo: .venv/.ok
 	$(BIN)/ertacache demo $(MODEL) --out out/demo
@@ -32,6 +32,11 @@ ablation-video: .venv/.ok
 compare: .venv/.ok
 	$(BIN)/ertacache compare --model tiny-flux --out benchmarks/results/compare/tiny-flux
 	$(BIN)/ertacache compare --model tiny-flux-base --true-cfg-scale 7 --out benchmarks/results/compare/tiny-flux-base
+
+# The same on clips, at half of the operations; about 80 minutes on two cores.
+compare-video: .venv/.ok
+	$(BIN)/ertacache compare --model tiny-wan --match-cost .5 --out benchmarks/results/compare/tiny-wan
+	$(BIN)/ertacache compare --model tiny-cogvideox --match-cost .5 --out benchmarks/results/compare/tiny-cogvideox
 
 .venv/.ok: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ertacache.commands import group_name
-from ertacache.report.comparison_file import Result, read_comparison
+from ertacache.report.comparison_file import ComparisonFile, Result, Section, read_comparison
 from ertacache.reproduce.paper_figures import printed_rows
 from ertacache.zoo import catalogue
 
@@ -74,22 +74,41 @@ def _cell(found: list[dict[str, Any]], budget: int) -> str:
     return f"{row['psnr']['mean']:.1f}{note}"
 
 
-def compare_table() -> str:
-    """A Markdown table per model: methods down; PSNR, reached cost and speed-up at each wanted cost across."""
+def compare_tables() -> str:
+    """A Markdown table per model of pictures: methods down, wanted costs across."""
     parts: list[str] = []
-    for name in ("tiny-flux", "tiny-flux-base"):
-        found = read_comparison(RESULTS / "compare" / name)
-        sections = [section for section in found.sections if section.target is not None]
-        group = group_name(name, found.header.call)
-        heads = [f"PSNR at {section.target:g} | cost | speed-up" for section in sections]
-        parts += [f"| {group} | {' | '.join(heads)} |", "|---|" + "---:|" * 3 * len(sections)]
-        for result in sections[0].results:
-            rows = [section.of(result.entrant.method) for section in sections]
-            best = [row is section.best for row, section in zip(rows, sections, strict=True)]
-            cells = [_figures(row, bold) for row, bold in zip(rows, best, strict=True)]
-            parts.append(f"| {result.entrant.title} | {' | '.join(cells)} |")
-        parts.append("")
-    return "\n".join(parts).strip()
+    for name in catalogue.IMAGE_NAMES:
+        found = _compared(name)
+        columns = {f"PSNR at {section.target:g}": section for section in _at_costs(found)}
+        parts.append(methods_table(group_name(name, found.header.call), columns))
+    return "\n\n".join(parts)
+
+
+def clips_table() -> str:
+    """A Markdown table: methods down, the models of clips across."""
+    sections = {name: _at_costs(_compared(name))[0] for name in catalogue.VIDEO_NAMES}
+    (target,) = {section.target for section in sections.values()}
+    return methods_table(f"at cost {target:g}", {f"{name}, PSNR": section for name, section in sections.items()})
+
+
+def _compared(name: str) -> ComparisonFile:
+    return read_comparison(RESULTS / "compare" / name)
+
+
+def _at_costs(found: ComparisonFile) -> list[Section]:
+    return [section for section in found.sections if section.target is not None]
+
+
+def methods_table(corner: str, columns: dict[str, Section]) -> str:
+    """A Markdown table of methods down, and across PSNR, reached cost and speed-up of each column."""
+    heads = [f"{head} | cost | speed-up" for head in columns]
+    lines = [f"| {corner} | {' | '.join(heads)} |", "|---|" + "---:|" * 3 * len(columns)]
+    results = [result for section in columns.values() for result in section.results]
+    titles = {result.entrant.method: result.entrant.title for result in results}
+    for method, title in titles.items():
+        rows = [(section.of(method), section.best) for section in columns.values()]
+        lines.append(f"| {title} | {' | '.join(_figures(row, row is best) for row, best in rows)} |")
+    return "\n".join(lines)
 
 
 def _figures(result: Result | None, best: bool) -> str:
@@ -102,7 +121,8 @@ def _figures(result: Result | None, best: bool) -> str:
 def updated(readme: str) -> str:
     """README text with the generated parts between their markers."""
     parts = {
-        "compare": compare_table(),
+        "compare": compare_tables(),
+        "compare-video": clips_table(),
         "results": ablation_table(read_rows("ablation")),
         "video": ablation_table(read_rows("ablation-video"), printed()),
         "speed": speed_text(),

@@ -51,3 +51,15 @@ def test_the_committed_rows_count_what_they_say(folder: str, prompts: int):
     for row in rows:
         per_context = set(row["calls"].values()) if row["stage"] not in ("no cache", "fewer steps") else {row["K"]}
         assert per_context == {row["K"]}
+
+
+def test_the_clips_table_is_the_mean_of_the_rows(script: Any):
+    """One cell of each model, from the lines of the result file."""
+    row = next(line for line in script.clips_table().splitlines() if line.startswith("| fitted (ours) |"))
+    cells = [cell.strip(" *") for cell in row.split("|")]
+    for name, cell in (("tiny-wan", cells[2]), ("tiny-cogvideox", cells[5])):
+        lines = (ROOT / "benchmarks/results/compare" / name / "results.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        values = [row["psnr"] for row in rows if row.get("entrant") == "fitted@0.5"]
+        assert len(values) == 32
+        assert cell == f"{sum(values) / len(values):.1f}"
