@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ertacache.core.precision import widen
-from ertacache.solvers import solver_of, solver_step
+from ertacache.solvers import is_euler, solver_of, solver_step
 
 #: Slope below which a step hardly depends on what the solver receives.
 SMALLEST_SLOPE = 1e-6
@@ -36,7 +36,7 @@ def aimed_output(scheduler: Any, i: int, sigmas: Tensor, x: Tensor, x_next: Tens
         [B, *], or None where |B| is under 1e-6.
     """
     x = widen(x)
-    if type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler":
+    if is_euler(scheduler):
         return (x_next - x) / float(sigmas[i + 1] - sigmas[i])
     unit = torch.ones(1, 1, 1, dtype=x.dtype, device=x.device)
     slope = float(_step(_copy(scheduler, lambda kept: torch.zeros_like(unit)), i, unit, torch.zeros_like(unit)))

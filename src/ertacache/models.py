@@ -54,6 +54,9 @@ GENERIC = Family("*", channel_axis=1)
 #: One whose solver integrates tokens [B, N, C], as of Qwen-Image, FLUX.2, Chroma and LTX-Video.
 _GENERIC_TOKENS = Family("*", channel_axis=-1)
 
+#: Pipelines that take one prompt per call, and that in no list.
+_ONE_PROMPT = ("WanVACEPipeline",)
+
 
 def denoisers_of(pipe: Any) -> tuple[nn.Module, ...]:
     """The modules of which a pipeline calls one in every step, in the order in which they take over from each other.
@@ -95,6 +98,11 @@ def boundary_of(pipe: Any) -> float | None:
     """The share of the noise below which a second denoiser takes over, where a pipeline has one."""
     config: Any = getattr(pipe, "config", {})
     return config["boundary_ratio"] if "boundary_ratio" in config else None
+
+
+def takes_one_prompt(pipe: Any) -> bool:
+    """Whether a call of a pipeline takes one prompt, and that as it is, not in a list."""
+    return type(pipe).__name__ in _ONE_PROMPT
 
 
 def _has(pipe: Any, name: str) -> bool:

@@ -15,14 +15,13 @@ from torch import Tensor
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.hooks import Controller, Run, attached
 from ertacache.inputs import Inputs, input_names
+from ertacache.models import takes_one_prompt
 from ertacache.solvers import read_grid
 
 _OURS = (
     "prompt", "generator", "output_type", "return_dict", "latents", "callback_on_step_end", "num_images_per_prompt",
     "num_videos_per_prompt",
 )  # fmt: skip
-#: Pipelines that take one prompt per call, and that in no list.
-_ONE_PROMPT = ("WanVACEPipeline",)
 _TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
 
 
@@ -112,7 +111,7 @@ def call_pipeline(pipe: Any, prompts: Prompts, call: dict[str, Any], *, decode: 
         values = [given[name] for given in prompts.inputs]
         # Bare for a batch of one: not every pipeline takes a list of images or clips.
         arguments[name] = values if count > 1 or _TEXT.fullmatch(name) else values[0]
-    if type(pipe).__name__ in _ONE_PROMPT:
+    if takes_one_prompt(pipe):
         if count > 1:
             raise InvalidArgument(f"{type(pipe).__name__} takes one prompt per call, not {count}; use batch_size=1")
         texts = [name for name in arguments if _TEXT.fullmatch(name) and isinstance(arguments[name], list)]

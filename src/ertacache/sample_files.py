@@ -88,7 +88,7 @@ def write_image(image: Tensor, path: Path, *, lossless: bool = False) -> None:
     if kind not in Image.SAVE:
         raise InvalidArgument(f"cannot write a picture to {path}, whose kind is unknown; name a .png file")
     buffer = io.BytesIO()
-    Image.fromarray(_pixels(image[None])[0].numpy()).save(buffer, kind, optimize=True, lossless=lossless)
+    Image.fromarray(eight_bit(image[None])[0].numpy()).save(buffer, kind, optimize=True, lossless=lossless)
     _write(path, buffer.getvalue())
 
 
@@ -107,7 +107,7 @@ def write_clip(frames: Tensor, path: Path, *, fps: float = FPS, lossless: bool =
         MissingExtra: mp4 without ffmpeg.
     """
     check_kind(path, clip=True, fps=fps)
-    pixels = _pixels(frames)
+    pixels = eight_bit(frames)
     if path.suffix.lower() == ".mp4":
         _write(path, _mp4(pixels, path, fps))
         return
@@ -148,8 +148,8 @@ def save_clip_sample(frames: Tensor, path: Path) -> None:
     write_clip(frames, path, lossless=max(frames.shape[-2:]) <= LOSSLESS_SIDE)
 
 
-def _pixels(frames: Tensor) -> Tensor:
-    """uint8 [F, H, W, 3], rounded."""
+def eight_bit(frames: Tensor) -> Tensor:
+    """Frames [F, 3, H, W] in [0, 1] as uint8 [F, H, W, 3], rounded, on the CPU."""
     return (frames.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 

@@ -83,6 +83,11 @@ def solver_of(scheduler: Any) -> Solver | None:
     return next((row for row in SOLVERS if row.scheduler == type(scheduler).__name__), None)
 
 
+def is_euler(scheduler: Any) -> bool:
+    """Whether a step is x + Δσ v and nothing else: then errors add up to the latent's deviation as Eq. 11 says."""
+    return type(scheduler).__name__ == "FlowMatchEulerDiscreteScheduler" and not scheduler.config.stochastic_sampling
+
+
 def check_scheduler(scheduler: Any) -> None:
     """Refuse solvers whose steps cannot be followed from outside.
 

@@ -123,11 +123,6 @@ def row(
     }
 
 
-def adds_up(pipe: Any) -> bool:
-    """Whether the solver adds errors of its input up to the latent's deviation, as Eq. 11 does: Euler's alone."""
-    return type(pipe.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
-
-
 def _frames(images: torch.Tensor, references: torch.Tensor) -> dict[str, list[float]]:
     """PSNR of every frame of a clip [1, F, 3, H, W]; nothing for a picture."""
     if images.ndim != 5:

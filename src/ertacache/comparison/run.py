@@ -10,13 +10,14 @@ from ertacache.baselines.baseline import Baseline, Bench, Knob
 from ertacache.comparison.entrant import Entrant, Tuned
 from ertacache.comparison.folder import Folder
 from ertacache.comparison.job import Job, header
-from ertacache.comparison.measure import Prices, adds_up, measure, row, save_sample
+from ertacache.comparison.measure import Prices, measure, row, save_sample
 from ertacache.comparison.reference import Measurement, kept_reference
 from ertacache.errors import CalibrationError, InvalidArgument, UnsupportedPipeline
 from ertacache.match_cost import match_cost
 from ertacache.metrics import SampleMetrics, available_metrics
 from ertacache.progress import run_progress
 from ertacache.recording import Prompts, check_call
+from ertacache.solvers import is_euler
 
 #: Calibration prompts that a cost is counted on while a knob is turned.
 _PROBED = 2
@@ -101,7 +102,7 @@ class Comparison:
 
     def _row(self, tuned: Tuned, number: int, seed: int) -> None:
         prompt, sampled = self.job.prompt(number, seed), seed == 0 and number < self.job.samples
-        decomposed = sampled and adds_up(self.pipe)
+        decomposed = sampled and is_euler(self.pipe.scheduler)
         reference = kept_reference(
             self.folder.reference(number, seed), lambda: self._measure(None, prompt, keep_outputs=decomposed)
         )

@@ -2,13 +2,14 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ertacache.sample_files import eight_bit
 from ertacache.zoo import scenes
 
 #: Largest distance (RGB, unit cube) at which a pixel still counts as a palette colour.
@@ -96,18 +97,19 @@ def check_model(name: str, captions: int, sheet: Path | None) -> dict[str, Any]:
     texts = [scene.caption for scene in scenes_]
     judge = Judge()
     drawn = draw(load_pipeline(name), texts, seed=7, call=call_arguments(name, {}))
-    verdict, truth = judge.judge(drawn, texts), judge.judge(scenes.render(scenes_, 7), texts)
     if sheet is not None:
         write_sheet(drawn[:SHEET], texts[:SHEET], sheet)
-    return {
-        "model": name,
-        "captions": captions,
-        "objects": verdict.objects,
-        "colour_and_place": verdict.colour_and_place,
-        "shape": verdict.shape,
-        "judge_colour_and_place": truth.colour_and_place,
-        "judge_shape": truth.shape,
-    }
+    return shares(name, judge.judge(drawn, texts), judge.judge(scenes.render(scenes_, 7), texts), captions)
+
+
+def shares(name: str, verdict: Any, truth: Any, captions: int) -> dict[str, Any]:
+    """What a check reports: the verdict on a model, and the judge's own on the generator's samples as `judge_...`.
+
+    Args:
+        verdict, truth: dataclasses of the number of `objects` and the shares of right ones.
+    """
+    own = {f"judge_{key}": share for key, share in asdict(truth).items() if key != "objects"}
+    return {"model": name, "captions": captions, **asdict(verdict), **own}
 
 
 def write_sheet(images: Tensor, captions: Sequence[str], path: Path) -> None:
@@ -120,8 +122,14 @@ def write_sheet(images: Tensor, captions: Sequence[str], path: Path) -> None:
     pen = ImageDraw.Draw(canvas)
     for n, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = gap + n % columns * (size + gap), gap + n // columns * (size + text + gap)
-        pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        canvas.paste(Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST), (left, top))
+        canvas.paste(enlarged(image, size), (left, top))
         pen.multiline_text((left, top + size + 4), textwrap.fill(caption, 34), fill="black", spacing=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path, optimize=True)
+
+
+def enlarged(image: Tensor, side: int) -> Any:
+    """An image [3, H, H] in [0, 1] as a picture of `side` pixels a side, its own pixels visible."""
+    from PIL import Image
+
+    return Image.fromarray(eight_bit(image[None])[0].numpy()).resize((side, side), Image.Resampling.NEAREST)

@@ -1,7 +1,7 @@
 """Whether a video model shows what the caption says, by a judge that knows the generator."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +125,4 @@ def check_model(name: str, captions: int, sheet: Path | None) -> dict[str, Any]:
     if sheet is not None:
         clip_sheet.write(videos, texts, sheet)
     judge = Judge()
-    verdict, truth = asdict(judge.judge(videos, texts)), asdict(judge.judge(clips.render(drawn, 7), texts))
-    objects = verdict.pop("objects")
-    del truth["objects"]
-    return {
-        "model": name,
-        "captions": captions,
-        "objects": objects,
-        **verdict,
-        **{f"judge_{key}": share for key, share in truth.items()},
-    }
+    return check.shares(name, judge.judge(videos, texts), judge.judge(clips.render(drawn, 7), texts), captions)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ertacache.zoo.check import enlarged
+
 #: Clips on a picture and in an animation, and how many times larger their pixels are there.
 _ROWS, _MOVING = 8, 6
 _ROW_ZOOM, _MOVING_ZOOM = 2, 3
@@ -36,7 +38,7 @@ def _rows(videos: Tensor, captions: Sequence[str]) -> Any:
     for row, (video, caption) in enumerate(zip(videos, captions, strict=False)):
         top = row * (size + text)
         for column, frame in enumerate(video):
-            canvas.paste(_enlarged(frame, _ROW_ZOOM), (column * size, top))
+            canvas.paste(enlarged(frame, frame.shape[-1] * _ROW_ZOOM), (column * size, top))
         pen.text((0, top + size), caption, fill="black")
     return canvas
 
@@ -51,15 +53,7 @@ def _grid(frames: Tensor, captions: Sequence[str]) -> Any:
     pen = ImageDraw.Draw(canvas)
     for n, (frame, caption) in enumerate(zip(frames, captions, strict=False)):
         left, top = n % _COLUMNS * size, n // _COLUMNS * (size + text)
-        canvas.paste(_enlarged(frame, _MOVING_ZOOM), (left, top))
+        canvas.paste(enlarged(frame, frame.shape[-1] * _MOVING_ZOOM), (left, top))
         pen.multiline_text((left, top + size - _GAP // 2), textwrap.fill(caption, 23), fill="black", spacing=1)
     # By coverage: small bright movers keep their colours beside large backgrounds.
     return canvas.quantize(_PALETTE, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-
-
-def _enlarged(frame: Tensor, zoom: int) -> Any:
-    from PIL import Image
-
-    pixels = (frame.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    side = frame.shape[-1] * zoom
-    return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)

@@ -4,6 +4,7 @@ As with the image models (see `text`), an encoder trained together with a small 
 long before it learns which belong together. So it learns that first, from captions alone, and is frozen afterwards.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,13 @@ def labels(drawn: list[clips.Clip]) -> Tensor:
             facts = [values.index(getattr(mover, name)) for name, values in _ATTRIBUTES]
             targets[row, list(span)] = torch.tensor(facts)
     return targets
+
+
+def pretrained(build: Callable[[Any], Any], drawn: list[clips.Clip], folder: Path, *, masked: bool) -> tuple[Any, Any]:
+    """The tokenizer of both models, and the encoder that `build` makes for it, trained as `train_encoder` says."""
+    words = tokenizer()
+    encoder = components.seeded(build, words, seed=RECIPE.seed + 1)
+    return words, train_encoder(drawn, encoder, words, folder, masked=masked)
 
 
 def train_encoder(

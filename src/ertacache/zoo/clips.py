@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ertacache.errors import InvalidArgument
 from ertacache.zoo import scenes
-from ertacache.zoo.scenes import COLOURS, SHAPES, TEXTURES, TONES, Split, split_of, uniform
+from ertacache.zoo.scenes import COLOURS, SHAPES, TEXTURES, TONES, Split, uniform
 
 CLIP_SIZE = 48
 FRAMES = 9
@@ -75,8 +75,8 @@ def count() -> int:
 def sample(n: int, seed: int, split: Split) -> list[Clip]:
     """Draw `n` clips of one split; the same seed gives the same clips."""
     rng = random.Random(seed)
-    clips: list[Clip] = []
-    while len(clips) < n:
+
+    def draw() -> Clip:
         movers = [
             Mover(
                 rng.choice(list(SIZES)),
@@ -87,10 +87,9 @@ def sample(n: int, seed: int, split: Split) -> list[Clip]:
             )
             for colour in rng.sample(list(COLOURS), 2)
         ]
-        clip = Clip((movers[0], movers[1]), rng.choice(list(TONES)), rng.choice(TEXTURES))
-        if split_of(clip.caption) == split:
-            clips.append(clip)
-    return clips
+        return Clip((movers[0], movers[1]), rng.choice(list(TONES)), rng.choice(TEXTURES))
+
+    return scenes.drawn(n, split, draw)
 
 
 def parse(caption: str) -> Clip:
@@ -150,9 +149,5 @@ def _render_one(clip: Clip, generator: torch.Generator) -> Tensor:
     for mover, path in zip(clip.movers, paths(clip, generator), strict=True):
         u = x + 0.5 - path[:, 0, None, None]
         v = y + 0.5 - path[:, 1, None, None]
-        radius = SIZES[mover.size]
-        shade = 1 + 0.12 * (math.cos(light) * u + math.sin(light) * v) / radius
-        colour = torch.tensor(COLOURS[mover.colour])[:, None, None] * shade[:, None]
-        alpha = (0.5 - scenes.distance(mover.shape, u, v, radius)).clamp(0, 1)[:, None]
-        frames = frames + alpha * (colour - frames)
+        frames = scenes.painted(frames, mover.shape, mover.colour, SIZES[mover.size], u, v, light)
     return frames.clamp(0, 1)

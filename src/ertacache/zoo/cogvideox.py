@@ -196,20 +196,12 @@ def train_model(work: Path, out: Path, compiled: bool) -> Path:
     psnr = video.reconstruction(vae)
     latents, factor = scaled(video.pool_latents(vae, drawn, work))
     vae.register_to_config(scaling_factor=factor)
-    tokenizer = clip_text.tokenizer()
-    encoder = components.seeded(text_encoder, tokenizer, seed=clip_text.RECIPE.seed + 1)
-    clip_text.train_encoder(drawn, encoder, tokenizer, run, masked=False)
+    tokenizer, encoder = clip_text.pretrained(text_encoder, drawn, run, masked=False)
     model = components.seeded(transformer, seed=TRANSFORMER.seed)
     pipe = CogVideoXPipeline(
         tokenizer=tokenizer, text_encoder=encoder, vae=vae, scheduler=scheduler(), transformer=model
     )
     text = video.text_embeddings(pipe, [clip.caption for clip in drawn], clip_text.MAX_SEQUENCE_LENGTH)
     train_transformer(model, latents, text, rotary_embedding(pipe), run, TRANSFORMER, compiled)
-    recipes = {
-        "stills": STILLS,
-        "autoencoder": AUTOENCODER,
-        "motion": MOTION,
-        "text": clip_text.RECIPE,
-        "transformer": TRANSFORMER,
-    }
+    recipes = video.stages(STILLS, AUTOENCODER, MOTION, TRANSFORMER)
     return video.export("tiny-cogvideox", "guidance in one batched call", pipe, CALL, out, run, recipes, psnr)

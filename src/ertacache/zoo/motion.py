@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ertacache.zoo import clips
 from ertacache.zoo.training import Recipe, train
+from ertacache.zoo.video import CROP, reconstruction_loss, signed
 
-CROP = 24
 #: Share of batches of whole frames, a quarter of the size each, and crops among which the one that moves most is taken.
 WHOLE, CHOICES = 0.25, 3
 #: Weight of a pixel with a standard deviation of 1 over time, in pixels that never change.
@@ -32,12 +32,7 @@ def train_on_motion(vae: Any, pixels: Tensor, folder: Path, recipe: Recipe, *, d
 
     def loss(generator: torch.Generator) -> Tensor:
         batch = _batch(pixels, recipe.batch_size, generator)
-        posterior = vae.encode(batch).latent_dist
-        difference = vae.decode(posterior.sample(generator)).sample - batch
-        weight = motion_weight(batch)
-        error = (weight * (difference.abs() + difference.pow(2))).mean() / weight.mean()
-        divergence = 0.5 * (posterior.mean.pow(2) + posterior.var - 1 - posterior.logvar).mean()
-        return error + 1e-4 * divergence
+        return reconstruction_loss(vae, batch, generator, motion_weight(batch))
 
     train("motion", vae, loss, recipe, folder)
     vae.eval().requires_grad_(False)
@@ -52,17 +47,13 @@ def _batch(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Random clips as the autoencoder takes them, float32 [B, 3, 9, H, W] in [-1, 1]: crops, or whole and fewer."""
     if float(torch.rand((), generator=generator)) < WHOLE:
         index = torch.randint(len(pixels), (max(1, size // 4),), generator=generator)
-        return _signed(pixels[index])
+        return signed(pixels[index])
     index = torch.randint(len(pixels), (size,), generator=generator).tolist()
     corners = torch.randint(0, clips.CLIP_SIZE - CROP + 1, (size, CHOICES, 2), generator=generator).tolist()
-    return torch.stack([_moving_most(_signed(pixels[n : n + 1]), at) for n, at in zip(index, corners, strict=True)])
+    return torch.stack([_moving_most(signed(pixels[n : n + 1]), at) for n, at in zip(index, corners, strict=True)])
 
 
 def _moving_most(clip: Tensor, corners: list[list[int]]) -> Tensor:
     """Of the crops of `clip` [1, 3, 9, 48, 48] at `corners` (top, left), the one that changes most: [3, 9, 24, 24]."""
     crops = [clip[0, :, :, top : top + CROP, left : left + CROP] for top, left in corners]
     return max(crops, key=lambda crop: float(crop.std(1).mean()))
-
-
-def _signed(pixels: Tensor) -> Tensor:
-    return pixels.transpose(1, 2).float() / 127.5 - 1

@@ -9,8 +9,9 @@ import hashlib
 import math
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,16 @@ TONES = {"dark": 0.18, "grey": 0.42}
 TEXTURES = ("striped", "checked", "dotted", "cloudy")
 
 Split = Literal["train", "heldout"]
+
+
+class Captioned(Protocol):
+    """What belongs to a split by its text."""
+
+    @property
+    def caption(self) -> str: ...
+
+
+C = TypeVar("C", bound=Captioned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +81,28 @@ def split_of(caption: str) -> Split:
     return "heldout" if hashlib.sha256(caption.encode()).digest()[0] < 26 else "train"
 
 
+def drawn(n: int, split: Split, draw: Callable[[], C]) -> list[C]:
+    """The first `n` of what `draw` gives that belong to the split."""
+    found: list[C] = []
+    while len(found) < n:
+        one = draw()
+        if split_of(one.caption) == split:
+            found.append(one)
+    return found
+
+
 def sample(n: int, seed: int, split: Split) -> list[Scene]:
     """Draw `n` scenes of one split; the same seed gives the same scenes."""
     rng = random.Random(seed)
-    scenes: list[Scene] = []
-    while len(scenes) < n:
+
+    def draw() -> Scene:
         objects = [
             Object(rng.choice(list(SIZES)), rng.choice(list(COLOURS)), rng.choice(SHAPES), place)
             for place in rng.sample(list(PLACES), 2)
         ]
-        scene = Scene((objects[0], objects[1]), rng.choice(list(TONES)), rng.choice(TEXTURES))
-        if split_of(scene.caption) == split:
-            scenes.append(scene)
-    return scenes
+        return Scene((objects[0], objects[1]), rng.choice(list(TONES)), rng.choice(TEXTURES))
+
+    return drawn(n, split, draw)
 
 
 def parse(caption: str) -> Scene:
@@ -123,12 +143,20 @@ def _render_one(scene: Scene, generator: torch.Generator) -> Tensor:
         cx, cy = PLACES[item.place]
         u = x - cx - uniform(generator, -2.5, 2.5) + 0.5
         v = y - cy - uniform(generator, -2.5, 2.5) + 0.5
-        radius = SIZES[item.size]
-        shade = 1 + 0.12 * (math.cos(light) * u + math.sin(light) * v) / radius
-        colour = torch.tensor(COLOURS[item.colour])[:, None, None] * shade
-        alpha = (0.5 - distance(item.shape, u, v, radius)).clamp(0, 1)
-        image = image + alpha * (colour - image)
+        image = painted(image, item.shape, item.colour, SIZES[item.size], u, v, light)
     return image.clamp(0, 1)
+
+
+def painted(canvas: Tensor, shape: str, colour: str, radius: float, u: Tensor, v: Tensor, light: float) -> Tensor:
+    """A canvas [..., 3, H, W] with a shape on it, shaded as from the direction `light` in radians.
+
+    Args:
+        u, v: [..., H, W] place of each pixel from the shape's centre, to the right and down.
+    """
+    shade = 1 + 0.12 * (math.cos(light) * u + math.sin(light) * v) / radius
+    shaded = torch.tensor(COLOURS[colour])[:, None, None] * shade.unsqueeze(-3)
+    alpha = (0.5 - distance(shape, u, v, radius)).clamp(0, 1).unsqueeze(-3)
+    return canvas + alpha * (shaded - canvas)
 
 
 def background(tone: str, texture: str, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:

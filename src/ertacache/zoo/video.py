@@ -83,7 +83,7 @@ def train_on_stills(vae: Any, pixels: Tensor, folder: Path, recipe: Recipe) -> N
         frame = torch.randint(clips.FRAMES, (recipe.batch_size,), generator=generator)
         top, left = torch.randint(0, clips.CLIP_SIZE - CROP + 1, (2,), generator=generator).tolist()
         stills = pixels[index, frame, :, top : top + CROP, left : left + CROP]
-        return _reconstruction_loss(vae, _signed(stills[:, None]), generator)
+        return reconstruction_loss(vae, signed(stills[:, None]), generator)
 
     train("stills", vae, loss, recipe, folder)
 
@@ -100,17 +100,26 @@ def train_autoencoder(vae: Any, pixels: Tensor, folder: Path, recipe: Recipe) ->
         size, side = (max(1, recipe.batch_size // 4), clips.CLIP_SIZE) if whole else (recipe.batch_size, CROP)
         index = torch.randint(len(pixels), (size,), generator=generator)
         top, left = torch.randint(0, clips.CLIP_SIZE - side + 1, (2,), generator=generator).tolist()
-        batch = _signed(pixels[index, :, :, top : top + side, left : left + side])
-        return _reconstruction_loss(vae, batch, generator)
+        batch = signed(pixels[index, :, :, top : top + side, left : left + side])
+        return reconstruction_loss(vae, batch, generator)
 
     train("autoencoder", vae, loss, recipe, folder)
     vae.eval().requires_grad_(False)
 
 
-def _reconstruction_loss(vae: Any, batch: Tensor, generator: torch.Generator) -> Tensor:
+def reconstruction_loss(vae: Any, batch: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
+    """Absolute and squared error of what an autoencoder makes of `batch`, and a little of its latents' divergence.
+
+    Args:
+        batch: [B, 3, frames, H, W] in [-1, 1].
+        weight: how much each pixel counts, in a shape that broadcasts against it; all the same without.
+    """
     posterior = vae.encode(batch).latent_dist
-    decoded = vae.decode(posterior.sample(generator)).sample
-    error = (decoded - batch).abs().mean() + (decoded - batch).pow(2).mean()
+    difference = vae.decode(posterior.sample(generator)).sample - batch
+    if weight is None:
+        error = difference.abs().mean() + difference.pow(2).mean()
+    else:
+        error = (weight * (difference.abs() + difference.pow(2))).mean() / weight.mean()
     divergence = 0.5 * (posterior.mean.pow(2) + posterior.var - 1 - posterior.logvar).mean()
     return error + 1e-4 * divergence
 
@@ -122,7 +131,7 @@ def reconstruction(vae: Any) -> float:
     pixels = _eight_bit(clips.render(drawn, _RECONSTRUCTED_SEED))
     found: list[Tensor] = []
     for part in pixels.split(_BATCH):
-        batch = _signed(part)
+        batch = signed(part)
         decoded = vae.decode(vae.encode(batch).latent_dist.mean).sample.clamp(-1, 1)
         found.append(-10 * ((decoded - batch) / 2).pow(2).flatten(1).mean(1).log10())
     return torch.cat(found).mean().item()
@@ -138,7 +147,7 @@ def pool_latents(vae: Any, drawn: list[clips.Clip], work: Path) -> Tensor:
         path = folder / f"{start:06d}.pt"
         if not path.exists():
             pixels = _eight_bit(clips.render(drawn[start : start + _CHUNK], _CHUNK + start))
-            made = torch.cat([vae.encode(_signed(part)).latent_dist.mean for part in pixels.split(_BATCH)])
+            made = torch.cat([vae.encode(signed(part)).latent_dist.mean for part in pixels.split(_BATCH)])
             write_atomically(path, lambda target, made=made: torch.save(made, target))
         parts.append(torch.load(path, weights_only=True))
     return torch.cat(parts)
@@ -166,6 +175,17 @@ def text_embeddings(pipe: Any, captions: list[str], max_sequence_length: int) ->
 def compiled_call(module: nn.Module, compiled: bool) -> list[Callable[..., Any]]:
     """The call of a module, compiled or not, in a list: so it stays out of the state of a module that keeps it."""
     return [torch.compile(module) if compiled else module]
+
+
+def stages(stills: Recipe, autoencoder: Recipe, motion: Recipe, transformer: Recipe) -> dict[str, Recipe]:
+    """The recipes of a model by the names of its stages, in their order."""
+    return {
+        "stills": stills,
+        "autoencoder": autoencoder,
+        "motion": motion,
+        "text": clip_text.RECIPE,
+        "transformer": transformer,
+    }
 
 
 def export(
@@ -204,6 +224,6 @@ def _eight_bit(frames: Tensor) -> Tensor:
     return (frames * 255).round().byte()
 
 
-def _signed(pixels: Tensor) -> Tensor:
+def signed(pixels: Tensor) -> Tensor:
     """uint8 [N, frames, 3, H, W] as the autoencoders take it: float32 [N, 3, frames, H, W] in [-1, 1]."""
     return pixels.transpose(1, 2).float() / 127.5 - 1

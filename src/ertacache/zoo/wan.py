@@ -141,9 +141,7 @@ def train_model(work: Path, out: Path, compiled: bool) -> Path:
     psnr = video.reconstruction(vae)
     latents, mean, std = video.normalised(video.pool_latents(vae, drawn, work))
     vae.register_to_config(latents_mean=mean, latents_std=std)
-    tokenizer = clip_text.tokenizer()
-    encoder = components.seeded(text_encoder, tokenizer, seed=clip_text.RECIPE.seed + 1)
-    clip_text.train_encoder(drawn, encoder, tokenizer, run, masked=True)
+    tokenizer, encoder = clip_text.pretrained(text_encoder, drawn, run, masked=True)
     model = components.seeded(transformer, seed=TRANSFORMER.seed)
     pipe = WanPipeline(
         tokenizer=tokenizer,
@@ -154,11 +152,5 @@ def train_model(work: Path, out: Path, compiled: bool) -> Path:
     )
     text = video.text_embeddings(pipe, [clip.caption for clip in drawn], clip_text.MAX_SEQUENCE_LENGTH)
     train_transformer(model, latents, text, run, TRANSFORMER, compiled)
-    recipes = {
-        "stills": STILLS,
-        "autoencoder": AUTOENCODER,
-        "motion": MOTION,
-        "text": clip_text.RECIPE,
-        "transformer": TRANSFORMER,
-    }
+    recipes = video.stages(STILLS, AUTOENCODER, MOTION, TRANSFORMER)
     return video.export("tiny-wan", "two-branch guidance, two calls per step", pipe, CALL, out, run, recipes, psnr)
