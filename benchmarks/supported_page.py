@@ -1,6 +1,7 @@
 """Writes docs/supported-pipelines.md from the checks of tests/test_supported.py."""
 
 import importlib.metadata
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from ertacache.models import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "supported-pipelines.md"
+NOISE = ROOT / "benchmarks" / "results" / "stochastic_solver.json"
 VERSIONS = ("diffusers", "transformers", "torch")
 HEAD = """# Supported pipelines
 
@@ -59,11 +61,12 @@ The same check at `guided`, on the small Stable Diffusion 1.5. "Another time gri
 """
 TAIL = """
 Solvers that draw noise take it from the call's `generator`: calibration passes one for each prompt, and a cached
-run gets the noise of the plain one. Prediction is worth much less there, since the noise changes what the denoiser
-sees between one output and the next: on the bundled tiny-flux (guidance 10, 30 steps of which 15 evenly spaced ones
-are computed, residual reuse at `output`, four prompts) the mean PSNR against the plain run with the same noise was
-35.5 dB with Euler's solver and 18.5 dB with its `stochastic_sampling`. The held-out figures of a profile say what
-yours loses.
+run gets the noise of the plain one. Pipelines that do not hand it on to the solver (FLUX's) take it from torch's own,
+which is yours to seed. Prediction is worth much less there, since the noise changes what the denoiser sees between
+one output and the next: on the bundled {model} (guidance {guidance:g}, {T} steps of which {K} evenly
+spaced ones are computed, residual reuse at `output`, {prompts} held-out prompts) the mean PSNR against the plain run
+with the same noise is {plain:.1f} dB with Euler's solver and {noisy:.1f} dB with its `stochastic_sampling`
+(`python benchmarks/stochastic_solver.py`). The held-out figures of a profile say what yours loses.
 
 ## Refused
 
@@ -123,7 +126,21 @@ def page(pipelines: dict[str, dict[str, dict[str, Any]]], solvers: dict[str, tup
                 text += f"- {name}, {' and '.join(sites)}: {reason}.\n"
     text += SOLVERS_HEAD
     text += "".join(f"{solver_row(name, result, grid)}\n" for name, (result, grid) in solvers.items())
-    return text + TAIL
+    return text + TAIL.format(**noise())
+
+
+def noise() -> dict[str, Any]:
+    """The figures of the paragraph on solvers that draw noise."""
+    plain, noisy = (json.loads(NOISE.read_text())[name] for name in ("deterministic", "stochastic"))
+    return {
+        "model": plain["model"],
+        "guidance": plain["call"]["guidance_scale"],
+        "T": plain["T"],
+        "K": plain["K"],
+        "prompts": len(plain["prompts"]),
+        "plain": plain["psnr"]["mean"],
+        "noisy": noisy["psnr"]["mean"],
+    }
 
 
 if __name__ == "__main__":
