@@ -24,14 +24,17 @@ def per_frame(metric: Callable[[Tensor, Tensor], Tensor], video: Tensor, referen
     Raises:
         InvalidArgument: shapes that are unequal or no video; and whatever the metric refuses.
     """
-    _check_shapes(video, reference)
-    return torch.stack([metric(video[:, f], reference[:, f]) for f in range(video.shape[1])], 1).mean(1)
+    return _of_frames(metric, video, reference).mean(1)
 
 
 def frame_psnr(video: Tensor, reference: Tensor) -> Tensor:
     """PSNR of every frame, in dB: [B, F], whose mean over F is `per_frame(psnr, ...)`. Arguments as there."""
+    return _of_frames(psnr, video, reference)
+
+
+def _of_frames(metric: Callable[[Tensor, Tensor], Tensor], video: Tensor, reference: Tensor) -> Tensor:
     _check_shapes(video, reference)
-    return torch.stack([psnr(video[:, f], reference[:, f]) for f in range(video.shape[1])], 1)
+    return torch.stack([metric(video[:, f], reference[:, f]) for f in range(video.shape[1])], 1)
 
 
 def temporal_flicker(video: Tensor, reference: Tensor) -> Tensor:
