@@ -27,9 +27,9 @@ from ertacache.core.history import storage_bytes
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.evaluate import header
-from ertacache.fingerprint import config_hash
 from ertacache.hooks import Controller, attached
-from ertacache.profile import Profile, Provenance, Site
+from ertacache.profile.fingerprint import config_hash
+from ertacache.profile.profile import Profile, Provenance, Site
 from ertacache.recording import Prompts
 from ertacache.runtime import Offload, Player, RunStats
 

@@ -17,7 +17,7 @@ from ertacache.evaluate import header
 from ertacache.hooks import Controller
 from ertacache.loading import call_arguments, load_pipeline
 from ertacache.metrics import psnr
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 from ertacache.recording import Prompts, run_pipeline
 from ertacache.runtime import Player, RunStats
 from ertacache.zoo import catalogue

@@ -11,8 +11,8 @@ import torch
 
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
-from ertacache.fingerprint import config_hash
-from ertacache.profile import Profile, Provenance, Site
+from ertacache.profile.fingerprint import config_hash
+from ertacache.profile.profile import Profile, Provenance, Site
 from pipelines import CALL, CFG_CALL, PROMPTS, generate
 
 SITES: tuple[Site, ...] = ("output", "guided", "hidden")

@@ -9,9 +9,9 @@ import ertacache.runtime as ertacache
 from dummy_pipeline import DummyPipeline
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
-from ertacache.fingerprint import config_hash
 from ertacache.matching import model_of
-from ertacache.profile import Profile, Provenance, Site
+from ertacache.profile.fingerprint import config_hash
+from ertacache.profile.profile import Profile, Provenance, Site
 from ertacache.solvers import read_grid
 
 T, MASK = 8, "#.#..#.#"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from ertacache.profile import MAX_STEPS
+from ertacache.profile.profile import MAX_STEPS
 from profile_maker import (
     FACTS,
     deep,

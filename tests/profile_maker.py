@@ -13,8 +13,8 @@ from safetensors.torch import save as save_tensors
 
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
-from ertacache.fingerprint import config_hash, prompt_hash
-from ertacache.profile import Profile, Provenance, Rectifier
+from ertacache.profile.fingerprint import config_hash, prompt_hash
+from ertacache.profile.profile import Profile, Provenance, Rectifier
 
 GOLDEN = "853bece2b7792a272bc1512f52ae960b9868857b30fe9e4c7e7358512c8f7088"  # sha256 of make()
 FACTS: dict[str, Any] = {
@@ -141,5 +141,5 @@ def deep(levels: int) -> str:
 if __name__ == "__main__":  # in a process of its own, for the tests of stable bytes
     print(hashlib.sha256(make().to_bytes()).hexdigest())
     print(config_hash({"b": {1, "x"}, "a": len}), prompt_hash(["a red square"]))
-    lazy = "import sys, ertacache.profile; print(sorted({'diffusers', 'huggingface_hub'} & {*sys.modules}))"
+    lazy = "import sys, ertacache.profile.profile; print(sorted({'diffusers', 'huggingface_hub'} & {*sys.modules}))"
     print(subprocess.run([sys.executable, "-c", lazy], capture_output=True, text=True, check=True).stdout)

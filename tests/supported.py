@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import ertacache.runtime as ertacache
 from ertacache.calibration import calibrate
 from ertacache.errors import UnsupportedPipeline
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 
 T, MASK = 8, "##.#..##"
 SITES: tuple[Literal["output", "guided"], ...] = ("output", "guided")

@@ -18,7 +18,7 @@ from ertacache.errors import CalibrationError
 from ertacache.hooks import Controller
 from ertacache.method import Method
 from ertacache.metrics import PairedMetrics
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 from ertacache.recording import Final, Prompts, run_pipeline
 from ertacache.runtime import Player, RunStats
 

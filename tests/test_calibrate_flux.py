@@ -12,7 +12,7 @@ from ertacache.closed_loop import ClosedLoop
 from ertacache.core.schedule import Schedule
 from ertacache.method import Method, fit_plans
 from ertacache.plan import Plan
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 from ertacache.recording import Final, run_pipeline
 from ertacache.runtime import Player, RunStats
 from pipelines import CALL, CFG_CALL, PROMPTS, flux

@@ -11,7 +11,7 @@ from dummy_pipeline import PROMPTS, DummyPipeline, mixture_pipeline
 from ertacache.calibration import calibrate
 from ertacache.checkpoint import RunStore
 from ertacache.errors import CalibrationError, InvalidArgument
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 
 CALL: dict[str, Any] = {"num_inference_steps": 9, "guidance_scale": 5.0, "seed": 5, "show_progress": False}
 LOCKSTEP: dict[str, Any] = {"compute_steps": 4, "basis": "fitted", "history": "auto", "timesteps": 0.3}

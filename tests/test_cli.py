@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from ertacache import cli
 from ertacache.baselines.catalogue import METHODS
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 from pipelines import CALL, PROMPTS, flux
 
 RUN = CliRunner()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ertacache import demo
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 from ertacache.zoo import catalogue
 from pipelines import CALL, PROMPTS, VIDEO_CALL, flux, wan
 from test_cli import fails, invoke

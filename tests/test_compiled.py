@@ -10,7 +10,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 import ertacache.runtime as ertacache
 from cached import MASK, SITES, T, calls_per_step, latents, profile
 from ertacache.errors import CacheConflict
-from ertacache.profile import Site
+from ertacache.profile.profile import Site
 
 COMPUTED = [int(mark == "#") for mark in MASK]
 

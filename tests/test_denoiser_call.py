@@ -12,7 +12,7 @@ import ertacache.runtime as ertacache
 from ertacache.calibration import calibrate
 from ertacache.denoiser_call import leading
 from ertacache.errors import UnsupportedPipeline
-from ertacache.profile import Site
+from ertacache.profile.profile import Site
 from field_pipeline import CALL, MASK, TEXTS, Field, Pipeline, T, check_residual_reuse, profile
 
 

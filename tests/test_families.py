@@ -16,7 +16,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import ProfileMismatch
 from ertacache.method import Method, assemble, fit_plans
 from ertacache.plan import Plan
-from ertacache.profile import Rectifier, Site
+from ertacache.profile.profile import Rectifier, Site
 from ertacache.recording import Final, run_pipeline
 from ertacache.runtime import Player, RunStats
 from pipelines import PROMPTS, VIDEO_CALL, cogvideox, wan

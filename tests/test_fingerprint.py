@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ertacache.errors import InvalidArgument
-from ertacache.fingerprint import config_hash, prompt_hash
+from ertacache.profile.fingerprint import config_hash, prompt_hash
 
 
 class Opaque:

@@ -14,7 +14,7 @@ import ertacache.runtime as ertacache
 from cached import MASK, MU, SITES, T, calls_per_step, latents, profile
 from ertacache.errors import CacheConflict, InvalidArgument, UnsupportedPipeline
 from ertacache.hooks import Attachment, Controller, attached, attachment_of
-from ertacache.profile import Site
+from ertacache.profile.profile import Site
 
 GRID = [1 - i / T for i in range(T)]
 COMPUTED = [int(mark == "#") for mark in MASK]

@@ -15,7 +15,7 @@ from ertacache.calibration import calibrate
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.hooks import Controller
 from ertacache.inputs import digest, input_names
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 from ertacache.recording import Prompts, check_call, run_pipeline, split_prompts
 
 CALL: dict[str, Any] = {"num_inference_steps": 9, "guidance_scale": 5.0, "seed": 5, "show_progress": False}

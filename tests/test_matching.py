@@ -12,10 +12,10 @@ import ertacache.runtime as ertacache
 from cached import CHANNELS, SITES, TOKENS, T, base_sigmas, call_of, fitted, latents, profile, provenance
 from ertacache.core.predictor import Predictor
 from ertacache.errors import ProfileMismatch
-from ertacache.fingerprint import config_hash
 from ertacache.guidance import TwoBranchGuidance
 from ertacache.matching import check_shape, depends_on_guidance
-from ertacache.profile import Profile, Rectifier, Site
+from ertacache.profile.fingerprint import config_hash
+from ertacache.profile.profile import Profile, Rectifier, Site
 from pipelines import CALL, CFG_CALL, PROMPTS, generate
 
 

@@ -13,7 +13,7 @@ from dummies import LinearDenoiser
 from dummy_pipeline import DummyPipeline, LinearModule
 from ertacache.calibration import calibrate
 from ertacache.errors import UnsupportedPipeline
-from ertacache.profile import Site
+from ertacache.profile.profile import Site
 from pipelines import PROMPTS
 from supported import MASK, SITES, T
 

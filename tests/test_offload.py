@@ -22,7 +22,7 @@ from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
 from ertacache.hooks import attachment_of
-from ertacache.profile import Site
+from ertacache.profile.profile import Site
 from ertacache.runtime import Player, RunStats
 
 ONE = TOKENS * CHANNELS * 4

@@ -16,12 +16,12 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import profile_maker
-from ertacache import profile_file
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument, PredictorInvalid, ProfileInvalid, ScheduleInvalid
-from ertacache.fingerprint import config_hash, prompt_hash
-from ertacache.profile import Profile, Provenance, Rectifier
-from ertacache.profile_file import FILE_NAME
+from ertacache.profile import profile_file
+from ertacache.profile.fingerprint import config_hash, prompt_hash
+from ertacache.profile.profile import Profile, Provenance, Rectifier
+from ertacache.profile.profile_file import FILE_NAME
 from profile_maker import FACTS, GOLDEN, facts, make, parts_of, reaching_too_far
 
 # -- round trips and stable bytes ------------------------------------------------------------------------

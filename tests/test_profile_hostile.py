@@ -8,9 +8,9 @@ import pytest
 
 import test_profile
 import test_provenance
-from ertacache import profile_file
 from ertacache.errors import ProfileInvalid
-from ertacache.profile import Profile, Provenance
+from ertacache.profile import profile_file
+from ertacache.profile.profile import Profile, Provenance
 from hostile_profiles import HOSTILE
 from profile_maker import (
     with_document,

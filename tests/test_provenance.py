@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ertacache.errors import InvalidArgument
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 from profile_maker import facts, make
 
 

@@ -12,7 +12,7 @@ import torch
 import ertacache
 from ertacache.errors import InvalidArgument, MissingExtra
 from ertacache.metrics import psnr
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 from ertacache.recording import Prompts, call_pipeline
 from ertacache.reproduce import figure5, run
 from ertacache.reproduce.figure5 import Sweep, run_figure, sweep_of

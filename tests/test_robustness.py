@@ -18,7 +18,7 @@ import supported
 from cached import SITES
 from ertacache.calibration import calibrate
 from ertacache.models import blocks_of
-from ertacache.profile import Profile, Site
+from ertacache.profile.profile import Profile, Site
 from ertacache.zoo import components
 from pipelines import CALL, PROMPTS, VIDEO_CALL, flux, generate, wan
 from small_images import stable_diffusion_3

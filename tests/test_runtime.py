@@ -9,7 +9,7 @@ from diffusers import FluxImg2ImgPipeline
 
 import ertacache.runtime as ertacache
 from cached import CHANNELS, MASK, SITES, TOKENS, T, call_of, calls_per_step, explicit_loop, fitted, latents, profile
-from ertacache.profile import Profile, Rectifier, Site
+from ertacache.profile.profile import Profile, Rectifier, Site
 from pipelines import CALL, PROMPTS, generate
 
 COMPUTED = [int(mark == "#") for mark in MASK]

@@ -9,7 +9,7 @@ import ertacache.runtime as ertacache
 from benchmark_scripts import load
 from ertacache.calibration import calibrate
 from ertacache.errors import ProfileMismatch, UnsupportedPipeline
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 from every_pipeline import NAMES, fresh_page, result, small, solver_result
 from small_solvers import SOLVERS
 from supported import MASK, SITES, T, calibrated, generate, watched

@@ -17,7 +17,7 @@ from ertacache.errors import CacheConflict, InvalidArgument, ProfileMismatch, Un
 from ertacache.hooks import attached, attachment_of
 from ertacache.method import extrapolated
 from ertacache.models import denoiser_of, denoisers_of
-from ertacache.profile import Profile, Site
+from ertacache.profile.profile import Profile, Site
 from ertacache.recording import Final, Prompts
 from ertacache.watch import Watch
 from pipelines import PROMPTS, VIDEO_CALL, generate, wan

@@ -13,10 +13,10 @@ from diffusers import WanPipeline
 import cached
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
-from ertacache.fingerprint import config_hash
 from ertacache.matching import model_of
 from ertacache.models import blocks_of, denoisers_of
-from ertacache.profile import Profile, Provenance, Site
+from ertacache.profile.fingerprint import config_hash
+from ertacache.profile.profile import Profile, Provenance, Site
 from ertacache.solvers import read_grid
 from pipelines import PROMPTS, VIDEO_CALL, generate, wan
 

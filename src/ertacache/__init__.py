@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         UnsupportedPipeline,
         VBenchFailed,
     )
-    from ertacache.profile import Profile, Provenance
+    from ertacache.profile.profile import Profile, Provenance
     from ertacache.runtime import RunStats, apply, disable, enable
 
 __version__ = "0.1.0"
@@ -38,10 +38,10 @@ _HOME = {
     "InvalidArgument": "errors",
     "MissingExtra": "errors",
     "PredictorInvalid": "errors",
-    "Profile": "profile",
+    "Profile": "profile.profile",
     "ProfileInvalid": "errors",
     "ProfileMismatch": "errors",
-    "Provenance": "profile",
+    "Provenance": "profile.profile",
     "RunStats": "runtime",
     "Schedule": "core.schedule",
     "ScheduleInvalid": "errors",

@@ -9,7 +9,7 @@ from ertacache.calibrator import Calibrator
 from ertacache.core.schedule import Schedule
 from ertacache.evaluate import Trial
 from ertacache.method import Method, extrapolated, policy_plan
-from ertacache.profile import Site
+from ertacache.profile.profile import Site
 
 #: (site, basis) of the paper's reuse, in all the places where it can happen.
 REUSE: tuple[tuple[Site, Literal["reuse", "residual"]], ...] = (

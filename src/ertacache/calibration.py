@@ -16,7 +16,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.inputs import Inputs
 from ertacache.method import Method, assemble, fit_plans, policy_plan
-from ertacache.profile import Activation, Profile, Site
+from ertacache.profile.profile import Activation, Profile, Site
 from ertacache.progress import run_progress
 
 #: Strengths of the timestep adjustment that `timesteps="auto"` measures; 0 is none, 1 the paper.

@@ -9,7 +9,7 @@ from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.models import denoisers_of, family_of, unwrapped
-from ertacache.profile import Activation, Site
+from ertacache.profile.profile import Activation, Site
 from ertacache.solvers import check_free_grid
 
 Basis = Literal["reuse", "residual", "fitted"]

@@ -54,7 +54,7 @@ def generate(
     from ertacache.evaluate import Timed
     from ertacache.hooks import Controller
     from ertacache.matching import check_pipeline
-    from ertacache.profile import Profile
+    from ertacache.profile.profile import Profile
     from ertacache.recording import Prompts, check_call, run_pipeline
     from ertacache.runtime import Player, RunStats
     from ertacache.sample_files import FPS, check_kind, makes_clips, trained_fps, write_sample
@@ -142,13 +142,13 @@ def ablation(
 
 def inspect(source: str, picture: Path | None) -> dict[str, Any]:
     """What a profile holds; drawn as well where a picture is asked for."""
-    from ertacache.profile import Profile
+    from ertacache.profile.profile import Profile
 
     profile = Profile.load(source)
     facts = summary(profile)
     text = describe(facts)
     if picture is not None:
-        from ertacache.profile_plot import draw_profile
+        from ertacache.profile.profile_plot import draw_profile
 
         draw_profile(profile, picture)
         text += f"\ndrawn to {picture}"

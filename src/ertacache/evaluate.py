@@ -21,7 +21,7 @@ from ertacache.hooks import Controller, Run
 from ertacache.metrics import PairedMetrics, frame_psnr, temporal_flicker
 from ertacache.metrics.summary import PerSample
 from ertacache.models import denoisers_of, family_of, unwrapped
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 from ertacache.recording import Final, Prompts, run_pipeline
 from ertacache.runtime import Player, RunStats
 from ertacache.sample_files import save_samples
@@ -269,7 +269,7 @@ def header(model: str, prompts: Prompts, call: dict[str, Any], steps: int) -> di
 
 def write_rows(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     """Write a whole result file, all or nothing."""
-    from ertacache.profile_file import write_atomic
+    from ertacache.profile.profile_file import write_atomic
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())

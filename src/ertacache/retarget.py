@@ -10,7 +10,7 @@ from torch import Tensor
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
-from ertacache.profile import Profile, Rectifier
+from ertacache.profile.profile import Profile, Rectifier
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from ertacache.errors import CacheConflict, InvalidArgument
 from ertacache.guidance import TwoBranchGuidance
 from ertacache.hooks import Attachment, Controller, Run, attachment_of
 from ertacache.matching import check_boundary, check_call, check_context, check_grid, check_pipeline, check_shape
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 from ertacache.retarget import retargeted, warn_of_loss
 from ertacache.solvers import write_grid
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from ertacache.baselines.profile_method import ProfileMethod
 from ertacache.core.rectify import Granularity
-from ertacache.profile import Site
+from ertacache.profile.profile import Site
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.method import Method, policy_plan
 from ertacache.models import denoisers_of, family_of, unwrapped
-from ertacache.profile import Profile, Site
+from ertacache.profile.profile import Profile, Site
 from ertacache.runtime import apply
 from ertacache.solvers import check_free_grid
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ertacache.baselines.baseline import Baseline, denoiser_class
 from ertacache.errors import InvalidArgument
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from ertacache.comparison.entrant import Entrant, Tuned, from_json, to_json
 from ertacache.comparison.job import check_same
 from ertacache.comparison.lines import Lines
 from ertacache.errors import InvalidArgument
-from ertacache.profile_file import write_atomic
+from ertacache.profile.profile_file import write_atomic
 
 
 class Folder:

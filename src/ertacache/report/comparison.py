@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from ertacache.profile_file import write_atomic
+from ertacache.profile.profile_file import write_atomic
 from ertacache.report import comparison_plots
 from ertacache.report.ablation_plots import error_panels
 from ertacache.report.ablation_rows import Stat

@@ -142,7 +142,7 @@ class Sweep:
         """The uncached run of a batch, kept on the disk: every size is measured against it."""
         from safetensors.torch import load_file, save
 
-        from ertacache.profile_file import write_atomic
+        from ertacache.profile.profile_file import write_atomic
         from ertacache.recording import call_pipeline
 
         path = self.out / "references" / f"{batch.seed}.safetensors"

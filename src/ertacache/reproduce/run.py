@@ -199,7 +199,7 @@ def load(setting: Setting, device: str, dtype: str, *, offload: bool) -> Any:
 
 def write(path: Path, content: str) -> None:
     """A text file, all or nothing."""
-    from ertacache.profile_file import write_atomic
+    from ertacache.profile.profile_file import write_atomic
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content.encode())

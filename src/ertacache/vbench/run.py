@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ertacache.errors import InvalidArgument, MissingExtra, VBenchFailed
-from ertacache.profile_file import write_atomic
+from ertacache.profile.profile_file import write_atomic
 from ertacache.vbench.environment import VERSION, default_folder, python_of, ready, stream
 from ertacache.vbench.scores import MODES, VIDEOS_PER_PROMPT, total_score
 

@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ertacache import profile_file
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
-from ertacache.provenance import Provenance
+from ertacache.profile import profile_file
+from ertacache.profile.provenance import Provenance
 
 __all__ = ["MAX_STEPS", "Activation", "Profile", "Provenance", "Rectifier", "Site"]
 

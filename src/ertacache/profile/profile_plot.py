@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ertacache.errors import InvalidArgument, MissingExtra
-from ertacache.profile import Profile
+from ertacache.profile.profile import Profile
 
 
 def draw_profile(profile: Profile, path: Path) -> None:

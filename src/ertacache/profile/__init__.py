@@ -1,0 +1,1 @@
+"""The profile: what calibration found, and the file that carries it."""
