@@ -19,7 +19,7 @@ from typing import Any
 from ertacache.ablation_run import AblationRun
 from ertacache.commands import group_name, table
 from ertacache.evaluate import write_rows
-from ertacache.loading import call_arguments, load_pipeline
+from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.report.ablation import write_report
 from ertacache.zoo import catalogue
 

@@ -17,8 +17,8 @@ from ertacache.calibration import calibrate
 from ertacache.core.predictor import Predictor
 from ertacache.evaluate import header
 from ertacache.hooks import Controller
-from ertacache.loading import call_arguments, load_pipeline
 from ertacache.metrics import psnr
+from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.profile.profile import Profile
 from ertacache.recording import Final, Prompts, run_pipeline
 from ertacache.retarget import CALIBRATED_AT, retargeted

@@ -16,7 +16,7 @@ import torch
 from ertacache.calibration import calibrate
 from ertacache.evaluate import Timed, header
 from ertacache.hooks import Controller, Run
-from ertacache.loading import call_arguments, load_pipeline
+from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.recording import Prompts, run_pipeline
 from ertacache.runtime import Player, RunStats
 from ertacache.zoo import catalogue

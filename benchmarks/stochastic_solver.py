@@ -15,8 +15,8 @@ from torch import Tensor
 from ertacache.calibration import calibrate
 from ertacache.evaluate import header
 from ertacache.hooks import Controller
-from ertacache.loading import call_arguments, load_pipeline
 from ertacache.metrics import psnr
+from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.profile.profile import Profile
 from ertacache.recording import Prompts, run_pipeline
 from ertacache.runtime import Player, RunStats

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ertacache.models import FAMILIES
+from ertacache.pipelines.models import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "supported-pipelines.md"

@@ -8,7 +8,7 @@ from typing import Any
 import small_images
 import small_solvers
 import small_videos
-from ertacache.solvers import grid_refusal
+from ertacache.pipelines.solvers import grid_refusal
 from pipelines import VIDEO_CALL, cogvideox, wan
 from small_parts import THREE_PROMPTS
 from supported import SITES, Result, Small, T, check

@@ -10,9 +10,9 @@ from dummy_pipeline import DummyPipeline
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.matching import model_of
+from ertacache.pipelines.solvers import read_grid
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance, Site
-from ertacache.solvers import read_grid
 
 T, MASK = 8, "#.#..#.#"
 CALL: dict[str, Any] = {"num_inference_steps": T}

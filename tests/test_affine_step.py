@@ -8,15 +8,15 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from ertacache.affine_step import aimed_output, is_affine
 from ertacache.calibrator import Calibrator
 from ertacache.closed_loop import ClosedLoop
 from ertacache.core.schedule import Schedule
 from ertacache.core.timesteps import stretch
 from ertacache.hooks import Run
+from ertacache.pipelines.affine_step import aimed_output, is_affine
+from ertacache.pipelines.solvers import read_grid, solver_step, write_grid
 from ertacache.plan import Plan
 from ertacache.recording import run_pipeline
-from ertacache.solvers import read_grid, solver_step, write_grid
 from solver_pipelines import FLOW, SCHEDULERS, linear
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -10,7 +10,7 @@ from dummy_pipeline import PROMPTS, DummyPipeline
 from ertacache.baselines.block_ranges import BlockRanges, BlockTokens, RangeCache, consecutive
 from ertacache.errors import CacheConflict, UnsupportedPipeline
 from ertacache.hooks import attached
-from ertacache.overrides import Overrides
+from ertacache.pipelines.overrides import Overrides
 
 
 class Joint(nn.Module):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import ertacache.runtime as ertacache
 from ertacache.calibration import calibrate
-from ertacache.denoiser_call import leading
 from ertacache.errors import UnsupportedPipeline
+from ertacache.pipelines.denoiser_call import leading
 from ertacache.profile.profile import Site
 from field_pipeline import CALL, MASK, TEXTS, Field, Pipeline, T, check_residual_reuse, profile
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ertacache.guidance import TwoBranchGuidance
+from ertacache.pipelines.guidance import TwoBranchGuidance
 
 WEIGHT = 4.0
 

@@ -14,7 +14,7 @@ from ertacache.baselines.baseline import Bench
 from ertacache.calibration import calibrate
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.hooks import Controller
-from ertacache.inputs import digest, input_names
+from ertacache.pipelines.inputs import digest, input_names
 from ertacache.profile.profile import Profile
 from ertacache.recording import Prompts, check_call, run_pipeline, split_prompts
 

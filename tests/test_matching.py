@@ -12,8 +12,8 @@ import ertacache.runtime as ertacache
 from cached import CHANNELS, SITES, TOKENS, T, base_sigmas, call_of, fitted, latents, profile, provenance
 from ertacache.core.predictor import Predictor
 from ertacache.errors import ProfileMismatch
-from ertacache.guidance import TwoBranchGuidance
 from ertacache.matching import check_shape, depends_on_guidance
+from ertacache.pipelines.guidance import TwoBranchGuidance
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Rectifier, Site
 from pipelines import CALL, CFG_CALL, PROMPTS, generate

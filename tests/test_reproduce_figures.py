@@ -8,7 +8,7 @@ import pytest
 
 from ertacache.baselines import catalogue
 from ertacache.errors import InvalidArgument
-from ertacache.loading import DTYPES
+from ertacache.pipelines.loading import DTYPES
 from ertacache.reproduce import memory, settings
 from ertacache.reproduce.memory import check_memory, free_gib, needed
 from ertacache.reproduce.paper_figures import (

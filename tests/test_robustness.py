@@ -17,7 +17,7 @@ import ertacache.runtime as ertacache
 import supported
 from cached import SITES
 from ertacache.calibration import calibrate
-from ertacache.models import blocks_of
+from ertacache.pipelines.models import blocks_of
 from ertacache.profile.profile import Profile, Site
 from ertacache.zoo import components
 from pipelines import CALL, PROMPTS, VIDEO_CALL, flux, generate, wan

@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from ertacache.errors import UnsupportedPipeline
-from ertacache.solvers import check_free_grid
+from ertacache.pipelines.solvers import check_free_grid
 from solver_pipelines import FLOW, SCHEDULERS
 
 REFUSED: list[tuple[Any, str]] = [

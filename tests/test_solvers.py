@@ -11,8 +11,8 @@ import ertacache.runtime as ertacache
 from cached import SITES, T, base_sigmas, explicit_loop, latents, profile
 from ertacache.core.timesteps import adjust
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.pipelines.solvers import check_scheduler, read_grid, write_grid
 from ertacache.profile.profile import Profile, Site
-from ertacache.solvers import check_scheduler, read_grid, write_grid
 from pipelines import CALL, PROMPTS, generate
 
 

@@ -16,7 +16,7 @@ from ertacache.calibrator import Calibrator
 from ertacache.errors import CacheConflict, InvalidArgument, ProfileMismatch, UnsupportedPipeline
 from ertacache.hooks import attached, attachment_of
 from ertacache.method import extrapolated
-from ertacache.models import denoiser_of, denoisers_of
+from ertacache.pipelines.models import denoiser_of, denoisers_of
 from ertacache.profile.profile import Profile, Site
 from ertacache.recording import Final, Prompts
 from ertacache.watch import Watch

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ertacache.errors import InvalidArgument
-from ertacache.loading import call_arguments, load_pipeline, read_prompts
+from ertacache.pipelines.loading import call_arguments, load_pipeline, read_prompts
 from ertacache.zoo import catalogue, components, flow, scenes
 from ertacache.zoo.text import labels, train_encoders
 from ertacache.zoo.training import Recipe, learning_rate, train

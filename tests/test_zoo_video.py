@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import CogVideoXPipeline, DiffusionPipeline, WanPipeline
 
-from ertacache.loading import call_arguments, load_pipeline
+from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.zoo import catalogue, clip_text, clips, cogvideox, components, motion, video, wan
 from ertacache.zoo.train import train_model
 from ertacache.zoo.training import Recipe

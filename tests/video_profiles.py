@@ -14,10 +14,10 @@ import cached
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.matching import model_of
-from ertacache.models import blocks_of, denoisers_of
+from ertacache.pipelines.models import blocks_of, denoisers_of
+from ertacache.pipelines.solvers import read_grid
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance, Site
-from ertacache.solvers import read_grid
 from pipelines import PROMPTS, VIDEO_CALL, generate, wan
 
 T = VIDEO_CALL["num_inference_steps"]

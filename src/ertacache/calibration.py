@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ertacache.affine_step import is_affine
 from ertacache.calibrator import Calibrator
 from ertacache.choices import Aim, Basis, Timesteps, check_aim, check_budget, check_choices, check_pipe
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, InvalidArgument
-from ertacache.inputs import Inputs
 from ertacache.method import Method, assemble, fit_plans, policy_plan
+from ertacache.pipelines.affine_step import is_affine
+from ertacache.pipelines.inputs import Inputs
 from ertacache.profile.profile import Activation, Profile, Site
 from ertacache.progress import run_progress
 

@@ -17,10 +17,10 @@ from ertacache.core.policy import Probe, nearest_threshold
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
 from ertacache.hooks import Controller
-from ertacache.inputs import Inputs, digest
 from ertacache.matching import model_of
 from ertacache.metrics import PairedMetrics
-from ertacache.models import boundary_of, denoisers_of, family_for, family_of, unwrapped
+from ertacache.pipelines.inputs import Inputs, digest
+from ertacache.pipelines.models import boundary_of, denoisers_of, family_for, family_of, unwrapped
 from ertacache.plan import Plan, Solved, from_state, schedule_of, to_state
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile

@@ -3,14 +3,14 @@
 import math
 from typing import Any, Literal, get_args
 
-from ertacache.affine_step import is_affine
-from ertacache.block_stack import BlockStack
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
-from ertacache.models import denoisers_of, family_of, unwrapped
+from ertacache.pipelines.affine_step import is_affine
+from ertacache.pipelines.block_stack import BlockStack
+from ertacache.pipelines.models import denoisers_of, family_of, unwrapped
+from ertacache.pipelines.solvers import check_free_grid
 from ertacache.profile.profile import Activation, Site
-from ertacache.solvers import check_free_grid
 
 Basis = Literal["reuse", "residual", "fitted"]
 Timesteps = Literal["none", "paper", "auto"]

@@ -10,19 +10,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ertacache.affine_step import aimed_output
-from ertacache.branches import split
 from ertacache.core.fit import prompt_weights
 from ertacache.core.history import History
 from ertacache.core.policy import RelativeL1, decide
 from ertacache.core.precision import widen
 from ertacache.core.rectify import Affine
 from ertacache.core.timesteps import adjust, phi, soften, stretch
-from ertacache.denoiser_call import Shapes, leading
 from ertacache.errors import CalibrationError
 from ertacache.hooks import Controller, Run
+from ertacache.pipelines.affine_step import aimed_output
+from ertacache.pipelines.branches import split
+from ertacache.pipelines.denoiser_call import Shapes, leading
+from ertacache.pipelines.solvers import write_grid
 from ertacache.plan import Plan, Solved, feature_names, largest_change
-from ertacache.solvers import write_grid
 from ertacache.sums import PhiSums, Sums
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ertacache.errors import InvalidArgument
-from ertacache.loading import call_arguments, load_pipeline, read_prompts
+from ertacache.pipelines.loading import call_arguments, load_pipeline, read_prompts
 from ertacache.zoo import catalogue
 
 

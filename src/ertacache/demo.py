@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ertacache import commands
 from ertacache.errors import InvalidArgument
-from ertacache.loading import call_arguments, load_pipeline
+from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.zoo import catalogue
 
 

@@ -20,7 +20,7 @@ from ertacache.errors import CalibrationError
 from ertacache.hooks import Controller, Run
 from ertacache.metrics import PairedMetrics, frame_psnr, temporal_flicker
 from ertacache.metrics.summary import PerSample
-from ertacache.models import denoisers_of, family_of, unwrapped
+from ertacache.pipelines.models import denoisers_of, family_of, unwrapped
 from ertacache.profile.profile import Profile
 from ertacache.recording import Final, Prompts, run_pipeline
 from ertacache.runtime import Player, RunStats

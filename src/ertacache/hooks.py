@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ertacache import angle_grid
-from ertacache.block_stack import BlockStack
-from ertacache.denoiser_call import OutputForm, form_of, form_without, latent_of, tensor_of
 from ertacache.errors import CacheConflict, UnsupportedPipeline
-from ertacache.models import denoiser_of, denoisers_of, family_of, unwrapped
-from ertacache.overrides import Overrides, overrides_of
-from ertacache.solvers import STEP_ARGUMENTS, check_scheduler, read_grid, solver_of, solver_step
+from ertacache.pipelines import angle_grid
+from ertacache.pipelines.block_stack import BlockStack
+from ertacache.pipelines.denoiser_call import OutputForm, form_of, form_without, latent_of, tensor_of
+from ertacache.pipelines.models import denoiser_of, denoisers_of, family_of, unwrapped
+from ertacache.pipelines.overrides import Overrides, overrides_of
+from ertacache.pipelines.solvers import STEP_ARGUMENTS, check_scheduler, read_grid, solver_of, solver_step
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ from typing import Any
 
 from ertacache.errors import ProfileMismatch
 from ertacache.hooks import Run
-from ertacache.models import denoisers_of, unwrapped
+from ertacache.pipelines.models import denoisers_of, unwrapped
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ertacache.branches import branch_names
 from ertacache.core.policy import l1_per_prompt
 from ertacache.core.precision import exact
 from ertacache.errors import UnsupportedPipeline
-from ertacache.guidance import TwoBranchGuidance
 from ertacache.hooks import Controller, Run
+from ertacache.pipelines.branches import branch_names
+from ertacache.pipelines.guidance import TwoBranchGuidance
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ertacache.branches import split
 from ertacache.core.offload import Offload, check_offload, history_for
 from ertacache.core.predictor import Terms
 from ertacache.core.rectify import Affine
-from ertacache.denoiser_call import Shapes, leading
 from ertacache.errors import CacheConflict, InvalidArgument
-from ertacache.guidance import TwoBranchGuidance
 from ertacache.hooks import Attachment, Controller, Run, attachment_of
 from ertacache.matching import check_boundary, check_call, check_context, check_grid, check_pipeline, check_shape
+from ertacache.pipelines.branches import split
+from ertacache.pipelines.denoiser_call import Shapes, leading
+from ertacache.pipelines.guidance import TwoBranchGuidance
+from ertacache.pipelines.solvers import write_grid
 from ertacache.profile.profile import Profile
 from ertacache.retarget import retargeted, warn_of_loss
-from ertacache.solvers import write_grid
 
 
 @dataclass

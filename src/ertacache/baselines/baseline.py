@@ -12,7 +12,7 @@ from torch import Tensor
 from ertacache.calibrator import Calibrator
 from ertacache.errors import InvalidArgument
 from ertacache.hooks import Controller
-from ertacache.models import denoiser_of, unwrapped
+from ertacache.pipelines.models import denoiser_of, unwrapped
 from ertacache.recording import Prompts, run_pipeline
 
 

@@ -10,7 +10,7 @@ from ertacache.baselines.baseline import Baseline, Knob, denoiser_class, steps_o
 from ertacache.baselines.diffusers_cache import refuse_profile
 from ertacache.baselines.implementation import branches
 from ertacache.errors import CacheConflict, MissingExtra
-from ertacache.models import blocks_of, denoiser_of, family_of
+from ertacache.pipelines.models import blocks_of, denoiser_of, family_of
 
 #: What cache-dit leaves on a denoiser when it is disabled.
 _LEFT = ("forward", "_is_patched")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ertacache.errors import CacheConflict
 from ertacache.hooks import attachment_of
-from ertacache.models import denoiser_of, unwrapped
+from ertacache.pipelines.models import denoiser_of, unwrapped
 
 
 def refusal(pipe: Any) -> str | None:

@@ -11,7 +11,7 @@ from ertacache.baselines.baseline import Baseline, Knob, denoiser_class
 from ertacache.baselines.implementation import Implementation
 from ertacache.errors import UnsupportedPipeline
 from ertacache.hooks import attached
-from ertacache.models import denoiser_of, family_of
+from ertacache.pipelines.models import denoiser_of, family_of
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.method import Method, policy_plan
-from ertacache.models import denoisers_of, family_of, unwrapped
+from ertacache.pipelines.models import denoisers_of, family_of, unwrapped
+from ertacache.pipelines.solvers import check_free_grid
 from ertacache.profile.profile import Profile, Site
 from ertacache.runtime import apply
-from ertacache.solvers import check_free_grid
 
 
 @dataclass(frozen=True)

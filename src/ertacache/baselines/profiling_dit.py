@@ -12,7 +12,7 @@ from ertacache.baselines.baseline import Baseline, Bench, Knob
 from ertacache.baselines.block_ranges import BlockTokens, RangeCache, consecutive
 from ertacache.errors import CacheConflict, CalibrationError, InvalidArgument
 from ertacache.hooks import Attachment, Controller, Run, attached
-from ertacache.models import blocks_of, denoiser_of
+from ertacache.pipelines.models import blocks_of, denoiser_of
 
 #: Prompts that are profiled, or all of them where there are fewer.
 _PROMPTS = 4

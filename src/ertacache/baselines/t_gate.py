@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ertacache.baselines.baseline import Baseline, Knob
 from ertacache.errors import CacheConflict, InvalidArgument
 from ertacache.hooks import Attachment, Controller, Run, attached
-from ertacache.models import blocks_of, denoiser_of, family_of
+from ertacache.pipelines.models import blocks_of, denoiser_of, family_of
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from ertacache.baselines import diffusers_cache
 from ertacache.baselines.baseline import Baseline, Knob, denoiser_class, steps_of
-from ertacache.models import denoiser_of, unwrapped
+from ertacache.pipelines.models import denoiser_of, unwrapped
 
 
 @dataclass(frozen=True, slots=True)

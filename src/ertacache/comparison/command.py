@@ -43,7 +43,7 @@ def compare(
     from ertacache.comparison.job import Job
     from ertacache.comparison.run import run_comparison
     from ertacache.core.offload import check_offload
-    from ertacache.loading import call_arguments, load_pipeline
+    from ertacache.pipelines.loading import call_arguments, load_pipeline
     from ertacache.report.comparison import write_comparison_report
     from ertacache.zoo import catalogue
 

@@ -15,9 +15,9 @@ from ertacache.comparison.reference import Measurement, kept_reference
 from ertacache.errors import CalibrationError, InvalidArgument, UnsupportedPipeline
 from ertacache.match_cost import match_cost
 from ertacache.metrics import SampleMetrics, available_metrics
+from ertacache.pipelines.solvers import is_euler
 from ertacache.progress import run_progress
 from ertacache.recording import Prompts, check_call
-from ertacache.solvers import is_euler
 
 #: Calibration prompts that a cost is counted on while a knob is turned.
 _PROBED = 2

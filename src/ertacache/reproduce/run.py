@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
-from ertacache.loading import call_arguments, load_pipeline, read_prompts
+from ertacache.pipelines.loading import call_arguments, load_pipeline, read_prompts
 from ertacache.reproduce.memory import check_memory
 from ertacache.reproduce.paper_figures import PrintedRow, printed_rows
 from ertacache.reproduce.settings import FIGURE5, Setting, setting_of

@@ -91,7 +91,7 @@ def check_model(name: str, captions: int, sheet: Path | None) -> dict[str, Any]:
     Returns:
         Shares of right objects, and the judge's own shares on the generator's images of the same captions.
     """
-    from ertacache.loading import call_arguments, load_pipeline
+    from ertacache.pipelines.loading import call_arguments, load_pipeline
 
     scenes_ = scenes.sample(captions, 7, "heldout")
     texts = [scene.caption for scene in scenes_]

@@ -117,7 +117,7 @@ def check_model(name: str, captions: int, sheet: Path | None) -> dict[str, Any]:
     Returns:
         Shares of right movers, and the judge's own shares on the generator's clips of the same captions.
     """
-    from ertacache.loading import call_arguments, load_pipeline
+    from ertacache.pipelines.loading import call_arguments, load_pipeline
 
     drawn = clips.sample(captions, 7, "heldout")
     texts = [clip.caption for clip in drawn]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ertacache.errors import UnsupportedPipeline
-from ertacache.models import unwrapped
+from ertacache.pipelines.models import unwrapped
 
 #: Names of the argument that denoisers take the latent by; a positional one comes first.
 _LATENT = ("hidden_states", "sample", "x")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ertacache import angle_grid
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.pipelines import angle_grid
 
 #: What `step` takes first, in this order, whatever else it takes.
 STEP_ARGUMENTS = ("model_output", "timestep", "sample")

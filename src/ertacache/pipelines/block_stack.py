@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ertacache.errors import CacheConflict, UnsupportedPipeline
-from ertacache.models import Family, blocks_of
-from ertacache.overrides import Overrides, Wrapper
+from ertacache.pipelines.models import Family, blocks_of
+from ertacache.pipelines.overrides import Overrides, Wrapper
 
 
 class BlockStack:

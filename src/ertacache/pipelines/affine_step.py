@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ertacache.core.precision import widen
-from ertacache.solvers import is_euler, solver_of, solver_step
+from ertacache.pipelines.solvers import is_euler, solver_of, solver_step
 
 #: Slope below which a step hardly depends on what the solver receives.
 SMALLEST_SLOPE = 1e-6

@@ -1,0 +1,1 @@
+"""What diffusers' pipelines are: denoisers, block stacks, solvers, guidance, their calls."""
