@@ -27,11 +27,11 @@ from ertacache.core.history import storage_bytes
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.evaluate import header
-from ertacache.hooks import Controller, attached
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance, Site
 from ertacache.recording import Prompts
-from ertacache.runtime import Offload, Player, RunStats
+from ertacache.runtime.hooks import Controller, attached
+from ertacache.runtime.player import Offload, Player, RunStats
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "memory.json", ROOT / "docs" / "how-it-works.md"

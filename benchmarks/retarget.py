@@ -1,7 +1,7 @@
 """What a profile loses in another number of steps than it was calibrated for.
 
 Run by hand: `python benchmarks/retarget.py`; a few minutes. Rewrites benchmarks/results/retarget.json, whose figures
-stand in src/ertacache/retarget.py (LOSSES) and in docs/solvers.md; a test compares them.
+stand in src/ertacache/runtime/retarget.py (LOSSES) and in docs/solvers.md; a test compares them.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from torch import Tensor
 from ertacache.calibration import calibrate
 from ertacache.core.predictor import Predictor
 from ertacache.evaluate import header
-from ertacache.hooks import Controller
 from ertacache.metrics import psnr
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.profile.profile import Profile
 from ertacache.recording import Final, Prompts, run_pipeline
-from ertacache.retarget import CALIBRATED_AT, retargeted
-from ertacache.runtime import Player, RunStats
+from ertacache.runtime.hooks import Controller
+from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.retarget import CALIBRATED_AT, retargeted
 from ertacache.zoo import catalogue
 
 MODEL = "tiny-flux"

@@ -14,10 +14,10 @@ from typing import Any
 
 from ertacache.calibrator import Calibrator, deviation
 from ertacache.core.schedule import Schedule
-from ertacache.hooks import Controller
 from ertacache.method import Method, assemble, fit_plans
 from ertacache.recording import Final, run_pipeline
-from ertacache.runtime import Player, RunStats
+from ertacache.runtime.hooks import Controller
+from ertacache.runtime.player import Player, RunStats
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))

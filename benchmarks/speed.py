@@ -15,10 +15,10 @@ import torch
 
 from ertacache.calibration import calibrate
 from ertacache.evaluate import Timed, header
-from ertacache.hooks import Controller, Run
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.recording import Prompts, run_pipeline
-from ertacache.runtime import Player, RunStats
+from ertacache.runtime.hooks import Controller, Run
+from ertacache.runtime.player import Player, RunStats
 from ertacache.zoo import catalogue
 
 BUDGET = 15

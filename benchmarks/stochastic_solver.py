@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ertacache.calibration import calibrate
 from ertacache.evaluate import header
-from ertacache.hooks import Controller
 from ertacache.metrics import psnr
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.profile.profile import Profile
 from ertacache.recording import Prompts, run_pipeline
-from ertacache.runtime import Player, RunStats
+from ertacache.runtime.hooks import Controller
+from ertacache.runtime.player import Player, RunStats
 from ertacache.zoo import catalogue
 
 RESULTS = Path(__file__).parent / "results" / "stochastic_solver.json"

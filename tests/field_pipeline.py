@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import ertacache.runtime as ertacache
+import ertacache.runtime.player as ertacache
 from dummy_pipeline import DummyPipeline
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
-from ertacache.matching import model_of
 from ertacache.pipelines.solvers import read_grid
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance, Site
+from ertacache.runtime.matching import model_of
 
 T, MASK = 8, "#.#..#.#"
 CALL: dict[str, Any] = {"num_inference_steps": T}

@@ -8,7 +8,7 @@ import torch
 from ertacache.baselines.baseline import Baseline
 from ertacache.match_cost import execute
 from ertacache.recording import Prompts
-from ertacache.watch import Executed
+from ertacache.runtime.watch import Executed
 from pipelines import PROMPTS
 
 FIRST, SECOND = Prompts(tuple(PROMPTS[:1]), 0), Prompts(tuple(PROMPTS[1:2]), 1)

@@ -14,7 +14,7 @@ from ertacache.core.analysis import decompose
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.evaluate import Evaluation, Measured, Trial, count_calls
 from ertacache.recording import Prompts
-from ertacache.runtime import Player
+from ertacache.runtime.player import Player
 from ertacache.zoo import catalogue
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, flux, wan
 

@@ -12,11 +12,11 @@ from ertacache.calibrator import Calibrator
 from ertacache.closed_loop import ClosedLoop
 from ertacache.core.schedule import Schedule
 from ertacache.core.timesteps import stretch
-from ertacache.hooks import Run
 from ertacache.pipelines.affine_step import aimed_output, is_affine
 from ertacache.pipelines.solvers import read_grid, solver_step, write_grid
 from ertacache.plan import Plan
 from ertacache.recording import run_pipeline
+from ertacache.runtime.hooks import Run
 from solver_pipelines import FLOW, SCHEDULERS, linear
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

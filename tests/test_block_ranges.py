@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from dummy_pipeline import PROMPTS, DummyPipeline
 from ertacache.baselines.block_ranges import BlockRanges, BlockTokens, RangeCache, consecutive
 from ertacache.errors import CacheConflict, UnsupportedPipeline
-from ertacache.hooks import attached
 from ertacache.pipelines.overrides import Overrides
+from ertacache.runtime.hooks import attached
 
 
 class Joint(nn.Module):

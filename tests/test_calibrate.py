@@ -15,12 +15,12 @@ from ertacache.calibration import HISTORIES, STRENGTHS, calibrate, evaluate
 from ertacache.calibrator import Calibrator
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
-from ertacache.hooks import Controller
 from ertacache.method import Method
 from ertacache.metrics import PairedMetrics
 from ertacache.profile.profile import Profile
 from ertacache.recording import Final, Prompts, run_pipeline
-from ertacache.runtime import Player, RunStats
+from ertacache.runtime.hooks import Controller
+from ertacache.runtime.player import Player, RunStats
 
 T, W = 14, 7.0
 MASK = "#..#.#...#.#.#"

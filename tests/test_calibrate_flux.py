@@ -14,7 +14,7 @@ from ertacache.method import Method, fit_plans
 from ertacache.plan import Plan
 from ertacache.profile.profile import Profile
 from ertacache.recording import Final, run_pipeline
-from ertacache.runtime import Player, RunStats
+from ertacache.runtime.player import Player, RunStats
 from pipelines import CALL, CFG_CALL, PROMPTS, flux
 
 MASK = "#..#.#..##"

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModelOutput
 from torch import Tensor
 
-import ertacache.runtime as ertacache
+import ertacache.runtime.player as ertacache
 from ertacache.calibration import calibrate
 from ertacache.errors import UnsupportedPipeline
 from ertacache.pipelines.denoiser_call import leading

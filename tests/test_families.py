@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-import ertacache.runtime as ertacache
+import ertacache.runtime.player as ertacache
 from ertacache.calibration import calibrate, fit_options
 from ertacache.calibrator import Calibrator
 from ertacache.closed_loop import ClosedLoop
@@ -18,7 +18,7 @@ from ertacache.method import Method, assemble, fit_plans
 from ertacache.plan import Plan
 from ertacache.profile.profile import Rectifier, Site
 from ertacache.recording import Final, run_pipeline
-from ertacache.runtime import Player, RunStats
+from ertacache.runtime.player import Player, RunStats
 from pipelines import PROMPTS, VIDEO_CALL, cogvideox, wan
 from video_profiles import MASK, T, base_sigmas, latents, linear, profile, seen
 

@@ -10,11 +10,11 @@ import torch
 from diffusers import FirstBlockCacheConfig, FluxImg2ImgPipeline, FluxTransformer2DModel
 from diffusers.hooks import apply_first_block_cache
 
-import ertacache.runtime as ertacache
+import ertacache.runtime.player as ertacache
 from cached import MASK, MU, SITES, T, calls_per_step, latents, profile
 from ertacache.errors import CacheConflict, InvalidArgument, UnsupportedPipeline
-from ertacache.hooks import Attachment, Controller, attached, attachment_of
 from ertacache.profile.profile import Site
+from ertacache.runtime.hooks import Attachment, Controller, attached, attachment_of
 
 GRID = [1 - i / T for i in range(T)]
 COMPUTED = [int(mark == "#") for mark in MASK]

@@ -13,10 +13,10 @@ from dummy_pipeline import PROMPTS, DummyPipeline, label_of, mixture_pipeline
 from ertacache.baselines.baseline import Bench
 from ertacache.calibration import calibrate
 from ertacache.errors import CalibrationError, InvalidArgument
-from ertacache.hooks import Controller
 from ertacache.pipelines.inputs import digest, input_names
 from ertacache.profile.profile import Profile
 from ertacache.recording import Prompts, check_call, run_pipeline, split_prompts
+from ertacache.runtime.hooks import Controller
 
 CALL: dict[str, Any] = {"num_inference_steps": 9, "guidance_scale": 5.0, "seed": 5, "show_progress": False}
 CHOICES: dict[str, Any] = {"compute_steps": 4, "basis": "fitted", "history": 2}

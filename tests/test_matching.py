@@ -8,14 +8,14 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FluxImg2ImgPipeline
 
-import ertacache.runtime as ertacache
+import ertacache.runtime.player as ertacache
 from cached import CHANNELS, SITES, TOKENS, T, base_sigmas, call_of, fitted, latents, profile, provenance
 from ertacache.core.predictor import Predictor
 from ertacache.errors import ProfileMismatch
-from ertacache.matching import check_shape, depends_on_guidance
 from ertacache.pipelines.guidance import TwoBranchGuidance
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Rectifier, Site
+from ertacache.runtime.matching import check_shape, depends_on_guidance
 from pipelines import CALL, CFG_CALL, PROMPTS, generate
 
 

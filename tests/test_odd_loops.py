@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import ertacache.runtime as ertacache
+import ertacache.runtime.player as ertacache
 from dummies import LinearDenoiser
 from dummy_pipeline import DummyPipeline, LinearModule
 from ertacache.calibration import calibrate

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import ertacache.runtime as ertacache
+import ertacache.runtime.player as ertacache
 import pipelines
 from cached import CHANNELS, SITES, TOKENS, fitted, latents, profile
 from ertacache import cli
@@ -21,9 +21,9 @@ from ertacache.core.offload import HostHistory
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
-from ertacache.hooks import attachment_of
 from ertacache.profile.profile import Site
-from ertacache.runtime import Player, RunStats
+from ertacache.runtime.hooks import attachment_of
+from ertacache.runtime.player import Player, RunStats
 
 ONE = TOKENS * CHANNELS * 4
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import ertacache.runtime as ertacache
+import ertacache.runtime.player as ertacache
 from cached import MASK, T, fitted, latents, profile
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument, ProfileMismatch
 from ertacache.pipelines.solvers import read_grid
 from ertacache.profile.profile import Profile, Rectifier
-from ertacache.retarget import CALIBRATED_AT, LOSSES, retargeted
+from ertacache.runtime.retarget import CALIBRATED_AT, LOSSES, retargeted
 from profile_maker import facts
 
 ROOT = Path(__file__).parent.parent

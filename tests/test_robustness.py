@@ -13,7 +13,7 @@ import torch
 from diffusers import FluxControlNetModel, FluxControlNetPipeline
 from torch import Tensor, nn
 
-import ertacache.runtime as ertacache
+import ertacache.runtime.player as ertacache
 import supported
 from cached import SITES
 from ertacache.calibration import calibrate

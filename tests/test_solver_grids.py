@@ -14,12 +14,12 @@ import pipelines
 from ertacache.calibration import calibrate
 from ertacache.core.timesteps import stretch
 from ertacache.errors import InvalidArgument
-from ertacache.hooks import Controller, Run, attached
 from ertacache.pipelines import angle_grid
 from ertacache.pipelines.solvers import read_grid, solver_step, write_grid
 from ertacache.recording import Final, Prompts, run_pipeline
-from ertacache.runtime import Player, RunStats
-from ertacache.watch import Watch
+from ertacache.runtime.hooks import Controller, Run, attached
+from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.watch import Watch
 from pipelines import CALL, PROMPTS, VIDEO_CALL, generate
 from solver_pipelines import SCHEDULERS, SolverPipeline, linear
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-import ertacache.runtime as ertacache
+import ertacache.runtime.player as ertacache
 from benchmark_scripts import load
 from ertacache.calibration import calibrate
 from ertacache.errors import ProfileMismatch, UnsupportedPipeline

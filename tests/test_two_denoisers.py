@@ -8,18 +8,18 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-import ertacache.runtime as ertacache
+import ertacache.runtime.player as ertacache
 from ertacache.baselines.block_ranges import RangeCache
 from ertacache.baselines.delta_dit import DeltaDiT
 from ertacache.calibration import calibrate
 from ertacache.calibrator import Calibrator
 from ertacache.errors import CacheConflict, InvalidArgument, ProfileMismatch, UnsupportedPipeline
-from ertacache.hooks import attached, attachment_of
 from ertacache.method import extrapolated
 from ertacache.pipelines.models import denoiser_of, denoisers_of
 from ertacache.profile.profile import Profile, Site
 from ertacache.recording import Final, Prompts
-from ertacache.watch import Watch
+from ertacache.runtime.hooks import attached, attachment_of
+from ertacache.runtime.watch import Watch
 from pipelines import PROMPTS, VIDEO_CALL, generate, wan
 from video_profiles import (
     BOUNDARY,

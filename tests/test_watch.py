@@ -17,7 +17,7 @@ from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.match_cost import execute
 from ertacache.pipelines.solvers import read_grid
 from ertacache.recording import Prompts, call_pipeline
-from ertacache.watch import Executed, Watch, attentions_of
+from ertacache.runtime.watch import Executed, Watch, attentions_of
 from method_contract import FIRST
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, cogvideox, flux, wan
 
@@ -192,7 +192,7 @@ def test_signature():
 
 def test_time_is_that_of_the_loop(monkeypatch):
     ticks = iter(np.arange(0.0, 100.0, 7.0))
-    monkeypatch.setattr("ertacache.watch.now", lambda: float(next(ticks)))
+    monkeypatch.setattr("ertacache.runtime.watch.now", lambda: float(next(ticks)))
     assert execute(flux(), None, FIRST, CALL)[1].seconds == 7.0
 
 

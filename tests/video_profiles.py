@@ -13,11 +13,11 @@ from diffusers import WanPipeline
 import cached
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
-from ertacache.matching import model_of
 from ertacache.pipelines.models import blocks_of, denoisers_of
 from ertacache.pipelines.solvers import read_grid
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance, Site
+from ertacache.runtime.matching import model_of
 from pipelines import PROMPTS, VIDEO_CALL, generate, wan
 
 T = VIDEO_CALL["num_inference_steps"]

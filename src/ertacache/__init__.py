@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         VBenchFailed,
     )
     from ertacache.profile.profile import Profile, Provenance
-    from ertacache.runtime import RunStats, apply, disable, enable
+    from ertacache.runtime.player import RunStats, apply, disable, enable
 
 __version__ = "0.1.0"
 
@@ -42,15 +42,15 @@ _HOME = {
     "ProfileInvalid": "errors",
     "ProfileMismatch": "errors",
     "Provenance": "profile.profile",
-    "RunStats": "runtime",
+    "RunStats": "runtime.player",
     "Schedule": "core.schedule",
     "ScheduleInvalid": "errors",
     "UnsupportedPipeline": "errors",
     "VBenchFailed": "errors",
-    "apply": "runtime",
+    "apply": "runtime.player",
     "calibrate": "calibration",
-    "disable": "runtime",
-    "enable": "runtime",
+    "disable": "runtime.player",
+    "enable": "runtime.player",
 }
 
 __all__ = [

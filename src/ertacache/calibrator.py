@@ -16,8 +16,6 @@ from ertacache.closed_loop import ClosedLoop
 from ertacache.core.policy import Probe, nearest_threshold
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
-from ertacache.hooks import Controller
-from ertacache.matching import model_of
 from ertacache.metrics import PairedMetrics
 from ertacache.pipelines.inputs import Inputs, digest
 from ertacache.pipelines.models import boundary_of, denoisers_of, family_for, family_of, unwrapped
@@ -33,7 +31,9 @@ from ertacache.recording import (
     split_prompts,
 )
 from ertacache.reference_log import Reference, ReferenceLog
-from ertacache.runtime import Player, RunStats
+from ertacache.runtime.hooks import Controller
+from ertacache.runtime.matching import model_of
+from ertacache.runtime.player import Player, RunStats
 
 #: Called after every pipeline run with its name.
 Progress = Callable[[str], None]

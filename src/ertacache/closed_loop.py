@@ -17,12 +17,12 @@ from ertacache.core.precision import widen
 from ertacache.core.rectify import Affine
 from ertacache.core.timesteps import adjust, phi, soften, stretch
 from ertacache.errors import CalibrationError
-from ertacache.hooks import Controller, Run
 from ertacache.pipelines.affine_step import aimed_output
 from ertacache.pipelines.branches import split
 from ertacache.pipelines.denoiser_call import Shapes, leading
 from ertacache.pipelines.solvers import write_grid
 from ertacache.plan import Plan, Solved, feature_names, largest_change
+from ertacache.runtime.hooks import Controller, Run
 from ertacache.sums import PhiSums, Sums
 
 

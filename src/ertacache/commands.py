@@ -52,11 +52,11 @@ def generate(
     """Draw one picture or clip; returns the time of the denoising loop and what was computed."""
     from ertacache.core.offload import check_offload
     from ertacache.evaluate import Timed
-    from ertacache.hooks import Controller
-    from ertacache.matching import check_pipeline
     from ertacache.profile.profile import Profile
     from ertacache.recording import Prompts, check_call, run_pipeline
-    from ertacache.runtime import Player, RunStats
+    from ertacache.runtime.hooks import Controller
+    from ertacache.runtime.matching import check_pipeline
+    from ertacache.runtime.player import Player, RunStats
     from ertacache.sample_files import FPS, check_kind, makes_clips, trained_fps, write_sample
 
     offload = check_offload(offload_history)

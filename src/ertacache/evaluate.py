@@ -17,15 +17,15 @@ from ertacache.core.analysis import decompose
 from ertacache.core.offload import Offload
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
-from ertacache.hooks import Controller, Run
 from ertacache.metrics import PairedMetrics, frame_psnr, temporal_flicker
 from ertacache.metrics.summary import PerSample
 from ertacache.pipelines.models import denoisers_of, family_of, unwrapped
 from ertacache.profile.profile import Profile
 from ertacache.recording import Final, Prompts, run_pipeline
-from ertacache.runtime import Player, RunStats
+from ertacache.runtime.hooks import Controller, Run
+from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.watch import now
 from ertacache.sample_files import save_samples
-from ertacache.watch import now
 
 #: log10 of a deviation that is zero, and of a run that ended in NaN or infinity.
 _EQUAL, _DIVERGED = -99.0, 99.0

@@ -9,7 +9,7 @@ from torch import Tensor
 from ertacache.baselines.baseline import Baseline
 from ertacache.errors import InvalidArgument
 from ertacache.recording import Prompts, call_pipeline
-from ertacache.watch import Executed, Watch
+from ertacache.runtime.watch import Executed, Watch
 
 _PROBES = 9
 #: Costs closer than this to the wanted one are not worth another probe.

@@ -12,13 +12,13 @@ from ertacache.core.predictor import Predictor
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
-from ertacache.matching import model_of
 from ertacache.pipelines.inputs import input_names
 from ertacache.plan import Plan, Solved, feature_names
 from ertacache.profile.fingerprint import config_hash, prompt_hash
 from ertacache.profile.profile import Activation, Profile, Rectifier, Site
 from ertacache.profile.provenance import Provenance
 from ertacache.reference_log import Reference
+from ertacache.runtime.matching import model_of
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
-from ertacache.hooks import Controller, Run, attached
 from ertacache.pipelines.inputs import Inputs, input_names
 from ertacache.pipelines.models import takes_one_prompt
 from ertacache.pipelines.solvers import read_grid
+from ertacache.runtime.hooks import Controller, Run, attached
 
 _OURS = (
     "prompt", "generator", "output_type", "return_dict", "latents", "callback_on_step_end", "num_images_per_prompt",

@@ -9,9 +9,9 @@ from torch import Tensor
 from ertacache.core.policy import l1_per_prompt
 from ertacache.core.precision import exact
 from ertacache.errors import UnsupportedPipeline
-from ertacache.hooks import Controller, Run
 from ertacache.pipelines.branches import branch_names
 from ertacache.pipelines.guidance import TwoBranchGuidance
+from ertacache.runtime.hooks import Controller, Run
 
 
 @dataclass(frozen=True)

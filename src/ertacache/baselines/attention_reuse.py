@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ertacache.baselines.baseline import denoiser_class
 from ertacache.errors import InvalidArgument
-from ertacache.hooks import Attachment, Controller, Run
 from ertacache.pipelines.models import blocks_of, denoiser_of, family_of
 from ertacache.pipelines.overrides import Wrapper
+from ertacache.runtime.hooks import Attachment, Controller, Run
 
 Kind = Literal["self", "cross", "joint"]
 #: What an attention module returns: one tensor, or one for each of its token streams.

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ertacache.calibrator import Calibrator
 from ertacache.errors import InvalidArgument
-from ertacache.hooks import Controller
 from ertacache.pipelines.models import denoiser_of, unwrapped
 from ertacache.recording import Prompts, run_pipeline
+from ertacache.runtime.hooks import Controller
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ertacache.errors import CacheConflict, UnsupportedPipeline
-from ertacache.hooks import Attachment, Controller, Run
 from ertacache.pipelines.models import blocks_of
 from ertacache.pipelines.overrides import Overrides, Wrapper
+from ertacache.runtime.hooks import Attachment, Controller, Run
 
 #: T -> for each step the ranges of blocks that it skips; none on a step that computes every block.
 Plan = Callable[[int], Sequence[tuple[range, ...]]]

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from ertacache.baselines.baseline import Baseline, Knob
 from ertacache.baselines.block_ranges import RangeCache
 from ertacache.errors import InvalidArgument
-from ertacache.hooks import Attachment, attached
 from ertacache.pipelines.models import blocks_of, denoiser_of
+from ertacache.runtime.hooks import Attachment, attached
 
 #: What floating point adds to whole numbers: 1 / (1 − 2/3) is a little more than 3.
 _ROUNDING = 1e-9

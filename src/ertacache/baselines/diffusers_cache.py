@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ertacache.errors import CacheConflict
-from ertacache.hooks import attachment_of
 from ertacache.pipelines.models import denoiser_of, unwrapped
+from ertacache.runtime.hooks import attachment_of
 
 
 def refusal(pipe: Any) -> str | None:

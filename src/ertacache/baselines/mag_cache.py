@@ -12,8 +12,8 @@ from ertacache.baselines import diffusers_cache
 from ertacache.baselines.baseline import Baseline, Bench, Knob, denoiser_class, steps_of
 from ertacache.core.precision import widen
 from ertacache.errors import CacheConflict, CalibrationError
-from ertacache.hooks import Controller, Run
 from ertacache.pipelines.models import blocks_of, denoiser_of
+from ertacache.runtime.hooks import Controller, Run
 
 #: What diffusers adds to the norm that it divides by.
 _TINY = 1e-8

@@ -10,8 +10,8 @@ from ertacache.baselines.attention_reuse import AttentionReuse, Kind, Reuse
 from ertacache.baselines.baseline import Baseline, Knob, denoiser_class
 from ertacache.baselines.implementation import Implementation
 from ertacache.errors import UnsupportedPipeline
-from ertacache.hooks import attached
 from ertacache.pipelines.models import denoiser_of, family_of
+from ertacache.runtime.hooks import attached
 
 
 @dataclass(frozen=True)

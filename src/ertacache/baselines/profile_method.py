@@ -16,7 +16,7 @@ from ertacache.method import Method, policy_plan
 from ertacache.pipelines.models import denoisers_of, family_of, unwrapped
 from ertacache.pipelines.solvers import check_free_grid
 from ertacache.profile.profile import Profile, Site
-from ertacache.runtime import apply
+from ertacache.runtime.player import apply
 
 
 @dataclass(frozen=True)

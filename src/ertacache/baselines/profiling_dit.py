@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ertacache.baselines.baseline import Baseline, Bench, Knob
 from ertacache.baselines.block_ranges import BlockTokens, RangeCache, consecutive
 from ertacache.errors import CacheConflict, CalibrationError, InvalidArgument
-from ertacache.hooks import Attachment, Controller, Run, attached
 from ertacache.pipelines.models import blocks_of, denoiser_of
+from ertacache.runtime.hooks import Attachment, Controller, Run, attached
 
 #: Prompts that are profiled, or all of them where there are fewer.
 _PROMPTS = 4

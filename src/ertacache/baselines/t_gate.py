@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ertacache.baselines.baseline import Baseline, Knob
 from ertacache.errors import CacheConflict, InvalidArgument
-from ertacache.hooks import Attachment, Controller, Run, attached
 from ertacache.pipelines.models import blocks_of, denoiser_of, family_of
+from ertacache.runtime.hooks import Attachment, Controller, Run, attached
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ertacache.baselines.baseline import Baseline, Bench, Knob, denoiser_class
 from ertacache.baselines.teacache_calibration import calibrate_teacache, polynomial
 from ertacache.baselines.teacache_signal import SignalController, distance
 from ertacache.errors import CalibrationError
-from ertacache.hooks import Run, attached
+from ertacache.runtime.hooks import Run, attached
 
 #: Steps that the `ret_steps` variant always computes at the start of a run.
 RETAINED = 5

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ertacache.core.precision import widen
 from ertacache.errors import CacheConflict, UnsupportedPipeline
-from ertacache.hooks import Attachment, Controller, Run
+from ertacache.runtime.hooks import Attachment, Controller, Run
 
 #: Reads an argument of the first block by its name.
 Read = Callable[[str], Tensor]

@@ -17,8 +17,8 @@ from ertacache.errors import CalibrationError
 from ertacache.match_cost import execute
 from ertacache.metrics import frame_psnr
 from ertacache.recording import Prompts
+from ertacache.runtime.watch import Executed, now
 from ertacache.sample_files import save_clip_sample, write_image
-from ertacache.watch import Executed, now
 
 #: log10 of a deviation that is zero.
 _EQUAL = -99.0

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ertacache.profile.profile_file import write_atomic
-from ertacache.watch import Executed
+from ertacache.runtime.watch import Executed
 
 
 @dataclass(frozen=True, eq=False)

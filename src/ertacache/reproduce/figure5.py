@@ -127,7 +127,7 @@ class Sweep:
         """Mean, spread and values of each metric over the measured prompts."""
         from ertacache.metrics import SampleMetrics
         from ertacache.recording import Prompts, call_pipeline
-        from ertacache.runtime import apply
+        from ertacache.runtime.player import apply
 
         found, call = SampleMetrics(metrics), dict(self.call)
         for batch in Prompts(self.prompts, self.seed).batches(self.batch_size):

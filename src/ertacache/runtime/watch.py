@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ertacache.errors import CalibrationError
-from ertacache.flops import flop_counter
 from ertacache.pipelines.models import blocks_of, denoisers_of, unwrapped
 from ertacache.pipelines.overrides import Overrides
 from ertacache.pipelines.solvers import STEP_ARGUMENTS, check_scheduler, read_grid
+from ertacache.runtime.flops import flop_counter
 
 
 @dataclass

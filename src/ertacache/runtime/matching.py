@@ -3,10 +3,10 @@
 from typing import Any
 
 from ertacache.errors import ProfileMismatch
-from ertacache.hooks import Run
 from ertacache.pipelines.models import denoisers_of, unwrapped
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile
+from ertacache.runtime.hooks import Run
 
 #: Largest difference between two grids that still counts as the same one, in units of sigma. Pipelines with
 #: dynamic shifting make slightly different grids for slightly different image sizes.

@@ -13,14 +13,21 @@ from ertacache.core.offload import Offload, check_offload, history_for
 from ertacache.core.predictor import Terms
 from ertacache.core.rectify import Affine
 from ertacache.errors import CacheConflict, InvalidArgument
-from ertacache.hooks import Attachment, Controller, Run, attachment_of
-from ertacache.matching import check_boundary, check_call, check_context, check_grid, check_pipeline, check_shape
 from ertacache.pipelines.branches import split
 from ertacache.pipelines.denoiser_call import Shapes, leading
 from ertacache.pipelines.guidance import TwoBranchGuidance
 from ertacache.pipelines.solvers import write_grid
 from ertacache.profile.profile import Profile
-from ertacache.retarget import retargeted, warn_of_loss
+from ertacache.runtime.hooks import Attachment, Controller, Run, attachment_of
+from ertacache.runtime.matching import (
+    check_boundary,
+    check_call,
+    check_context,
+    check_grid,
+    check_pipeline,
+    check_shape,
+)
+from ertacache.runtime.retarget import retargeted, warn_of_loss
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Running a pipeline under a profile, and counting what it runs."""
