@@ -23,13 +23,13 @@ from diffusers.models.transformers.transformer_flux import FluxSingleTransformer
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
+from ertacache.calibration.recording import Prompts
 from ertacache.core.history import storage_bytes
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.evaluate import header
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance, Site
-from ertacache.recording import Prompts
 from ertacache.runtime.hooks import Controller, attached
 from ertacache.runtime.player import Offload, Player, RunStats
 

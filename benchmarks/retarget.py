@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ertacache.calibration import calibrate
+from ertacache.calibration.calibrate import calibrate
+from ertacache.calibration.recording import Final, Prompts, run_pipeline
 from ertacache.core.predictor import Predictor
 from ertacache.evaluate import header
 from ertacache.metrics import psnr
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.profile.profile import Profile
-from ertacache.recording import Final, Prompts, run_pipeline
 from ertacache.runtime.hooks import Controller
 from ertacache.runtime.player import Player, RunStats
 from ertacache.runtime.retarget import CALIBRATED_AT, retargeted

@@ -12,10 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ertacache.calibrator import Calibrator, deviation
+from ertacache.calibration.calibrator import Calibrator, deviation
+from ertacache.calibration.method import Method, assemble, fit_plans
+from ertacache.calibration.recording import Final, run_pipeline
 from ertacache.core.schedule import Schedule
-from ertacache.method import Method, assemble, fit_plans
-from ertacache.recording import Final, run_pipeline
 from ertacache.runtime.hooks import Controller
 from ertacache.runtime.player import Player, RunStats
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from ertacache.calibration import calibrate
+from ertacache.calibration.calibrate import calibrate
+from ertacache.calibration.recording import Prompts, run_pipeline
 from ertacache.evaluate import Timed, header
 from ertacache.pipelines.loading import call_arguments, load_pipeline
-from ertacache.recording import Prompts, run_pipeline
 from ertacache.runtime.hooks import Controller, Run
 from ertacache.runtime.player import Player, RunStats
 from ertacache.zoo import catalogue

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ertacache.calibration import calibrate
+from ertacache.calibration.calibrate import calibrate
+from ertacache.calibration.recording import Prompts, run_pipeline
 from ertacache.evaluate import header
 from ertacache.metrics import psnr
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.profile.profile import Profile
-from ertacache.recording import Prompts, run_pipeline
 from ertacache.runtime.hooks import Controller
 from ertacache.runtime.player import Player, RunStats
 from ertacache.zoo import catalogue

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ertacache.recording import Prompts
+from ertacache.calibration.recording import Prompts
 
 
 def one_cache_per_branch(pipe: Any, config: Callable[[], Any]) -> Any:

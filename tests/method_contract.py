@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from ertacache.baselines.baseline import Baseline
+from ertacache.calibration.recording import Prompts
 from ertacache.match_cost import execute
-from ertacache.recording import Prompts
 from ertacache.runtime.watch import Executed
 from pipelines import PROMPTS
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import ertacache.runtime.player as ertacache
-from ertacache.calibration import calibrate
+from ertacache.calibration.calibrate import calibrate
 from ertacache.errors import UnsupportedPipeline
 from ertacache.profile.profile import Profile
 

@@ -8,12 +8,12 @@ import torch
 
 from ertacache.ablation import Ablation
 from ertacache.ablation_run import AblationRun
-from ertacache.calibrator import Calibrator
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.recording import Prompts
 from ertacache.commands import group_name, number_or_word, table
 from ertacache.core.analysis import decompose
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.evaluate import Evaluation, Measured, Trial, count_calls
-from ertacache.recording import Prompts
 from ertacache.runtime.player import Player
 from ertacache.zoo import catalogue
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, flux, wan

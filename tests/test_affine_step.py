@@ -8,14 +8,14 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from ertacache.calibrator import Calibrator
-from ertacache.closed_loop import ClosedLoop
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.closed_loop import ClosedLoop
+from ertacache.calibration.plan import Plan
+from ertacache.calibration.recording import run_pipeline
 from ertacache.core.schedule import Schedule
 from ertacache.core.timesteps import stretch
 from ertacache.pipelines.affine_step import aimed_output, is_affine
 from ertacache.pipelines.solvers import read_grid, solver_step, write_grid
-from ertacache.plan import Plan
-from ertacache.recording import run_pipeline
 from ertacache.runtime.hooks import Run
 from solver_pipelines import FLOW, SCHEDULERS, linear
 

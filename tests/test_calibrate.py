@@ -11,14 +11,14 @@ from torch import Tensor
 from by_hand import ByHand, Found
 from dummies import LinearDenoiser
 from dummy_pipeline import PROMPTS, DummyPipeline, linear_pipeline, mixture_pipeline
-from ertacache.calibration import HISTORIES, STRENGTHS, calibrate, evaluate
-from ertacache.calibrator import Calibrator
+from ertacache.calibration.calibrate import HISTORIES, STRENGTHS, calibrate, evaluate
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.method import Method
+from ertacache.calibration.recording import Final, Prompts, run_pipeline
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
-from ertacache.method import Method
 from ertacache.metrics import PairedMetrics
 from ertacache.profile.profile import Profile
-from ertacache.recording import Final, Prompts, run_pipeline
 from ertacache.runtime.hooks import Controller
 from ertacache.runtime.player import Player, RunStats
 

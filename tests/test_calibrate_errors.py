@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
 from dummy_pipeline import PROMPTS, DummyPipeline, mixture_pipeline
-from ertacache.calibration import calibrate
+from ertacache.calibration.calibrate import calibrate
 from ertacache.errors import InvalidArgument, ScheduleInvalid, UnsupportedPipeline
 
 CALL: dict[str, Any] = {"num_inference_steps": 10, "show_progress": False}

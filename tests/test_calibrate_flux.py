@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ertacache.calibration import calibrate, evaluate
-from ertacache.calibrator import Calibrator
-from ertacache.closed_loop import ClosedLoop
+from ertacache.calibration.calibrate import calibrate, evaluate
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.closed_loop import ClosedLoop
+from ertacache.calibration.method import Method, fit_plans
+from ertacache.calibration.plan import Plan
+from ertacache.calibration.recording import Final, run_pipeline
 from ertacache.core.schedule import Schedule
-from ertacache.method import Method, fit_plans
-from ertacache.plan import Plan
 from ertacache.profile.profile import Profile
-from ertacache.recording import Final, run_pipeline
 from ertacache.runtime.player import Player, RunStats
 from pipelines import CALL, CFG_CALL, PROMPTS, flux
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dummy_pipeline import PROMPTS, DummyPipeline, mixture_pipeline
-from ertacache.calibration import calibrate
-from ertacache.checkpoint import RunStore
+from ertacache.calibration.calibrate import calibrate
+from ertacache.calibration.checkpoint import RunStore
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.profile.profile import Profile
 

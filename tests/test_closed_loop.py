@@ -9,10 +9,10 @@ import torch
 from by_hand import ByHand, Found
 from dummies import LinearDenoiser
 from dummy_pipeline import PROMPTS, DummyPipeline, linear_pipeline, mixture_pipeline
-from ertacache.calibrator import Calibrator
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.plan import Plan, Solved
 from ertacache.core.schedule import Schedule
 from ertacache.core.timesteps import adjust
-from ertacache.plan import Plan, Solved
 
 T, W = 14, 7.0
 MASK = "#..#.#...#.#.#"

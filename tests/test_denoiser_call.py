@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DMo
 from torch import Tensor
 
 import ertacache.runtime.player as ertacache
-from ertacache.calibration import calibrate
+from ertacache.calibration.calibrate import calibrate
 from ertacache.errors import UnsupportedPipeline
 from ertacache.pipelines.denoiser_call import leading
 from ertacache.profile.profile import Site

@@ -9,15 +9,15 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import ertacache.runtime.player as ertacache
-from ertacache.calibration import calibrate, fit_options
-from ertacache.calibrator import Calibrator
-from ertacache.closed_loop import ClosedLoop
+from ertacache.calibration.calibrate import calibrate, fit_options
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.closed_loop import ClosedLoop
+from ertacache.calibration.method import Method, assemble, fit_plans
+from ertacache.calibration.plan import Plan
+from ertacache.calibration.recording import Final, run_pipeline
 from ertacache.core.schedule import Schedule
 from ertacache.errors import ProfileMismatch
-from ertacache.method import Method, assemble, fit_plans
-from ertacache.plan import Plan
 from ertacache.profile.profile import Rectifier, Site
-from ertacache.recording import Final, run_pipeline
 from ertacache.runtime.player import Player, RunStats
 from pipelines import PROMPTS, VIDEO_CALL, cogvideox, wan
 from video_profiles import MASK, T, base_sigmas, latents, linear, profile, seen

@@ -11,11 +11,11 @@ from PIL import Image
 
 from dummy_pipeline import PROMPTS, DummyPipeline, label_of, mixture_pipeline
 from ertacache.baselines.baseline import Bench
-from ertacache.calibration import calibrate
+from ertacache.calibration.calibrate import calibrate
+from ertacache.calibration.recording import Prompts, check_call, run_pipeline, split_prompts
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.pipelines.inputs import digest, input_names
 from ertacache.profile.profile import Profile
-from ertacache.recording import Prompts, check_call, run_pipeline, split_prompts
 from ertacache.runtime.hooks import Controller
 
 CALL: dict[str, Any] = {"num_inference_steps": 9, "guidance_scale": 5.0, "seed": 5, "show_progress": False}

@@ -11,7 +11,7 @@ from torch import Tensor
 import ertacache.runtime.player as ertacache
 from dummies import LinearDenoiser
 from dummy_pipeline import DummyPipeline, LinearModule
-from ertacache.calibration import calibrate
+from ertacache.calibration.calibrate import calibrate
 from ertacache.errors import UnsupportedPipeline
 from ertacache.profile.profile import Site
 from pipelines import PROMPTS

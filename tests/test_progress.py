@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+import ertacache.calibration.calibrate as calibrate_module
 from dummy_pipeline import mixture_pipeline
-from ertacache import calibration
-from ertacache.calibration import calibrate
-from ertacache.progress import run_progress
+from ertacache.calibration.calibrate import calibrate
+from ertacache.calibration.progress import run_progress
 
 PROMPTS = ["0", "1", "2", "3"]
 
@@ -29,13 +29,13 @@ def test_the_estimate_is_the_number_of_runs_where_nothing_is_searched(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     promised: list[int] = []
-    original = calibration.run_progress
+    original = calibrate_module.run_progress
 
     def watch(show: bool, expected: int) -> Any:
         promised.append(expected)
         return original(False)
 
-    monkeypatch.setattr(calibration, "run_progress", watch)
+    monkeypatch.setattr(calibrate_module, "run_progress", watch)
     pipe = mixture_pipeline()
     calibrate(pipe, PROMPTS, num_inference_steps=10, guidance_scale=3.0, **options)
     assert promised == [len(pipe.seen)]
@@ -43,7 +43,7 @@ def test_the_estimate_is_the_number_of_runs_where_nothing_is_searched(
 
 def test_a_log_file_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     now = 1000.0
-    monkeypatch.setattr("ertacache.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("ertacache.calibration.progress.time.monotonic", lambda: now)
     with run_progress(title="compare", expected=10) as progress:
         for n in range(1, 8):
             now += 30
@@ -59,7 +59,7 @@ def test_a_log_file_gets_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_more_runs_than_expected_leave_one_to_come(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     now = 0.0
-    monkeypatch.setattr("ertacache.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("ertacache.calibration.progress.time.monotonic", lambda: now)
     with run_progress(expected=1) as progress:
         progress("a")
         now += 180

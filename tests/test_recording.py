@@ -7,9 +7,9 @@ import torch
 
 from by_hand import ByHand
 from dummy_pipeline import PROMPTS, decode, mixture_pipeline
+from ertacache.calibration.recording import Final, Prompts, check_call, run_pipeline, split_prompts
+from ertacache.calibration.reference_log import ReferenceLog
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
-from ertacache.recording import Final, Prompts, check_call, run_pipeline, split_prompts
-from ertacache.reference_log import ReferenceLog
 from ertacache.runtime.hooks import Controller, Run
 
 T, W = 10, 7.0

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import ertacache
+from ertacache.calibration.recording import Prompts, call_pipeline
 from ertacache.errors import InvalidArgument, MissingExtra
 from ertacache.metrics import psnr
 from ertacache.profile.profile import Profile
-from ertacache.recording import Prompts, call_pipeline
 from ertacache.reproduce import figure5, run
 from ertacache.reproduce.figure5 import Sweep, run_figure, sweep_of
 from ertacache.reproduce.figure5_plot import draw
@@ -40,7 +40,7 @@ def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"prompts": len(prompts), **arguments})
         return real(pipe, prompts, **arguments)
 
-    monkeypatch.setattr("ertacache.calibration.calibrate", watched)
+    monkeypatch.setattr("ertacache.calibration.calibrate.calibrate", watched)
     return calls
 
 
@@ -93,7 +93,7 @@ def test_the_uncached_run_is_made_once_for_all_sizes(sweep: Sweep, monkeypatch: 
             calls.append(prompts.seed)
         return call_pipeline(pipe, prompts, call, **options)
 
-    monkeypatch.setattr("ertacache.recording.call_pipeline", watched)
+    monkeypatch.setattr("ertacache.calibration.recording.call_pipeline", watched)
     in_batches.run(["psnr"], show_progress=False)
     # Two batches; each uncached with the first size, and with a profile for both sizes.
     assert sorted(calls) == [50] * 3 + [52] * 3

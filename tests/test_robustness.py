@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import ertacache.runtime.player as ertacache
 import supported
 from cached import SITES
-from ertacache.calibration import calibrate
+from ertacache.calibration.calibrate import calibrate
 from ertacache.pipelines.models import blocks_of
 from ertacache.profile.profile import Profile, Site
 from ertacache.zoo import components

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import pipelines
-from ertacache.calibration import calibrate
+from ertacache.calibration.calibrate import calibrate
+from ertacache.calibration.recording import Final, Prompts, run_pipeline
 from ertacache.core.timesteps import stretch
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines import angle_grid
 from ertacache.pipelines.solvers import read_grid, solver_step, write_grid
-from ertacache.recording import Final, Prompts, run_pipeline
 from ertacache.runtime.hooks import Controller, Run, attached
 from ertacache.runtime.player import Player, RunStats
 from ertacache.runtime.watch import Watch

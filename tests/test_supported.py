@@ -7,7 +7,7 @@ import pytest
 
 import ertacache.runtime.player as ertacache
 from benchmark_scripts import load
-from ertacache.calibration import calibrate
+from ertacache.calibration.calibrate import calibrate
 from ertacache.errors import ProfileMismatch, UnsupportedPipeline
 from ertacache.profile.profile import Profile
 from every_pipeline import NAMES, fresh_page, result, small, solver_result

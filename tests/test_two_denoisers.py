@@ -11,13 +11,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 import ertacache.runtime.player as ertacache
 from ertacache.baselines.block_ranges import RangeCache
 from ertacache.baselines.delta_dit import DeltaDiT
-from ertacache.calibration import calibrate
-from ertacache.calibrator import Calibrator
+from ertacache.calibration.calibrate import calibrate
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.method import extrapolated
+from ertacache.calibration.recording import Final, Prompts
 from ertacache.errors import CacheConflict, InvalidArgument, ProfileMismatch, UnsupportedPipeline
-from ertacache.method import extrapolated
 from ertacache.pipelines.models import denoiser_of, denoisers_of
 from ertacache.profile.profile import Profile, Site
-from ertacache.recording import Final, Prompts
 from ertacache.runtime.hooks import attached, attachment_of
 from ertacache.runtime.watch import Watch
 from pipelines import PROMPTS, VIDEO_CALL, generate, wan

@@ -13,10 +13,10 @@ from cached import MASK, SITES, profile
 from dummies import GaussianMixture
 from dummy_pipeline import PROMPTS as DUMMY_PROMPTS
 from dummy_pipeline import DummyPipeline, MixtureModule
+from ertacache.calibration.recording import Prompts, call_pipeline
 from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.match_cost import execute
 from ertacache.pipelines.solvers import read_grid
-from ertacache.recording import Prompts, call_pipeline
 from ertacache.runtime.watch import Executed, Watch, attentions_of
 from method_contract import FIRST
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, cogvideox, flux, wan

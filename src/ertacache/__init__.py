@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ertacache.calibration import calibrate
+    from ertacache.calibration.calibrate import calibrate
     from ertacache.core.schedule import Schedule
     from ertacache.errors import (
         CacheConflict,
@@ -48,7 +48,7 @@ _HOME = {
     "UnsupportedPipeline": "errors",
     "VBenchFailed": "errors",
     "apply": "runtime.player",
-    "calibrate": "calibration",
+    "calibrate": "calibration.calibrate",
     "disable": "runtime.player",
     "enable": "runtime.player",
 }

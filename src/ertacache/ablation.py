@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ertacache.calibration import RIDGE, STRENGTHS, Candidate, evaluate, fit_options
-from ertacache.calibrator import Calibrator
+from ertacache.calibration.calibrate import RIDGE, STRENGTHS, Candidate, evaluate, fit_options
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.method import Method, extrapolated, policy_plan
 from ertacache.core.schedule import Schedule
 from ertacache.evaluate import Trial
-from ertacache.method import Method, extrapolated, policy_plan
 from ertacache.profile.profile import Site
 
 #: (site, basis) of the paper's reuse, in all the places where it can happen.

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ertacache.ablation import REUSE, Ablation
-from ertacache.calibrator import Calibrator
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.progress import run_progress
+from ertacache.calibration.recording import Prompts
 from ertacache.core.offload import Offload
 from ertacache.errors import InvalidArgument
 from ertacache.evaluate import Evaluation, Trial, header, write_rows
-from ertacache.progress import run_progress
-from ertacache.recording import Prompts
 from ertacache.report.ablation import write_report
 
 

@@ -22,7 +22,7 @@ def calibrate(
     model: str, out: Path, prompts: Path | None, choices: dict[str, Any], call: dict[str, Any], device: str, dtype: str
 ) -> dict[str, Any]:
     """Calibrate and save a profile."""
-    from ertacache.calibration import calibrate as run
+    from ertacache.calibration.calibrate import calibrate as run
 
     texts = prompts_of(model, prompts, catalogue.calibration_prompts, "--prompts")
     pipe = load_pipeline(model, device, dtype)
@@ -50,10 +50,10 @@ def generate(
     offload_history: str | None = None,
 ) -> dict[str, Any]:
     """Draw one picture or clip; returns the time of the denoising loop and what was computed."""
+    from ertacache.calibration.recording import Prompts, check_call, run_pipeline
     from ertacache.core.offload import check_offload
     from ertacache.evaluate import Timed
     from ertacache.profile.profile import Profile
-    from ertacache.recording import Prompts, check_call, run_pipeline
     from ertacache.runtime.hooks import Controller
     from ertacache.runtime.matching import check_pipeline
     from ertacache.runtime.player import Player, RunStats

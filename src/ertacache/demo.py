@@ -58,7 +58,7 @@ def run_demo(model: str, out: Path) -> dict[str, Any]:
         raise InvalidArgument(f"no bundled model {model!r}; there are {', '.join(catalogue.NAMES)}")
     start = time.perf_counter()
     from ertacache.ablation_run import AblationRun
-    from ertacache.calibration import calibrate
+    from ertacache.calibration.calibrate import calibrate
 
     size = _SIZES[model]
     pipe, call = load_pipeline(model), call_arguments(model, {})

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ertacache.calibrator import deviation
+from ertacache.calibration.calibrator import deviation
+from ertacache.calibration.recording import Final, Prompts, run_pipeline
 from ertacache.core.analysis import decompose
 from ertacache.core.offload import Offload
 from ertacache.core.schedule import Schedule
@@ -21,7 +22,6 @@ from ertacache.metrics import PairedMetrics, frame_psnr, temporal_flicker
 from ertacache.metrics.summary import PerSample
 from ertacache.pipelines.models import denoisers_of, family_of, unwrapped
 from ertacache.profile.profile import Profile
-from ertacache.recording import Final, Prompts, run_pipeline
 from ertacache.runtime.hooks import Controller, Run
 from ertacache.runtime.player import Player, RunStats
 from ertacache.runtime.watch import now

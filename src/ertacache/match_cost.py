@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ertacache.baselines.baseline import Baseline
+from ertacache.calibration.recording import Prompts, call_pipeline
 from ertacache.errors import InvalidArgument
-from ertacache.recording import Prompts, call_pipeline
 from ertacache.runtime.watch import Executed, Watch
 
 _PROBES = 9

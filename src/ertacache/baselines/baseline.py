@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from ertacache.calibrator import Calibrator
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.recording import Prompts, run_pipeline
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.models import denoiser_of, unwrapped
-from ertacache.recording import Prompts, run_pipeline
 from ertacache.runtime.hooks import Controller
 
 

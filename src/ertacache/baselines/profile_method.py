@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
 from ertacache.baselines.baseline import Baseline, Bench, Knob, steps_of
-from ertacache.calibration import RIDGE, STRENGTHS, Candidate, evaluate, fit_options
-from ertacache.calibrator import Calibrator
+from ertacache.calibration.calibrate import RIDGE, STRENGTHS, Candidate, evaluate, fit_options
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.method import Method, policy_plan
 from ertacache.core.offload import Offload
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, UnsupportedPipeline
-from ertacache.method import Method, policy_plan
 from ertacache.pipelines.models import denoisers_of, family_of, unwrapped
 from ertacache.pipelines.solvers import check_free_grid
 from ertacache.profile.profile import Profile, Site

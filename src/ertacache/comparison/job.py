@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ertacache.calibration.recording import Prompts
 from ertacache.errors import InvalidArgument
-from ertacache.recording import Prompts
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ertacache.baselines.baseline import Baseline
-from ertacache.calibrator import deviation
+from ertacache.calibration.calibrator import deviation
+from ertacache.calibration.recording import Prompts
 from ertacache.comparison.entrant import Tuned
 from ertacache.comparison.reference import Measurement
 from ertacache.core.analysis import decompose
@@ -16,7 +17,6 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
 from ertacache.match_cost import execute
 from ertacache.metrics import frame_psnr
-from ertacache.recording import Prompts
 from ertacache.runtime.watch import Executed, now
 from ertacache.sample_files import save_clip_sample, write_image
 

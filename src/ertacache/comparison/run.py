@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ertacache.baselines.baseline import Baseline, Bench, Knob
+from ertacache.calibration.progress import run_progress
+from ertacache.calibration.recording import Prompts, check_call
 from ertacache.comparison.entrant import Entrant, Tuned
 from ertacache.comparison.folder import Folder
 from ertacache.comparison.job import Job, header
@@ -16,8 +18,6 @@ from ertacache.errors import CalibrationError, InvalidArgument, UnsupportedPipel
 from ertacache.match_cost import match_cost
 from ertacache.metrics import SampleMetrics, available_metrics
 from ertacache.pipelines.solvers import is_euler
-from ertacache.progress import run_progress
-from ertacache.recording import Prompts, check_call
 
 #: Calibration prompts that a cost is counted on while a knob is turned.
 _PROBED = 2

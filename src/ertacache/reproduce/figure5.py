@@ -100,7 +100,7 @@ class Sweep:
         return path.read_text()
 
     def _calibrate(self, prompts: Sequence[str], name: str, show_progress: bool, **choices: Any) -> Any:
-        from ertacache.calibration import calibrate
+        from ertacache.calibration.calibrate import calibrate
 
         checkpoint = self.out / f"{name}.checkpoint"
         profile = calibrate(
@@ -125,8 +125,8 @@ class Sweep:
 
     def _measure(self, profile: Any, metrics: Sequence[str]) -> dict[str, Any]:
         """Mean, spread and values of each metric over the measured prompts."""
+        from ertacache.calibration.recording import Prompts, call_pipeline
         from ertacache.metrics import SampleMetrics
-        from ertacache.recording import Prompts, call_pipeline
         from ertacache.runtime.player import apply
 
         found, call = SampleMetrics(metrics), dict(self.call)
@@ -142,8 +142,8 @@ class Sweep:
         """The uncached run of a batch, kept on the disk: every size is measured against it."""
         from safetensors.torch import load_file, save
 
+        from ertacache.calibration.recording import call_pipeline
         from ertacache.profile.profile_file import write_atomic
-        from ertacache.recording import call_pipeline
 
         path = self.out / "references" / f"{batch.seed}.safetensors"
         if not path.is_file():

@@ -78,7 +78,7 @@ class Judge:
 @torch.no_grad()
 def draw(pipe: Any, captions: Sequence[str], seed: int, call: dict[str, Any], batch_size: int = 50) -> Tensor:
     """Images [N, 3, 64, 64] of captions, number n from the noise of seed + n."""
-    from ertacache.recording import Prompts, run_pipeline
+    from ertacache.calibration.recording import Prompts, run_pipeline
     from ertacache.runtime.hooks import Controller
 
     batches = Prompts(tuple(captions), seed).batches(batch_size)

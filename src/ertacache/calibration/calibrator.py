@@ -11,18 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ertacache.checkpoint import RunStore
-from ertacache.closed_loop import ClosedLoop
-from ertacache.core.policy import Probe, nearest_threshold
-from ertacache.core.schedule import Schedule
-from ertacache.errors import CalibrationError
-from ertacache.metrics import PairedMetrics
-from ertacache.pipelines.inputs import Inputs, digest
-from ertacache.pipelines.models import boundary_of, denoisers_of, family_for, family_of, unwrapped
-from ertacache.plan import Plan, Solved, from_state, schedule_of, to_state
-from ertacache.profile.fingerprint import config_hash
-from ertacache.profile.profile import Profile
-from ertacache.recording import (
+from ertacache.calibration.checkpoint import RunStore
+from ertacache.calibration.closed_loop import ClosedLoop
+from ertacache.calibration.plan import Plan, Solved, from_state, schedule_of, to_state
+from ertacache.calibration.recording import (
     Final,
     Prompts,
     TrajectoryLog,
@@ -30,7 +22,15 @@ from ertacache.recording import (
     run_pipeline,
     split_prompts,
 )
-from ertacache.reference_log import Reference, ReferenceLog
+from ertacache.calibration.reference_log import Reference, ReferenceLog
+from ertacache.core.policy import Probe, nearest_threshold
+from ertacache.core.schedule import Schedule
+from ertacache.errors import CalibrationError
+from ertacache.metrics import PairedMetrics
+from ertacache.pipelines.inputs import Inputs, digest
+from ertacache.pipelines.models import boundary_of, denoisers_of, family_for, family_of, unwrapped
+from ertacache.profile.fingerprint import config_hash
+from ertacache.profile.profile import Profile
 from ertacache.runtime.hooks import Controller
 from ertacache.runtime.matching import model_of
 from ertacache.runtime.player import Player, RunStats

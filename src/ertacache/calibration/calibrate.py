@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ertacache.calibrator import Calibrator
-from ertacache.choices import Aim, Basis, Timesteps, check_aim, check_budget, check_choices, check_pipe
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.choices import Aim, Basis, Timesteps, check_aim, check_budget, check_choices, check_pipe
+from ertacache.calibration.method import Method, assemble, fit_plans, policy_plan
+from ertacache.calibration.progress import run_progress
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, InvalidArgument
-from ertacache.method import Method, assemble, fit_plans, policy_plan
 from ertacache.pipelines.affine_step import is_affine
 from ertacache.pipelines.inputs import Inputs
 from ertacache.profile.profile import Activation, Profile, Site
-from ertacache.progress import run_progress
 
 #: Strengths of the timestep adjustment that `timesteps="auto"` measures; 0 is none, 1 the paper.
 STRENGTHS = (0.0, 0.1, 0.3, 1.0)

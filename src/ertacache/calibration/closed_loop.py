@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ertacache.calibration.plan import Plan, Solved, feature_names, largest_change
+from ertacache.calibration.sums import PhiSums, Sums
 from ertacache.core.fit import prompt_weights
 from ertacache.core.history import History
 from ertacache.core.policy import RelativeL1, decide
@@ -21,9 +23,7 @@ from ertacache.pipelines.affine_step import aimed_output
 from ertacache.pipelines.branches import split
 from ertacache.pipelines.denoiser_call import Shapes, leading
 from ertacache.pipelines.solvers import write_grid
-from ertacache.plan import Plan, Solved, feature_names, largest_change
 from ertacache.runtime.hooks import Controller, Run
-from ertacache.sums import PhiSums, Sums
 
 
 class ClosedLoop(Controller):

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ertacache.calibration.sums import Key
 from ertacache.core.rectify import Affine, Granularity
 from ertacache.core.schedule import Schedule
-from ertacache.sums import Key
 
 
 @dataclass(frozen=True)

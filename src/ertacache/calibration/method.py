@@ -7,17 +7,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ertacache.calibrator import Calibrator
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.plan import Plan, Solved, feature_names
+from ertacache.calibration.reference_log import Reference
 from ertacache.core.predictor import Predictor
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.inputs import input_names
-from ertacache.plan import Plan, Solved, feature_names
 from ertacache.profile.fingerprint import config_hash, prompt_hash
 from ertacache.profile.profile import Activation, Profile, Rectifier, Site
 from ertacache.profile.provenance import Provenance
-from ertacache.reference_log import Reference
 from ertacache.runtime.matching import model_of
 
 

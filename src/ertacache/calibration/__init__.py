@@ -1,0 +1,1 @@
+"""From a pipeline and a few prompts to a profile."""
