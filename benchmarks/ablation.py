@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ertacache.ablation_run import AblationRun
 from ertacache.commands import group_name, table
-from ertacache.evaluate import write_rows
+from ertacache.evaluation.ablation_run import AblationRun
+from ertacache.evaluation.evaluate import write_rows
+from ertacache.evaluation.report.ablation import write_report
 from ertacache.pipelines.loading import call_arguments, load_pipeline
-from ertacache.report.ablation import write_report
 from ertacache.zoo import catalogue
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ertacache.commands import group_name
-from ertacache.report.comparison_file import ComparisonFile, Result, Section, read_comparison
-from ertacache.reproduce.paper_figures import printed_rows
+from ertacache.evaluation.report.comparison_file import ComparisonFile, Result, Section, read_comparison
+from ertacache.evaluation.reproduce.paper_figures import printed_rows
 from ertacache.zoo import catalogue
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from torch import Tensor
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.recording import Final, Prompts, run_pipeline
 from ertacache.core.predictor import Predictor
-from ertacache.evaluate import header
+from ertacache.evaluation.evaluate import header
 from ertacache.metrics import psnr
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.profile.profile import Profile

@@ -15,7 +15,7 @@ import torch
 
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.recording import Prompts, run_pipeline
-from ertacache.evaluate import Timed, header
+from ertacache.evaluation.evaluate import Timed, header
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.runtime.hooks import Controller, Run
 from ertacache.runtime.player import Player, RunStats

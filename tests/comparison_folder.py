@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ertacache.sample_files import save_clip_sample
+from ertacache.evaluation.sample_files import save_clip_sample
 
 PROMPTS = ["a red circle", "a blue square"]
 T = 4

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ertacache.vbench.environment import setup
+from ertacache.evaluation.vbench.environment import setup
 
 # Stands for every interpreter: makes "environments" that are copies of itself, logs what it is asked, and does as
 # FAKE says: `fail` names the step that fails, `version` what it claims to be, `score` what it gives each dimension.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ertacache.comparison.entrant import Entrant
-from ertacache.comparison.job import Job
+from ertacache.evaluation.comparison.entrant import Entrant
+from ertacache.evaluation.comparison.job import Job
 
 #: Seconds of a whole call without cache; entrant number n (from 1) takes 1 / (n + 1) of it.
 SECONDS = 12.0

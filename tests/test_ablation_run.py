@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ertacache.ablation import Ablation
-from ertacache.ablation_run import AblationRun
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.recording import Prompts
 from ertacache.commands import group_name, number_or_word, table
 from ertacache.core.analysis import decompose
 from ertacache.errors import CalibrationError, InvalidArgument
-from ertacache.evaluate import Evaluation, Measured, Trial, count_calls
+from ertacache.evaluation.ablation import Ablation
+from ertacache.evaluation.ablation_run import AblationRun
+from ertacache.evaluation.evaluate import Evaluation, Measured, Trial, count_calls
 from ertacache.runtime.player import Player
 from ertacache.zoo import catalogue
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, flux, wan

@@ -10,8 +10,8 @@ import ertacache
 from cached import profile
 from ertacache.baselines.baseline import Baseline
 from ertacache.baselines.catalogue import METHODS, method, methods
-from ertacache.comparison.entrant import Entrant, Tuned, from_json, published_entrants, to_json
 from ertacache.errors import CacheConflict, InvalidArgument
+from ertacache.evaluation.comparison.entrant import Entrant, Tuned, from_json, published_entrants, to_json
 from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
 
 ROOT = Path(__file__).parent.parent

@@ -6,8 +6,8 @@ import pytest
 
 from comparison_folder import FakeComparison, make_row, small
 from ertacache.errors import InvalidArgument
-from ertacache.report.comparison_file import Gain, Quartiles, Result, read_comparison
-from ertacache.report.comparison_rows import OutputChange
+from ertacache.evaluation.report.comparison_file import Gain, Quartiles, Result, read_comparison
+from ertacache.evaluation.report.comparison_rows import OutputChange
 
 
 def read(fake: FakeComparison, folder: Path) -> dict[str, Result]:

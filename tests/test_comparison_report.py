@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from comparison_folder import FakeComparison, make_entrant, small, with_pictures
-from ertacache.report.comparison import write_comparison_report
-from ertacache.report.comparison_plots import Point, pareto, short
+from ertacache.evaluation.report.comparison import write_comparison_report
+from ertacache.evaluation.report.comparison_plots import Point, pareto, short
 from report_page import Page, words
 
 HOSTILE = "</script><script>alert(1)</script> \"'><img src=x onerror=alert(2)> \u2028 & end"

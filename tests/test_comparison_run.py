@@ -17,12 +17,12 @@ from ertacache.baselines.fewer_steps import FewerSteps
 from ertacache.baselines.first_block_cache import FirstBlockCache
 from ertacache.baselines.t_gate import TGate
 from ertacache.baselines.uniform import Uniform
-from ertacache.comparison.entrant import Entrant, entrants_at
-from ertacache.comparison.job import Job
-from ertacache.comparison.run import run_comparison
 from ertacache.errors import InvalidArgument
-from ertacache.report.comparison import write_comparison_report
-from ertacache.report.embedded import open_clip
+from ertacache.evaluation.comparison.entrant import Entrant, entrants_at
+from ertacache.evaluation.comparison.job import Job
+from ertacache.evaluation.comparison.run import run_comparison
+from ertacache.evaluation.report.comparison import write_comparison_report
+from ertacache.evaluation.report.embedded import open_clip
 from ertacache.zoo import catalogue
 from pipelines import CALL, PROMPTS, VIDEO_CALL, cogvideox, flux
 

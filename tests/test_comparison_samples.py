@@ -9,8 +9,8 @@ from PIL import Image
 
 from comparison_folder import small, with_clips, with_pictures
 from ertacache.errors import InvalidArgument
-from ertacache.report.comparison import write_comparison_report
-from ertacache.sample_files import save_clip_sample
+from ertacache.evaluation.report.comparison import write_comparison_report
+from ertacache.evaluation.sample_files import save_clip_sample
 from report_page import Page, words
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ertacache.comparison.lines import Lines
 from ertacache.errors import InvalidArgument
+from ertacache.evaluation.comparison.lines import Lines
 
 
 def test_lines_are_on_the_disk_when_append_returns_and_come_back(tmp_path):

@@ -10,7 +10,7 @@ from ertacache.baselines.baseline import Bench
 from ertacache.baselines.mag_cache import MagCache, measure_ratios
 from ertacache.calibration.recording import Prompts, call_pipeline
 from ertacache.errors import CacheConflict, CalibrationError
-from ertacache.match_cost import execute
+from ertacache.evaluation.match_cost import execute
 from method_contract import FIRST, check_contract
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, cogvideox, flux, wan
 

@@ -15,12 +15,12 @@ from cached import CHANNELS, SITES, TOKENS, fitted, latents, profile
 from ertacache import cli
 from ertacache.baselines import profile_method
 from ertacache.baselines.uniform import Uniform
-from ertacache.comparison.entrant import Entrant, from_json
 from ertacache.core.history import History
 from ertacache.core.offload import HostHistory
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
+from ertacache.evaluation.comparison.entrant import Entrant, from_json
 from ertacache.profile.profile import Site
 from ertacache.runtime.hooks import attachment_of
 from ertacache.runtime.player import Player, RunStats

@@ -12,7 +12,7 @@ from ertacache.baselines.delta_dit import DeltaDiT
 from ertacache.baselines.profiling_dit import ForegroundProfile, ProfilingDiT, foreground, foreground_scores, otsu
 from ertacache.calibration.recording import Prompts, run_pipeline
 from ertacache.errors import CacheConflict, CalibrationError, InvalidArgument
-from ertacache.match_cost import execute, match_cost
+from ertacache.evaluation.match_cost import execute, match_cost
 from method_contract import FIRST, check_contract
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, cogvideox, flux, wan
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from ablation_results import HOSTILE, PROMPTS, default_rows, stat, write
-from ertacache.report.ablation import write_report
-from ertacache.sample_files import save_clip_sample
+from ertacache.evaluation.report.ablation import write_report
+from ertacache.evaluation.sample_files import save_clip_sample
 from report_page import Page
 
 

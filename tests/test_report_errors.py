@@ -8,7 +8,7 @@ from PIL import Image
 
 from ablation_results import default_rows, write
 from ertacache.errors import InvalidArgument
-from ertacache.report.ablation import write_report
+from ertacache.evaluation.report.ablation import write_report
 
 
 def test_a_missing_or_broken_sample_is_named(tmp_path: Path) -> None:

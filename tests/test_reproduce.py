@@ -14,10 +14,10 @@ from ertacache.baselines.delta_dit import DeltaDiT
 from ertacache.baselines.faster_cache import FasterCache
 from ertacache.baselines.teacache import COEFFICIENTS
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
-from ertacache.reproduce import run
-from ertacache.reproduce.paper_figures import printed_rows
-from ertacache.reproduce.run import Ready, Request, entrants, load, prepare, read_texts, reproduce, show
-from ertacache.reproduce.settings import COGVIDEOX, FLUX, TINY, WAN, Setting
+from ertacache.evaluation.reproduce import run
+from ertacache.evaluation.reproduce.paper_figures import printed_rows
+from ertacache.evaluation.reproduce.run import Ready, Request, entrants, load, prepare, read_texts, reproduce, show
+from ertacache.evaluation.reproduce.settings import COGVIDEOX, FLUX, TINY, WAN, Setting
 from reproduced import SECONDS, write_comparison
 
 
@@ -37,7 +37,7 @@ class Compared:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Compared:
     compared = Compared()
-    monkeypatch.setattr("ertacache.comparison.run.run_comparison", compared)
+    monkeypatch.setattr("ertacache.evaluation.comparison.run.run_comparison", compared)
     return compared
 
 
@@ -219,7 +219,7 @@ def test_prompts_and_memory_are_checked_before_anything_is_loaded(
         prepare(replace(request, prompts=files["prompts"], calibration_prompts=files["prompts"]))
     with pytest.raises(InvalidArgument, match="count is 0; measure 1 or more prompts"):
         prepare(replace(request, count=0))
-    monkeypatch.setattr("ertacache.reproduce.memory.free_gib", lambda device: 8.0)
+    monkeypatch.setattr("ertacache.evaluation.reproduce.memory.free_gib", lambda device: 8.0)
     with pytest.raises(InvalidArgument, match=r"needs about 25.3 GiB on cpu .* and 8.0 GiB are free"):
         prepare(replace(request, **files, device="cpu"))
     assert loads == [] and not (tmp_path / "out").exists()

@@ -9,8 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ertacache.reproduce import cli, run
-from ertacache.reproduce.run import Request
+from ertacache.evaluation.reproduce import cli, run
+from ertacache.evaluation.reproduce.run import Request
 
 
 @pytest.fixture

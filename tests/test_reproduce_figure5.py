@@ -12,13 +12,13 @@ import torch
 import ertacache
 from ertacache.calibration.recording import Prompts, call_pipeline
 from ertacache.errors import InvalidArgument, MissingExtra
+from ertacache.evaluation.reproduce import figure5, run
+from ertacache.evaluation.reproduce.figure5 import Sweep, run_figure, sweep_of
+from ertacache.evaluation.reproduce.figure5_plot import draw
+from ertacache.evaluation.reproduce.run import Ready, Request
+from ertacache.evaluation.reproduce.settings import COGVIDEOX, FLUX, TINY, WAN, Setting
 from ertacache.metrics import psnr
 from ertacache.profile.profile import Profile
-from ertacache.reproduce import figure5, run
-from ertacache.reproduce.figure5 import Sweep, run_figure, sweep_of
-from ertacache.reproduce.figure5_plot import draw
-from ertacache.reproduce.run import Ready, Request
-from ertacache.reproduce.settings import COGVIDEOX, FLUX, TINY, WAN, Setting
 from pipelines import CALL, PROMPTS, flux
 
 HELD = ("a small red ring at the top left", "a large cyan cross at the top right", "a small blue circle at the top")

@@ -8,10 +8,9 @@ import pytest
 
 from ertacache.baselines import catalogue
 from ertacache.errors import InvalidArgument
-from ertacache.pipelines.loading import DTYPES
-from ertacache.reproduce import memory, settings
-from ertacache.reproduce.memory import check_memory, free_gib, needed
-from ertacache.reproduce.paper_figures import (
+from ertacache.evaluation.reproduce import memory, settings
+from ertacache.evaluation.reproduce.memory import check_memory, free_gib, needed
+from ertacache.evaluation.reproduce.paper_figures import (
     COLUMNS,
     NOTES,
     TABLE1,
@@ -23,7 +22,8 @@ from ertacache.reproduce.paper_figures import (
     columns,
     printed_rows,
 )
-from ertacache.reproduce.settings import COGVIDEOX, FIGURE5, FLUX, OPEN_SORA, SETTINGS, TINY, WAN, setting_of
+from ertacache.evaluation.reproduce.settings import COGVIDEOX, FIGURE5, FLUX, OPEN_SORA, SETTINGS, TINY, WAN, setting_of
+from ertacache.pipelines.loading import DTYPES
 
 ROWS = (*TABLE1, *TABLE2, *TABLE3, *TABLE4)
 GIB = 2**30

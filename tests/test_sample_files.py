@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ertacache.errors import InvalidArgument, MissingExtra
-from ertacache.report.embedded import open_clip, shown_frames, side_by_side
-from ertacache.sample_files import (
+from ertacache.evaluation.report.embedded import open_clip, shown_frames, side_by_side
+from ertacache.evaluation.sample_files import (
     check_kind,
     durations,
     makes_clips,

@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ertacache.errors import InvalidArgument, MissingExtra, VBenchFailed
-from ertacache.vbench import cli as vbench_cli
-from ertacache.vbench import run as vbench
-from ertacache.vbench.scores import MODES, video_name
+from ertacache.evaluation.vbench import cli as vbench_cli
+from ertacache.evaluation.vbench import run as vbench
+from ertacache.evaluation.vbench.scores import MODES, video_name
 from fake_python import Fake
 from test_vbench_scores import RAW
 
@@ -74,7 +74,8 @@ def test_a_killed_run_goes_on_without_repeating_a_dimension(fake: Fake, videos: 
     names = ["scene", "color", "human_action"]
     fake.behave(kill="color", score={"scene": 0.25})
     code = (
-        "import sys; from pathlib import Path; from ertacache.vbench.run import run; videos, out, folder, *names ="
+        "import sys; from pathlib import Path; from ertacache.evaluation.vbench.run import run; "
+        "videos, out, folder, *names ="
         "sys.argv[1:]; run(Path(videos), Path(out), dimensions=names, folder=Path(folder))"
     )
     arguments = [str(videos), str(fake.folder / "results.json"), str(fake.environment), *names]

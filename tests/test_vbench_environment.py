@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ertacache.errors import InvalidArgument, VBenchFailed
-from ertacache.vbench.environment import MARKER, REQUIREMENTS, default_folder, ready, setup
+from ertacache.evaluation.vbench.environment import MARKER, REQUIREMENTS, default_folder, ready, setup
 from fake_python import Fake
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ertacache.errors import InvalidArgument
-from ertacache.vbench.scores import QUALITY, SEMANTIC, total_score, video_name
+from ertacache.evaluation.vbench.scores import QUALITY, SEMANTIC, total_score, video_name
 
 # By hand: Quality = (6 · 0.5 + 0.5 · 1) / 6.5 = 7/13; Semantic = (3 · 0.9 + 5 · 0.5 + 0.25) / 9 = 5.45/9.
 RAW = {

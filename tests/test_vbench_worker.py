@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ertacache.errors import VBenchFailed
-from ertacache.vbench import run as vbench
-from ertacache.vbench.environment import MARKER, REQUIREMENTS
-from ertacache.vbench.scores import video_name
+from ertacache.evaluation.vbench import run as vbench
+from ertacache.evaluation.vbench.environment import MARKER, REQUIREMENTS
+from ertacache.evaluation.vbench.scores import video_name
 
 STUBS = {
     "torch.py": """

@@ -15,7 +15,7 @@ from dummy_pipeline import PROMPTS as DUMMY_PROMPTS
 from dummy_pipeline import DummyPipeline, MixtureModule
 from ertacache.calibration.recording import Prompts, call_pipeline
 from ertacache.errors import CalibrationError, UnsupportedPipeline
-from ertacache.match_cost import execute
+from ertacache.evaluation.match_cost import execute
 from ertacache.pipelines.solvers import read_grid
 from ertacache.runtime.watch import Executed, Watch, attentions_of
 from method_contract import FIRST

@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 
 from ertacache import commands
-from ertacache.comparison import command as compare_command
 from ertacache.demo import run_demo
 from ertacache.errors import ErtacacheError
-from ertacache.reproduce.cli import reproduce
-from ertacache.vbench.cli import vbench
+from ertacache.evaluation.comparison import command as compare_command
+from ertacache.evaluation.reproduce.cli import reproduce
+from ertacache.evaluation.vbench.cli import vbench
 from ertacache.zoo.cli import zoo
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -52,12 +52,12 @@ def generate(
     """Draw one picture or clip; returns the time of the denoising loop and what was computed."""
     from ertacache.calibration.recording import Prompts, check_call, run_pipeline
     from ertacache.core.offload import check_offload
-    from ertacache.evaluate import Timed
+    from ertacache.evaluation.evaluate import Timed
+    from ertacache.evaluation.sample_files import FPS, check_kind, makes_clips, trained_fps, write_sample
     from ertacache.profile.profile import Profile
     from ertacache.runtime.hooks import Controller
     from ertacache.runtime.matching import check_pipeline
     from ertacache.runtime.player import Player, RunStats
-    from ertacache.sample_files import FPS, check_kind, makes_clips, trained_fps, write_sample
 
     offload = check_offload(offload_history)
     if offload is not None and profile is None:
@@ -106,8 +106,8 @@ def ablation(
     offload_history: str | None = None,
 ) -> dict[str, Any]:
     """Measure all rows and write results.jsonl and report.html."""
-    from ertacache.ablation_run import AblationRun
     from ertacache.core.offload import check_offload
+    from ertacache.evaluation.ablation_run import AblationRun
 
     offload = check_offload(offload_history)
     try:

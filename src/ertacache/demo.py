@@ -57,8 +57,8 @@ def run_demo(model: str, out: Path) -> dict[str, Any]:
     if model not in catalogue.NAMES:
         raise InvalidArgument(f"no bundled model {model!r}; there are {', '.join(catalogue.NAMES)}")
     start = time.perf_counter()
-    from ertacache.ablation_run import AblationRun
     from ertacache.calibration.calibrate import calibrate
+    from ertacache.evaluation.ablation_run import AblationRun
 
     size = _SIZES[model]
     pipe, call = load_pipeline(model), call_arguments(model, {})

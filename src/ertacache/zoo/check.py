@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ertacache.sample_files import eight_bit
+from ertacache.evaluation.sample_files import eight_bit
 from ertacache.zoo import scenes
 
 #: Largest distance (RGB, unit cube) at which a pixel still counts as a palette colour.

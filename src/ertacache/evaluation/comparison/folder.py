@@ -1,0 +1,89 @@
+"""The folder of a comparison: results, times, entrants and references, complete up to the row under way."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ertacache.errors import InvalidArgument
+from ertacache.evaluation.comparison.entrant import Entrant, Tuned, from_json, to_json
+from ertacache.evaluation.comparison.job import check_same
+from ertacache.evaluation.comparison.lines import Lines
+from ertacache.profile.profile_file import write_atomic
+
+
+class Folder:
+    """Files under `path`; see docs/compare.md for what they hold.
+
+    Args:
+        header: of this comparison.
+
+    Raises:
+        InvalidArgument: the folder holds another comparison.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path = path
+        self._results = Lines(path / "results.jsonl")
+        self._timings = Lines(path / "timings.jsonl")
+        if not self._results.lines:
+            self._results.append(header)
+        check_same(self._results.lines[0], json.loads(json.dumps(header)), str(path))
+        # The time of a row is written before the row: one too many is of a row that was never finished.
+        self._timings.keep(len(self._results.lines) - 1)
+        self._entrants = self._read_entrants()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The finished rows."""
+        return self._results.lines[1:]
+
+    def has(self, position: int, entrant: str, prompt: int, seed: int) -> bool:
+        """Whether the row that belongs at a position is there.
+
+        Raises:
+            InvalidArgument: another one is, because methods were added or left out.
+        """
+        if position >= len(self.rows):
+            return False
+        row = self.rows[position]
+        if (row["entrant"], row["prompt"], row["seed"]) != (entrant, prompt, seed):
+            raise InvalidArgument(
+                f"{self.path} holds a comparison of other methods (row {position + 1} is {row['entrant']!r}, not "
+                f"{entrant!r}); choose another folder, or delete that one"
+            )
+        return True
+
+    def add(self, row: dict[str, Any], times: dict[str, Any]) -> None:
+        """One finished row with its times."""
+        self._timings.append(times)
+        self._results.append(row)
+
+    def tuned(self, entrant: Entrant) -> Tuned | None:
+        """The entrant as it was tuned before, if it was."""
+        data = self._entrants.get(entrant.id)
+        return None if data is None else from_json(data, entrant, self.path)
+
+    def keep(self, tuned: Tuned) -> None:
+        """Keep an entrant once it is tuned."""
+        self._entrants[tuned.id] = to_json(tuned, self.path)
+        text = json.dumps({"entrants": list(self._entrants.values())}, indent=1)
+        write_atomic(self.path / "entrants.json", text.encode())
+
+    def note(self, name: str, note: dict[str, Any]) -> None:
+        """A file beside the results, such as TeaCache's calibration."""
+        write_atomic(self.path / name, json.dumps(note).encode())
+
+    def reference(self, prompt: int, seed: int) -> Path:
+        """File of an uncached run."""
+        return self.path / "references" / f"{prompt}-{seed}.safetensors"
+
+    def _read_entrants(self) -> dict[str, dict[str, Any]]:
+        path = self.path / "entrants.json"
+        if not path.is_file():
+            return {}
+        try:
+            return {entrant["id"]: entrant for entrant in json.loads(path.read_text())["entrants"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidArgument(
+                f"{path} is damaged ({error!r}); choose another folder, or delete this one"
+            ) from error
