@@ -8,7 +8,7 @@ import torch
 
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.recording import Prompts
-from ertacache.commands import group_name, number_or_word, table
+from ertacache.cli.commands import group_name, number_or_word, table
 from ertacache.core.analysis import decompose
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.evaluation.ablation import Ablation

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ertacache import cli
+import ertacache.cli.app as cli
 from ertacache.baselines.catalogue import METHODS
 from ertacache.profile.profile import Profile
 from pipelines import CALL, PROMPTS, flux

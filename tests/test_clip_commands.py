@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ertacache import demo
+from ertacache.cli import demo
 from ertacache.profile.profile import Profile
 from ertacache.zoo import catalogue
 from pipelines import CALL, PROMPTS, VIDEO_CALL, flux, wan

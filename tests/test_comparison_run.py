@@ -182,7 +182,8 @@ def test_a_killed_process_goes_on_to_the_same_file(tmp_path):
     texts = tmp_path / "calibration.txt"
     texts.write_text("\n".join(catalogue.calibration_prompts(3)))
     command = [
-        sys.executable, "-c", "from ertacache.cli import main; main()", "compare", "--model", "tiny-flux", "--methods",
+        sys.executable, "-c", "from ertacache.cli.app import main; main()", "compare", "--model", "tiny-flux",
+        "--methods",
         "fewer-steps,uniform,teacache", "--match-cost", ".5", "--num-inference-steps", "8", "--samples", "1",
         "--prompts", str(prompts), "--calibration-prompts", str(texts), "--json",
     ]  # fmt: skip

@@ -9,10 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import ertacache.cli.app as cli
 import ertacache.runtime.player as ertacache
 import pipelines
 from cached import CHANNELS, SITES, TOKENS, fitted, latents, profile
-from ertacache import cli
 from ertacache.baselines import profile_method
 from ertacache.baselines.uniform import Uniform
 from ertacache.core.history import History

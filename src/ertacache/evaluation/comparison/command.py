@@ -38,7 +38,7 @@ def compare(
     """Compare, and write the report; returns its place and one line per entrant."""
     from ertacache.baselines import catalogue as baselines
     from ertacache.baselines.profile_method import ProfileMethod
-    from ertacache.commands import prompts_of
+    from ertacache.cli.commands import prompts_of
     from ertacache.core.offload import check_offload
     from ertacache.evaluation.comparison.entrant import entrants_at, published_entrants
     from ertacache.evaluation.comparison.job import Job

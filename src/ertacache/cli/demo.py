@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ertacache import commands
+from ertacache.cli import commands
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.zoo import catalogue

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ertacache import commands
-from ertacache.demo import run_demo
+from ertacache.cli import commands
+from ertacache.cli.demo import run_demo
 from ertacache.errors import ErtacacheError
 from ertacache.evaluation.comparison import command as compare_command
 from ertacache.evaluation.reproduce.cli import reproduce
