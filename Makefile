@@ -12,8 +12,8 @@ test: .venv/.ok lint
 	$(BIN)/python -m pytest
 
 lint: .venv/.ok
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests zoo benchmarks
+	$(BIN)/ruff format --check src tests zoo benchmarks
 	$(BIN)/pyright
 
 # Denoising speed-up at half the steps, and the price of a predicted step; rewrites benchmarks/results/speed.json.
@@ -38,10 +38,10 @@ compare-video: .venv/.ok
 	$(BIN)/ertacache compare --model tiny-wan --match-cost .5 --out benchmarks/results/compare/tiny-wan
 	$(BIN)/ertacache compare --model tiny-cogvideox --match-cost .5 --out benchmarks/results/compare/tiny-cogvideox
 
-.venv/.ok: pyproject.toml constraints.txt
+.venv/.ok: pyproject.toml zoo/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]" -e zoo
 	touch $@
 
 clean:

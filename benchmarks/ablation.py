@@ -21,7 +21,7 @@ from ertacache.evaluation.ablation_run import AblationRun
 from ertacache.evaluation.evaluate import write_rows
 from ertacache.evaluation.report.ablation import write_report
 from ertacache.pipelines.loading import call_arguments, load_pipeline
-from ertacache.zoo import catalogue
+from ertacache_zoo import catalogue
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from ertacache.cli.commands import group_name
 from ertacache.evaluation.report.comparison_file import ComparisonFile, Result, Section, read_comparison
 from ertacache.evaluation.reproduce.paper_figures import printed_rows
-from ertacache.zoo import catalogue
+from ertacache_zoo import catalogue
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

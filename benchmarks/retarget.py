@@ -23,7 +23,7 @@ from ertacache.profile.profile import Profile
 from ertacache.runtime.hooks import Controller
 from ertacache.runtime.player import Player, RunStats
 from ertacache.runtime.retarget import CALIBRATED_AT, retargeted
-from ertacache.zoo import catalogue
+from ertacache_zoo import catalogue
 
 MODEL = "tiny-flux"
 STEPS = (20, 24, 40, 50)

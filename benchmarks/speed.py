@@ -19,7 +19,7 @@ from ertacache.evaluation.evaluate import Timed, header
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.runtime.hooks import Controller, Run
 from ertacache.runtime.player import Player, RunStats
-from ertacache.zoo import catalogue
+from ertacache_zoo import catalogue
 
 BUDGET = 15
 

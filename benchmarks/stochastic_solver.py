@@ -20,7 +20,7 @@ from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.profile.profile import Profile
 from ertacache.runtime.hooks import Controller
 from ertacache.runtime.player import Player, RunStats
-from ertacache.zoo import catalogue
+from ertacache_zoo import catalogue
 
 RESULTS = Path(__file__).parent / "results" / "stochastic_solver.json"
 MODEL, HELDOUT, SEED = "tiny-flux", 8, 10_000

@@ -16,7 +16,7 @@ from diffusers import (
 )
 from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-from ertacache.zoo import components
+from ertacache_zoo import components
 
 CALL: dict[str, Any] = {
     "height": 64,

@@ -15,7 +15,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from ertacache.zoo import components, scenes
+from ertacache_zoo import components, scenes
 from pipelines import PROMPTS
 from supported import T
 

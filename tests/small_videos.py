@@ -10,7 +10,7 @@ import transformers
 import small_ltx_videos as ltx
 import small_parts as parts
 import small_wan_videos as wan
-from ertacache.zoo import components
+from ertacache_zoo import components
 from pipelines import cogvideox
 from small_parts import GUIDED, LENGTH_CALL, SIZE, THREE_PROMPTS, WIDTH, assembled, euler, seeded
 from small_wan_videos import FRAMES, LATE_START, clip, picture

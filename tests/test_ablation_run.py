@@ -15,7 +15,7 @@ from ertacache.evaluation.ablation import Ablation
 from ertacache.evaluation.ablation_run import AblationRun
 from ertacache.evaluation.evaluate import Evaluation, Measured, Trial, count_calls
 from ertacache.runtime.player import Player
-from ertacache.zoo import catalogue
+from ertacache_zoo import catalogue
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, flux, wan
 
 HELD = catalogue.heldout_prompts(2)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ertacache.cli import demo
 from ertacache.profile.profile import Profile
-from ertacache.zoo import catalogue
+from ertacache_zoo import catalogue
 from pipelines import CALL, PROMPTS, VIDEO_CALL, flux, wan
 from test_cli import fails, invoke
 

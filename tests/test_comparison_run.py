@@ -23,7 +23,7 @@ from ertacache.evaluation.comparison.job import Job
 from ertacache.evaluation.comparison.run import run_comparison
 from ertacache.evaluation.report.comparison import write_comparison_report
 from ertacache.evaluation.report.embedded import open_clip
-from ertacache.zoo import catalogue
+from ertacache_zoo import catalogue
 from pipelines import CALL, PROMPTS, VIDEO_CALL, cogvideox, flux
 
 HELD = tuple(catalogue.heldout_prompts(2))

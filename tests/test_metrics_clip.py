@@ -15,7 +15,7 @@ import tiny_clip
 from ertacache.errors import InvalidArgument, MissingExtra
 from ertacache.metrics import ClipSimilarity
 from ertacache.metrics.clip import clip_problem
-from ertacache.zoo import components
+from ertacache_zoo import components
 
 TEXTS = ["a small red ring", "a large cyan triangle at the top right"]
 

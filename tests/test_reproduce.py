@@ -14,9 +14,10 @@ from ertacache.baselines.delta_dit import DeltaDiT
 from ertacache.baselines.faster_cache import FasterCache
 from ertacache.baselines.teacache import COEFFICIENTS
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
-from ertacache.evaluation.reproduce import run
+from ertacache.evaluation.reproduce import request
 from ertacache.evaluation.reproduce.paper_figures import printed_rows
-from ertacache.evaluation.reproduce.run import Ready, Request, entrants, load, prepare, read_texts, reproduce, show
+from ertacache.evaluation.reproduce.request import Ready, Request, load, prepare, read_texts
+from ertacache.evaluation.reproduce.run import entrants, reproduce, show
 from ertacache.evaluation.reproduce.settings import COGVIDEOX, FLUX, TINY, WAN, Setting
 from reproduced import SECONDS, write_comparison
 
@@ -53,7 +54,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, bool]]:
         calls.append((setting.model, device, dtype, offload))
         return made.get(setting.model, pipelines.flux)()
 
-    monkeypatch.setattr(run, "load", answer)
+    monkeypatch.setattr(request, "load", answer)
     return calls
 
 
@@ -260,7 +261,7 @@ def test_weights_are_loaded_with_their_solver_and_widths(tmp_path: Path):
 
 def test_offload_is_asked_of_the_pipeline(monkeypatch: pytest.MonkeyPatch):
     pipe, asked = pipelines.flux(), list[str]()
-    monkeypatch.setattr(run, "load_pipeline", lambda source, device, dtype: pipe)
+    monkeypatch.setattr(request, "load_pipeline", lambda source, device, dtype: pipe)
     monkeypatch.setattr(pipe, "enable_model_cpu_offload", lambda device: asked.append(device))
     monkeypatch.setattr(pipe, "to", lambda device: pytest.fail("moved as a whole"))
     assert load(FLUX, "cuda:1", "bfloat16", offload=True) is pipe

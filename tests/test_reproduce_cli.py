@@ -9,8 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ertacache.evaluation.reproduce import cli, run
-from ertacache.evaluation.reproduce.run import Request
+from ertacache.evaluation.reproduce import cli, request, run
+from ertacache.evaluation.reproduce.request import Request
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_the_command_passes_every_option_on(
 
 
 def test_the_command_shows_printed_figures(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run, "load", lambda *arguments, **options: pytest.fail("loaded"))
+    monkeypatch.setattr(request, "load", lambda *arguments, **options: pytest.fail("loaded"))
     result = command("table4", "--model", "flux.1-dev", "--show")
     assert "26988" in result.stdout and "here" not in result.stdout.split("\n\n")[1]
     assert json.loads(command("table4", "--model", "flux.1-dev", "--show", "--json").stdout)["title"].startswith(

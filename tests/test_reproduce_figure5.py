@@ -15,7 +15,7 @@ from ertacache.errors import InvalidArgument, MissingExtra
 from ertacache.evaluation.reproduce import figure5, run
 from ertacache.evaluation.reproduce.figure5 import Sweep, run_figure, sweep_of
 from ertacache.evaluation.reproduce.figure5_plot import draw
-from ertacache.evaluation.reproduce.run import Ready, Request
+from ertacache.evaluation.reproduce.request import Ready, Request
 from ertacache.evaluation.reproduce.settings import COGVIDEOX, FLUX, TINY, WAN, Setting
 from ertacache.metrics import psnr
 from ertacache.profile.profile import Profile

@@ -19,7 +19,7 @@ from cached import SITES
 from ertacache.calibration.calibrate import calibrate
 from ertacache.pipelines.models import blocks_of
 from ertacache.profile.profile import Profile, Site
-from ertacache.zoo import components
+from ertacache_zoo import components
 from pipelines import CALL, PROMPTS, VIDEO_CALL, flux, generate, wan
 from small_images import stable_diffusion_3
 from small_wan_videos import picture, video_to_video

@@ -10,16 +10,17 @@ import typer
 from rich.console import Console
 
 from ertacache.cli import commands
+from ertacache.cli import compare as compare_command
 from ertacache.cli.demo import run_demo
+from ertacache.cli.zoo import zoo
 from ertacache.errors import ErtacacheError
-from ertacache.evaluation.comparison import command as compare_command
 from ertacache.evaluation.reproduce.cli import reproduce
 from ertacache.evaluation.vbench.cli import vbench
-from ertacache.zoo.cli import zoo
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-app.add_typer(zoo, name="zoo")
+
 app.add_typer(vbench, name="vbench")
+app.add_typer(zoo(), name="zoo")
 app.command()(reproduce)
 
 Model = Annotated[str, typer.Argument(help="Bundled model (`zoo list` names them), diffusers folder or Hub id.")]

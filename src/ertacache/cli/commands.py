@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ertacache.errors import InvalidArgument
+from ertacache.pipelines import bundled
 from ertacache.pipelines.loading import call_arguments, load_pipeline, read_prompts
-from ertacache.zoo import catalogue
 
 
 def number_or_word(text: str, number: Callable[[str], Any]) -> Any:
@@ -24,7 +24,7 @@ def calibrate(
     """Calibrate and save a profile."""
     from ertacache.calibration.calibrate import calibrate as run
 
-    texts = prompts_of(model, prompts, catalogue.calibration_prompts, "--prompts")
+    texts = prompts_of(model, prompts, bundled.calibration_prompts, "--prompts")
     pipe = load_pipeline(model, device, dtype)
     profile = run(pipe, texts, **choices, **call_arguments(model, call))
     path = profile.save(out)
@@ -66,7 +66,7 @@ def generate(
     arguments = call_arguments(model, call)
     check_call(pipe, arguments)
     if fps is None:
-        fps = FPS if model in catalogue.NAMES else trained_fps(pipe)
+        fps = FPS if model in bundled.NAMES else trained_fps(pipe)
     clip = makes_clips(pipe, arguments)
     out = out or Path("clip.mp4" if clip else "image.png")
     check_kind(out, clip=clip, fps=fps)
@@ -116,8 +116,8 @@ def ablation(
         raise InvalidArgument(
             f"budgets is {budgets!r}; give whole numbers separated by commas, such as 15,10,6"
         ) from error
-    held = prompts_of(model, prompts, catalogue.heldout_prompts, "--prompts")
-    texts = prompts_of(model, calibration_prompts, catalogue.calibration_prompts, "--calibration-prompts")
+    held = prompts_of(model, prompts, bundled.heldout_prompts, "--prompts")
+    texts = prompts_of(model, calibration_prompts, bundled.calibration_prompts, "--calibration-prompts")
     pipe = load_pipeline(model, device, dtype)
     arguments = call_arguments(model, call)
     run = AblationRun(out, held, seed, model)
@@ -218,9 +218,9 @@ def group_name(model: str, call: dict[str, Any]) -> str:
     return ", ".join([Path(model).name, *weights])
 
 
-def prompts_of(model: str, path: Path | None, bundled: Callable[..., list[str]], option: str) -> list[str]:
+def prompts_of(model: str, path: Path | None, captions: Callable[..., list[str]], option: str) -> list[str]:
     if path is not None:
         return read_prompts(path)
-    if model in catalogue.NAMES:
-        return bundled(name=model)
+    if model in bundled.NAMES:
+        return captions(name=model)
     raise InvalidArgument(f"{model!r} has no bundled prompts; give a file with {option}")

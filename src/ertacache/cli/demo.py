@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from ertacache.cli import commands
 from ertacache.errors import InvalidArgument
+from ertacache.pipelines import bundled
 from ertacache.pipelines.loading import call_arguments, load_pipeline
-from ertacache.zoo import catalogue
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ def run_demo(model: str, out: Path) -> dict[str, Any]:
     Raises:
         InvalidArgument: no bundled model.
     """
-    if model not in catalogue.NAMES:
-        raise InvalidArgument(f"no bundled model {model!r}; there are {', '.join(catalogue.NAMES)}")
+    if model not in bundled.NAMES:
+        raise InvalidArgument(f"no bundled model {model!r}; there are {', '.join(bundled.NAMES)}")
     start = time.perf_counter()
     from ertacache.calibration.calibrate import calibrate
     from ertacache.evaluation.ablation_run import AblationRun
 
     size = _SIZES[model]
     pipe, call = load_pipeline(model), call_arguments(model, {})
-    texts = catalogue.calibration_prompts(size.calibration, model)
-    held = catalogue.heldout_prompts(size.prompts, model)
+    texts = bundled.calibration_prompts(size.calibration, model)
+    held = bundled.heldout_prompts(size.prompts, model)
     options: dict[str, Any] = {"schedule": "uniform", "basis": "fitted", "history": size.history}
     out.mkdir(parents=True, exist_ok=True)
     profile = calibrate(pipe, texts, compute_steps=size.budget, **options, **call).save(out / "profile.safetensors")

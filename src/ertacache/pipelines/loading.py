@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ertacache.errors import InvalidArgument
-from ertacache.zoo import catalogue
+from ertacache.pipelines import bundled
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -28,7 +28,7 @@ def load_pipeline(model: str, device: str = "cpu", dtype: str = "float32") -> An
 
     if dtype not in DTYPES:
         raise InvalidArgument(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
-    source = str(catalogue.folder(model)) if model in catalogue.NAMES else model
+    source = str(bundled.folder(model)) if model in bundled.NAMES else model
     try:
         target = torch.device(device)
         pipe = DiffusionPipeline.from_pretrained(source, dtype=DTYPES[dtype])
@@ -36,7 +36,7 @@ def load_pipeline(model: str, device: str = "cpu", dtype: str = "float32") -> An
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise InvalidArgument(
-            f"cannot load {model!r} on {device} ({first}); give a bundled model ({', '.join(catalogue.NAMES)}), "
+            f"cannot load {model!r} on {device} ({first}); give a bundled model ({', '.join(bundled.NAMES)}), "
             "a diffusers folder or a Hub id that this machine can reach"
         ) from error
     return pipe
@@ -61,7 +61,7 @@ def call_arguments(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidArgument: the file is no JSON object.
     """
-    path = (catalogue.folder(model) if model in catalogue.NAMES else Path(model)) / "call.json"
+    path = (bundled.folder(model) if model in bundled.NAMES else Path(model)) / "call.json"
     documented: dict[str, Any] = {}
     if path.is_file():
         try:

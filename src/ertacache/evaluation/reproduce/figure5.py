@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ertacache.errors import InvalidArgument
 from ertacache.evaluation.reproduce.paper_figures import printed_rows
-from ertacache.evaluation.reproduce.run import Ready, Request, prepare, write
+from ertacache.evaluation.reproduce.request import Ready, Request, prepare, write
 from ertacache.evaluation.reproduce.settings import FIGURE5
 
 PRINTED = (

@@ -1,0 +1,54 @@
+"""The bundled models, by name: their weights and captions come with a distribution of their own, ertacache-zoo."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ertacache.errors import InvalidArgument, MissingExtra
+
+#: Known without the zoo, so that a name is never taken for a Hub id.
+IMAGE_NAMES = ("tiny-flux", "tiny-flux-base")
+VIDEO_NAMES = ("tiny-wan", "tiny-cogvideox")
+NAMES = (*IMAGE_NAMES, *VIDEO_NAMES)
+
+
+def folder(name: str) -> Path:
+    """The diffusers folder of a bundled model.
+
+    Raises:
+        InvalidArgument: no such model.
+        MissingExtra: the zoo is not installed.
+    """
+    return _catalogue(name).folder(name)
+
+
+def calibration_prompts(n: int = 24, name: str = "tiny-flux") -> list[str]:
+    """`n` captions from the training split, for calibration of the bundled model `name`.
+
+    Raises:
+        InvalidArgument, MissingExtra: as `folder`.
+    """
+    return _catalogue(name).calibration_prompts(n, name)
+
+
+def heldout_prompts(n: int = 32, name: str = "tiny-flux") -> list[str]:
+    """`n` captions that neither training nor calibration of the model `name` has seen, for evaluation.
+
+    Raises:
+        InvalidArgument, MissingExtra: as `folder`.
+    """
+    return _catalogue(name).heldout_prompts(n, name)
+
+
+def _catalogue(name: str) -> Any:
+    if name not in NAMES:
+        raise InvalidArgument(f"no bundled model {name!r}; there are {', '.join(NAMES)}")
+    try:
+        return import_module("ertacache_zoo.catalogue")
+    except ModuleNotFoundError as error:
+        if error.name != "ertacache_zoo":
+            raise
+        raise MissingExtra(
+            f"{name!r} is a bundled model, and the bundled models are not installed; install them with: "
+            "pip install ertacache-zoo"
+        ) from error

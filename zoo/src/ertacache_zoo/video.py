@@ -1,0 +1,229 @@
+"""What the training of both video models shares: the autoencoder's loop, the pool of latents, text embeddings, export.
+
+Both autoencoders take clips as [N, 3, frames, height, width] in [-1, 1] and shrink time and space by four.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ertacache_zoo import clip_text, clips
+from ertacache_zoo.export import write_model
+from ertacache_zoo.training import Recipe, train, write_atomically
+
+#: Clips in the training pool, their seed, and how many of them the autoencoder sees.
+POOL, POOL_SEED, AUTOENCODER_CLIPS = 16_000, 1, 3_000
+#: Seed of the held-out clips that the reconstruction is measured on, and their number.
+_RECONSTRUCTED_SEED, _RECONSTRUCTED = 303, 64
+CROP = 24
+#: What the parts of both models have to agree on, and the share of captions that are dropped in training.
+LATENT_CHANNELS, TEXT_WIDTH, CAPTION_DROPOUT = 8, 96, 0.1
+_CHUNK = 500
+_BATCH = 25
+
+_README = """# {name}
+
+A small `{pipeline}` ({kind}), trained on captioned clips of two moving objects; see `docs/zoo.md` of ertacache.
+
+The pipeline's defaults are made for the large model. Call it with what `call.json` holds:
+
+```python
+from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained("{name}")
+video = pipe(
+    "{caption}",
+{call}
+).frames[0]
+```
+
+Licence: Apache-2.0. Trained on generated clips only.
+"""
+
+
+def call(guidance_scale: float) -> dict[str, Any]:
+    """What a pipeline has to be called with: its defaults are those of the large model."""
+    return {
+        "height": clips.CLIP_SIZE,
+        "width": clips.CLIP_SIZE,
+        "num_frames": clips.FRAMES,
+        "num_inference_steps": 50,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": "",
+        "max_sequence_length": clip_text.MAX_SEQUENCE_LENGTH,
+    }
+
+
+def pool() -> list[clips.Clip]:
+    """The clips that everything is trained on."""
+    return clips.sample(POOL, POOL_SEED, "train")
+
+
+def autoencoder_pixels(drawn: list[clips.Clip]) -> Tensor:
+    """The autoencoder's share of the pool as uint8 [N, 9, 3, 48, 48]."""
+    chosen = drawn[:AUTOENCODER_CLIPS]
+    parts = [_eight_bit(clips.render(chosen[i : i + _CHUNK], i)) for i in range(0, len(chosen), _CHUNK)]
+    return torch.cat(parts)
+
+
+def train_on_stills(vae: Any, pixels: Tensor, folder: Path, recipe: Recipe) -> None:
+    """Train `vae` in place on crops of single frames out of uint8 `pixels` [N, 9, 3, 48, 48].
+
+    A frame is a ninth of the price of a clip: so a batch holds many more colours and shapes, which an autoencoder
+    learns from stills long before it learns them from clips.
+    """
+
+    def loss(generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(pixels), (recipe.batch_size,), generator=generator)
+        frame = torch.randint(clips.FRAMES, (recipe.batch_size,), generator=generator)
+        top, left = torch.randint(0, clips.CLIP_SIZE - CROP + 1, (2,), generator=generator).tolist()
+        stills = pixels[index, frame, :, top : top + CROP, left : left + CROP]
+        return reconstruction_loss(vae, signed(stills[:, None]), generator)
+
+    train("stills", vae, loss, recipe, folder)
+
+
+def train_autoencoder(vae: Any, pixels: Tensor, folder: Path, recipe: Recipe) -> None:
+    """Train `vae` in place on uint8 `pixels` [N, 9, 3, 48, 48], and freeze it.
+
+    Three batches of four are crops of 24×24 pixels, one is of whole frames and a quarter of the size, which costs
+    the same: attention in the middle of the network has to meet as many positions as it will have to serve.
+    """
+
+    def loss(generator: torch.Generator) -> Tensor:
+        whole = float(torch.rand((), generator=generator)) < 0.25
+        size, side = (max(1, recipe.batch_size // 4), clips.CLIP_SIZE) if whole else (recipe.batch_size, CROP)
+        index = torch.randint(len(pixels), (size,), generator=generator)
+        top, left = torch.randint(0, clips.CLIP_SIZE - side + 1, (2,), generator=generator).tolist()
+        batch = signed(pixels[index, :, :, top : top + side, left : left + side])
+        return reconstruction_loss(vae, batch, generator)
+
+    train("autoencoder", vae, loss, recipe, folder)
+    vae.eval().requires_grad_(False)
+
+
+def reconstruction_loss(vae: Any, batch: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
+    """Absolute and squared error of what an autoencoder makes of `batch`, and a little of its latents' divergence.
+
+    Args:
+        batch: [B, 3, frames, H, W] in [-1, 1].
+        weight: how much each pixel counts, in a shape that broadcasts against it; all the same without.
+    """
+    posterior = vae.encode(batch).latent_dist
+    difference = vae.decode(posterior.sample(generator)).sample - batch
+    if weight is None:
+        error = difference.abs().mean() + difference.pow(2).mean()
+    else:
+        error = (weight * (difference.abs() + difference.pow(2))).mean() / weight.mean()
+    divergence = 0.5 * (posterior.mean.pow(2) + posterior.var - 1 - posterior.logvar).mean()
+    return error + 1e-4 * divergence
+
+
+@torch.no_grad()
+def reconstruction(vae: Any) -> float:
+    """Mean PSNR in dB of whole held-out clips after encoding and decoding."""
+    drawn = clips.sample(_RECONSTRUCTED, _RECONSTRUCTED_SEED, "heldout")
+    pixels = _eight_bit(clips.render(drawn, _RECONSTRUCTED_SEED))
+    found: list[Tensor] = []
+    for part in pixels.split(_BATCH):
+        batch = signed(part)
+        decoded = vae.decode(vae.encode(batch).latent_dist.mean).sample.clamp(-1, 1)
+        found.append(-10 * ((decoded - batch) / 2).pow(2).flatten(1).mean(1).log10())
+    return torch.cat(found).mean().item()
+
+
+@torch.no_grad()
+def pool_latents(vae: Any, drawn: list[clips.Clip], work: Path) -> Tensor:
+    """Mean latents [N, channels, 3, 12, 12] of a pool; every 500 of them are kept in `work` and not made again."""
+    folder = work / "latents"
+    folder.mkdir(parents=True, exist_ok=True)
+    parts: list[Tensor] = []
+    for start in range(0, len(drawn), _CHUNK):
+        path = folder / f"{start:06d}.pt"
+        if not path.exists():
+            pixels = _eight_bit(clips.render(drawn[start : start + _CHUNK], _CHUNK + start))
+            made = torch.cat([vae.encode(signed(part)).latent_dist.mean for part in pixels.split(_BATCH)])
+            write_atomically(path, lambda target, made=made: torch.save(made, target))
+        parts.append(torch.load(path, weights_only=True))
+    return torch.cat(parts)
+
+
+def normalised(latents: Tensor) -> tuple[Tensor, list[float], list[float]]:
+    """Latents [N, channels, ...] with mean 0 and standard deviation 1 per channel, and what those were."""
+    dims = [0, *range(2, latents.ndim)]
+    mean, std = latents.mean(dims, keepdim=True), latents.std(dims, keepdim=True)
+    return (latents - mean) / std, mean.flatten().tolist(), std.flatten().tolist()
+
+
+@torch.no_grad()
+def text_embeddings(pipe: Any, captions: list[str], max_sequence_length: int) -> Tensor:
+    """What the pipeline itself gives its transformer for captions: [N + 1, tokens, width].
+
+    The empty caption is added as a last row: index -1 is the unconditional text.
+    """
+    texts = [*captions, ""]
+    options: dict[str, Any] = {"do_classifier_free_guidance": False, "max_sequence_length": max_sequence_length}
+    parts = [pipe.encode_prompt(texts[i : i + _CHUNK], **options)[0] for i in range(0, len(texts), _CHUNK)]
+    return torch.cat(parts)
+
+
+def compiled_call(module: nn.Module, compiled: bool) -> list[Callable[..., Any]]:
+    """The call of a module, compiled or not, in a list: so it stays out of the state of a module that keeps it."""
+    return [torch.compile(module) if compiled else module]
+
+
+def stages(stills: Recipe, autoencoder: Recipe, motion: Recipe, transformer: Recipe) -> dict[str, Recipe]:
+    """The recipes of a model by the names of its stages, in their order."""
+    return {
+        "stills": stills,
+        "autoencoder": autoencoder,
+        "motion": motion,
+        "text": clip_text.RECIPE,
+        "transformer": transformer,
+    }
+
+
+def export(
+    name: str,
+    kind: str,
+    pipe: Any,
+    call: dict[str, Any],
+    out: Path,
+    run: Path,
+    recipes: dict[str, Recipe],
+    psnr: float,
+) -> Path:
+    """Write a video model as a diffusers folder with call.json, README.md, training.json and the training logs.
+
+    Args:
+        kind: the kind of model in a few words, for the README.
+        run: holds STAGE.jsonl of each stage in `recipes`.
+        psnr: what `reconstruction` gave, in dB.
+    """
+    lines = [f"    {key}={json.dumps(value)}," for key, value in call.items()]
+    caption = clips.sample(1, 0, "heldout")[0].caption
+    readme = _README.format(name=name, kind=kind, pipeline=type(pipe).__name__, caption=caption, call="\n".join(lines))
+    facts = {
+        "pool": POOL,
+        "pool_seed": POOL_SEED,
+        "autoencoder_clips": AUTOENCODER_CLIPS,
+        "autoencoder_psnr": round(psnr, 2),
+        "transformer_parameters": sum(p.numel() for p in pipe.transformer.parameters()),
+        "recipes": {stage: asdict(recipe) for stage, recipe in recipes.items()},
+    }
+    return write_model(pipe, out, call, readme, facts, run, list(recipes))
+
+
+def _eight_bit(frames: Tensor) -> Tensor:
+    """Eight bits, as any video file would have held them."""
+    return (frames * 255).round().byte()
+
+
+def signed(pixels: Tensor) -> Tensor:
+    """uint8 [N, frames, 3, H, W] as the autoencoders take it: float32 [N, 3, frames, H, W] in [-1, 1]."""
+    return pixels.transpose(1, 2).float() / 127.5 - 1
