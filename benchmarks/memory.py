@@ -23,7 +23,7 @@ from diffusers.models.transformers.transformer_flux import FluxSingleTransformer
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
-from ertacache.calibration.recording import Prompts
+from ertacache.calibration.prompts import Prompts
 from ertacache.core.history import storage_bytes
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from ertacache.calibration.calibrate import calibrate
-from ertacache.calibration.recording import Final, Prompts, run_pipeline
+from ertacache.calibration.pipeline_run import Final, run_pipeline
+from ertacache.calibration.prompts import Prompts
 from ertacache.core.predictor import Predictor
 from ertacache.evaluation.evaluate import header
 from ertacache.metrics import psnr

@@ -14,7 +14,7 @@ from typing import Any
 
 from ertacache.calibration.calibrator import Calibrator, deviation
 from ertacache.calibration.method import Method, assemble, fit_plans
-from ertacache.calibration.recording import Final, run_pipeline
+from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.core.schedule import Schedule
 from ertacache.runtime.hooks import Controller
 from ertacache.runtime.player import Player, RunStats

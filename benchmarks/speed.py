@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from ertacache.calibration.calibrate import calibrate
-from ertacache.calibration.recording import Prompts, run_pipeline
+from ertacache.calibration.pipeline_run import run_pipeline
+from ertacache.calibration.prompts import Prompts
 from ertacache.evaluation.evaluate import Timed, header
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.runtime.hooks import Controller, Run

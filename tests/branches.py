@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ertacache.calibration.recording import Prompts
+from ertacache.calibration.prompts import Prompts
 
 
 def one_cache_per_branch(pipe: Any, config: Callable[[], Any]) -> Any:

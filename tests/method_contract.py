@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ertacache.baselines.baseline import Baseline
-from ertacache.calibration.recording import Prompts
+from ertacache.calibration.prompts import Prompts
 from ertacache.evaluation.match_cost import execute
 from ertacache.runtime.watch import Executed
 from pipelines import PROMPTS

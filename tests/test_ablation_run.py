@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.recording import Prompts
+from ertacache.calibration.prompts import Prompts
 from ertacache.cli.commands import group_name, number_or_word, table
 from ertacache.core.analysis import decompose
 from ertacache.errors import CalibrationError, InvalidArgument

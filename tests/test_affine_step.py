@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.closed_loop import ClosedLoop
+from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.calibration.plan import Plan
-from ertacache.calibration.recording import run_pipeline
 from ertacache.core.schedule import Schedule
 from ertacache.core.timesteps import stretch
 from ertacache.pipelines.affine_step import aimed_output, is_affine

@@ -14,7 +14,8 @@ from dummy_pipeline import PROMPTS, DummyPipeline, linear_pipeline, mixture_pipe
 from ertacache.calibration.calibrate import HISTORIES, STRENGTHS, calibrate, evaluate
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.method import Method
-from ertacache.calibration.recording import Final, Prompts, run_pipeline
+from ertacache.calibration.pipeline_run import Final, run_pipeline
+from ertacache.calibration.prompts import Prompts
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
 from ertacache.metrics import PairedMetrics

@@ -10,8 +10,8 @@ from ertacache.calibration.calibrate import calibrate, evaluate
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.closed_loop import ClosedLoop
 from ertacache.calibration.method import Method, fit_plans
+from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.calibration.plan import Plan
-from ertacache.calibration.recording import Final, run_pipeline
 from ertacache.core.schedule import Schedule
 from ertacache.profile.profile import Profile
 from ertacache.runtime.player import Player, RunStats

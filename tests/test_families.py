@@ -13,8 +13,8 @@ from ertacache.calibration.calibrate import calibrate, fit_options
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.closed_loop import ClosedLoop
 from ertacache.calibration.method import Method, assemble, fit_plans
+from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.calibration.plan import Plan
-from ertacache.calibration.recording import Final, run_pipeline
 from ertacache.core.schedule import Schedule
 from ertacache.errors import ProfileMismatch
 from ertacache.profile.profile import Rectifier, Site

@@ -12,7 +12,8 @@ from PIL import Image
 from dummy_pipeline import PROMPTS, DummyPipeline, label_of, mixture_pipeline
 from ertacache.baselines.baseline import Bench
 from ertacache.calibration.calibrate import calibrate
-from ertacache.calibration.recording import Prompts, check_call, run_pipeline, split_prompts
+from ertacache.calibration.pipeline_run import check_call, run_pipeline
+from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.pipelines.inputs import digest, input_names
 from ertacache.profile.profile import Profile

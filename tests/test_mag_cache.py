@@ -8,7 +8,8 @@ from diffusers import MagCacheConfig
 
 from ertacache.baselines.baseline import Bench
 from ertacache.baselines.mag_cache import MagCache, measure_ratios
-from ertacache.calibration.recording import Prompts, call_pipeline
+from ertacache.calibration.pipeline_run import call_pipeline
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CacheConflict, CalibrationError
 from ertacache.evaluation.match_cost import execute
 from method_contract import FIRST, check_contract

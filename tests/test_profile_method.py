@@ -8,7 +8,7 @@ from ertacache.baselines.baseline import Bench
 from ertacache.baselines.ertacache import Ertacache, Fitted, FittedPolicy, HiddenErtacache, OfflinePolicy
 from ertacache.baselines.profile_method import ProfileMethod
 from ertacache.baselines.uniform import Uniform, UniformExtrapolation, UniformHidden, UniformReuse
-from ertacache.calibration.recording import Prompts
+from ertacache.calibration.prompts import Prompts
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
 from method_contract import check_contract

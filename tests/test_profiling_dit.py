@@ -10,7 +10,8 @@ from dummy_pipeline import mixture_pipeline
 from ertacache.baselines.baseline import Bench
 from ertacache.baselines.delta_dit import DeltaDiT
 from ertacache.baselines.profiling_dit import ForegroundProfile, ProfilingDiT, foreground, foreground_scores, otsu
-from ertacache.calibration.recording import Prompts, run_pipeline
+from ertacache.calibration.pipeline_run import run_pipeline
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CacheConflict, CalibrationError, InvalidArgument
 from ertacache.evaluation.match_cost import execute, match_cost
 from method_contract import FIRST, check_contract

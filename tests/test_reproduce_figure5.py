@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import ertacache
-from ertacache.calibration.recording import Prompts, call_pipeline
+from ertacache.calibration.pipeline_run import call_pipeline
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import InvalidArgument, MissingExtra
 from ertacache.evaluation.reproduce import figure5, run
 from ertacache.evaluation.reproduce.figure5 import Sweep, run_figure, sweep_of
@@ -93,7 +94,7 @@ def test_the_uncached_run_is_made_once_for_all_sizes(sweep: Sweep, monkeypatch: 
             calls.append(prompts.seed)
         return call_pipeline(pipe, prompts, call, **options)
 
-    monkeypatch.setattr("ertacache.calibration.recording.call_pipeline", watched)
+    monkeypatch.setattr("ertacache.calibration.pipeline_run.call_pipeline", watched)
     in_batches.run(["psnr"], show_progress=False)
     # Two batches; each uncached with the first size, and with a profile for both sizes.
     assert sorted(calls) == [50] * 3 + [52] * 3

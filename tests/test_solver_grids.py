@@ -12,7 +12,8 @@ from torch import Tensor
 
 import pipelines
 from ertacache.calibration.calibrate import calibrate
-from ertacache.calibration.recording import Final, Prompts, run_pipeline
+from ertacache.calibration.pipeline_run import Final, run_pipeline
+from ertacache.calibration.prompts import Prompts
 from ertacache.core.timesteps import stretch
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines import angle_grid

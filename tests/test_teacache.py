@@ -6,7 +6,7 @@ import torch
 
 from ertacache.baselines.teacache import COEFFICIENTS, TeaCache
 from ertacache.baselines.teacache_signal import SignalController, distance
-from ertacache.calibration.recording import run_pipeline
+from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.errors import CacheConflict, CalibrationError, InvalidArgument, UnsupportedPipeline
 from ertacache.evaluation.match_cost import execute
 from ertacache.runtime.hooks import attached, attachment_of

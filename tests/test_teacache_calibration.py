@@ -10,7 +10,7 @@ import torch
 from ertacache.baselines.baseline import Bench
 from ertacache.baselines.teacache import COEFFICIENTS, TeaCache
 from ertacache.baselines.teacache_calibration import Calibration, calibrate_teacache, fit_polynomial, polynomial
-from ertacache.calibration.recording import Prompts
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.evaluation.match_cost import execute
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, flux, wan

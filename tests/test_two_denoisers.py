@@ -14,7 +14,8 @@ from ertacache.baselines.delta_dit import DeltaDiT
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.method import extrapolated
-from ertacache.calibration.recording import Final, Prompts
+from ertacache.calibration.pipeline_run import Final
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CacheConflict, InvalidArgument, ProfileMismatch, UnsupportedPipeline
 from ertacache.pipelines.models import denoiser_of, denoisers_of
 from ertacache.profile.profile import Profile, Site

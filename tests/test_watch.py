@@ -13,7 +13,8 @@ from cached import MASK, SITES, profile
 from dummies import GaussianMixture
 from dummy_pipeline import PROMPTS as DUMMY_PROMPTS
 from dummy_pipeline import DummyPipeline, MixtureModule
-from ertacache.calibration.recording import Prompts, call_pipeline
+from ertacache.calibration.pipeline_run import call_pipeline
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.evaluation.match_cost import execute
 from ertacache.pipelines.solvers import read_grid

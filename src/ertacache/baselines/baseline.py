@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.recording import Prompts, run_pipeline
+from ertacache.calibration.pipeline_run import run_pipeline
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.models import denoiser_of, unwrapped
 from ertacache.runtime.hooks import Controller

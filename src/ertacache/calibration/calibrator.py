@@ -13,15 +13,9 @@ from torch import Tensor, nn
 
 from ertacache.calibration.checkpoint import RunStore
 from ertacache.calibration.closed_loop import ClosedLoop
+from ertacache.calibration.pipeline_run import Final, TrajectoryLog, check_call, run_pipeline
 from ertacache.calibration.plan import Plan, Solved, from_state, schedule_of, to_state
-from ertacache.calibration.recording import (
-    Final,
-    Prompts,
-    TrajectoryLog,
-    check_call,
-    run_pipeline,
-    split_prompts,
-)
+from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.calibration.reference_log import Reference, ReferenceLog
 from ertacache.core.policy import Probe, nearest_threshold
 from ertacache.core.schedule import Schedule

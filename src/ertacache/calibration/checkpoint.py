@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ertacache.errors import CalibrationError, InvalidArgument
-from ertacache.profile.profile_file import write_atomic
+from ertacache.files import write_atomic
 
 
 class RunStore:

@@ -50,7 +50,8 @@ def generate(
     offload_history: str | None = None,
 ) -> dict[str, Any]:
     """Draw one picture or clip; returns the time of the denoising loop and what was computed."""
-    from ertacache.calibration.recording import Prompts, check_call, run_pipeline
+    from ertacache.calibration.pipeline_run import check_call, run_pipeline
+    from ertacache.calibration.prompts import Prompts
     from ertacache.core.offload import check_offload
     from ertacache.evaluation.evaluate import Timed
     from ertacache.evaluation.sample_files import FPS, check_kind, makes_clips, trained_fps, write_sample

@@ -7,7 +7,7 @@ from typing import Any
 
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.progress import run_progress
-from ertacache.calibration.recording import Prompts
+from ertacache.calibration.prompts import Prompts
 from ertacache.core.offload import Offload
 from ertacache.errors import InvalidArgument
 from ertacache.evaluation.ablation import REUSE, Ablation

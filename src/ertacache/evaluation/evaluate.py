@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ertacache.calibration.calibrator import deviation
-from ertacache.calibration.recording import Final, Prompts, run_pipeline
+from ertacache.calibration.pipeline_run import Final, run_pipeline
+from ertacache.calibration.prompts import Prompts
 from ertacache.core.analysis import decompose
 from ertacache.core.offload import Offload
 from ertacache.core.schedule import Schedule
@@ -269,7 +270,7 @@ def header(model: str, prompts: Prompts, call: dict[str, Any], steps: int) -> di
 
 def write_rows(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     """Write a whole result file, all or nothing."""
-    from ertacache.profile.profile_file import write_atomic
+    from ertacache.files import write_atomic
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())

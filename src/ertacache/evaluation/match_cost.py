@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ertacache.baselines.baseline import Baseline
-from ertacache.calibration.recording import Prompts, call_pipeline
+from ertacache.calibration.pipeline_run import call_pipeline
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import InvalidArgument
 from ertacache.runtime.watch import Executed, Watch
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ertacache.errors import InvalidArgument, MissingExtra
-from ertacache.profile.profile_file import write_atomic
+from ertacache.files import write_atomic
 
 #: Frames per second of samples in result folders, and where no model says otherwise.
 FPS = 8

@@ -11,6 +11,7 @@ from torch import Tensor
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
+from ertacache.files import write_atomic
 from ertacache.profile import profile_file
 from ertacache.profile.provenance import Provenance
 
@@ -173,7 +174,7 @@ class Profile:
             InvalidArgument: as `to_bytes`.
         """
         target = Path(path)
-        profile_file.write_atomic(target, self.to_bytes())
+        write_atomic(target, self.to_bytes())
         return target
 
     @classmethod

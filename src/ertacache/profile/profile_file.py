@@ -7,7 +7,6 @@ specified in `docs/profile-format.md`. Everything here treats a file as written 
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -110,21 +109,6 @@ def read_capped(path: Path) -> bytes:
     """The bytes of `path`, or one more than the cap, which `unpack` then refuses."""
     with path.open("rb") as file:
         return file.read(SIZE_CAP + 1)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, all or nothing: a failure leaves the old file intact and nothing beside it."""
-    # Opened as an ordinary file, not through tempfile, so that it gets the ordinary permissions.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def locate(source: str | os.PathLike[str], revision: str | None) -> Path:

@@ -78,7 +78,8 @@ class Judge:
 @torch.no_grad()
 def draw(pipe: Any, captions: Sequence[str], seed: int, call: dict[str, Any], batch_size: int = 50) -> Tensor:
     """Images [N, 3, 64, 64] of captions, number n from the noise of seed + n."""
-    from ertacache.calibration.recording import Prompts, run_pipeline
+    from ertacache.calibration.pipeline_run import run_pipeline
+    from ertacache.calibration.prompts import Prompts
     from ertacache.runtime.hooks import Controller
 
     batches = Prompts(tuple(captions), seed).batches(batch_size)

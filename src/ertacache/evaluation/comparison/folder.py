@@ -8,7 +8,7 @@ from ertacache.errors import InvalidArgument
 from ertacache.evaluation.comparison.entrant import Entrant, Tuned, from_json, to_json
 from ertacache.evaluation.comparison.job import check_same
 from ertacache.evaluation.comparison.lines import Lines
-from ertacache.profile.profile_file import write_atomic
+from ertacache.files import write_atomic
 
 
 class Folder:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ertacache.calibration.recording import Prompts
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import InvalidArgument
 
 

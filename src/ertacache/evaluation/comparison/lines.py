@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ertacache.errors import InvalidArgument
-from ertacache.profile.profile_file import write_atomic
+from ertacache.files import write_atomic
 
 
 class Lines:

@@ -9,7 +9,7 @@ import torch
 
 from ertacache.baselines.baseline import Baseline
 from ertacache.calibration.calibrator import deviation
-from ertacache.calibration.recording import Prompts
+from ertacache.calibration.prompts import Prompts
 from ertacache.core.analysis import decompose
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ertacache.profile.profile_file import write_atomic
+from ertacache.files import write_atomic
 from ertacache.runtime.watch import Executed
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ertacache.baselines.baseline import Baseline, Bench, Knob
+from ertacache.calibration.pipeline_run import check_call
 from ertacache.calibration.progress import run_progress
-from ertacache.calibration.recording import Prompts, check_call
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CalibrationError, InvalidArgument, UnsupportedPipeline
 from ertacache.evaluation.comparison.entrant import Entrant, Tuned
 from ertacache.evaluation.comparison.folder import Folder

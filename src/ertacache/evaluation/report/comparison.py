@@ -17,7 +17,7 @@ from ertacache.evaluation.report.comparison_rows import FEWER_STEPS, UNIFORM
 from ertacache.evaluation.report.comparison_samples import Samples
 from ertacache.evaluation.report.embedded import DIFFERENCE_GAIN
 from ertacache.evaluation.report.frame_plot import Curve, frame_curves
-from ertacache.profile.profile_file import write_atomic
+from ertacache.files import write_atomic
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,8 @@ class Sweep:
 
     def _measure(self, profile: Any, metrics: Sequence[str]) -> dict[str, Any]:
         """Mean, spread and values of each metric over the measured prompts."""
-        from ertacache.calibration.recording import Prompts, call_pipeline
+        from ertacache.calibration.pipeline_run import call_pipeline
+        from ertacache.calibration.prompts import Prompts
         from ertacache.metrics import SampleMetrics
         from ertacache.runtime.player import apply
 
@@ -142,8 +143,8 @@ class Sweep:
         """The uncached run of a batch, kept on the disk: every size is measured against it."""
         from safetensors.torch import load_file, save
 
-        from ertacache.calibration.recording import call_pipeline
-        from ertacache.profile.profile_file import write_atomic
+        from ertacache.calibration.pipeline_run import call_pipeline
+        from ertacache.files import write_atomic
 
         path = self.out / "references" / f"{batch.seed}.safetensors"
         if not path.is_file():

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.evaluation.reproduce.memory import check_memory
 from ertacache.evaluation.reproduce.settings import FIGURE5, Setting, setting_of
+from ertacache.files import write_atomic
 from ertacache.pipelines import bundled
 from ertacache.pipelines.loading import call_arguments, load_pipeline, read_prompts
-from ertacache.profile.profile_file import write_atomic
 
 #: Bundled captions that are measured, and that methods are calibrated on.
 _MEASURED, _CALIBRATED = 16, 24

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, TypedDict, cast
 
 from ertacache.errors import InvalidArgument, VBenchFailed
-from ertacache.profile.profile_file import write_atomic
+from ertacache.files import write_atomic
 
 VERSION = "0.1.5"
 #: Beyond VBench's own pins: it calls torch.load with the default of before torch 2.6, and it imports packaging out of

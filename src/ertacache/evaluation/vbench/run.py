@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 from ertacache.errors import InvalidArgument, MissingExtra, VBenchFailed
 from ertacache.evaluation.vbench.environment import VERSION, default_folder, python_of, ready, stream
 from ertacache.evaluation.vbench.scores import MODES, VIDEOS_PER_PROMPT, total_score
-from ertacache.profile.profile_file import write_atomic
+from ertacache.files import write_atomic
 
 _INDEXED = re.compile(rf".+-[0-{VIDEOS_PER_PROMPT - 1}]\.mp4", re.DOTALL)
 _WORKER = Path(__file__).with_name("worker.py")

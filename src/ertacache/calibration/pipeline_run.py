@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.pipelines.inputs import Inputs, input_names
 from ertacache.pipelines.models import takes_one_prompt
@@ -23,32 +24,6 @@ _OURS = (
     "num_videos_per_prompt",
 )  # fmt: skip
 _TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """Prompts with the seed of their initial noise: prompt n uses seed + n, in whatever batch it runs.
-
-    Attributes:
-        inputs: what each prompt brings along beside its text, by argument of the pipeline; empty where none does.
-    """
-
-    texts: tuple[str, ...]
-    seed: int
-    inputs: tuple[Inputs, ...] = field(default=(), compare=False, repr=False)
-
-    def first(self, count: int) -> "Prompts":
-        """The first `count` prompts."""
-        return Prompts(self.texts[:count], self.seed, self.inputs[:count])
-
-    def batches(self, size: int | None) -> list["Prompts"]:
-        """Consecutive parts of at most `size` prompts."""
-        size = size or len(self.texts)
-        starts = range(0, len(self.texts), size)
-        return [
-            Prompts(self.texts[start : start + size], self.seed + start, self.inputs[start : start + size])
-            for start in starts
-        ]
 
 
 def check_call(pipe: Any, call: dict[str, Any], inputs: Sequence[Inputs] = ()) -> None:
@@ -183,33 +158,3 @@ class Final(Controller):
     def end_step(self, run: Run, x_next: Tensor) -> None:
         self.inner.end_step(run, x_next)
         self.latents = x_next.float().cpu()
-
-
-def split_prompts(
-    prompts: Sequence[str], holdout: float, seed: int, inputs: Sequence[Inputs] | None = None
-) -> tuple[Prompts, Prompts]:
-    """Calibration prompts and held-out prompts: the last `holdout` share, at least one of each kind.
-
-    Args:
-        inputs: one per prompt, which it stays with, or none at all.
-
-    Raises:
-        InvalidArgument: fewer than two prompts, one that is no text, another number of inputs, or a share outside
-            (0, 1).
-    """
-    texts = tuple(prompts)
-    if isinstance(prompts, str) or len(texts) < 2:
-        raise InvalidArgument(
-            f"{len(texts) if not isinstance(prompts, str) else 1} prompt(s) given; calibrate with at "
-            "least 2, since one part is held out"
-        )
-    if strange := [text for text in texts if not isinstance(text, str)]:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgument(f"prompt {reprlib.repr(strange[0])} is a {type(strange[0]).__name__}; give texts")
-    brought = tuple(inputs or ())
-    if inputs is not None and len(brought) != len(texts):
-        raise InvalidArgument(f"{len(brought)} inputs for {len(texts)} prompts; give one dictionary per prompt")
-    if not 0 < holdout < 1:
-        raise InvalidArgument(f"holdout is {holdout}; choose a share between 0 and 1, such as 0.25")
-    held = min(len(texts) - 1, max(1, round(len(texts) * holdout)))
-    cut = len(texts) - held
-    return Prompts(texts[:cut], seed, brought[:cut]), Prompts(texts[cut:], seed + cut, brought[cut:])

@@ -7,7 +7,8 @@ import torch
 
 from by_hand import ByHand
 from dummy_pipeline import PROMPTS, decode, mixture_pipeline
-from ertacache.calibration.recording import Final, Prompts, check_call, run_pipeline, split_prompts
+from ertacache.calibration.pipeline_run import Final, check_call, run_pipeline
+from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.calibration.reference_log import ReferenceLog
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.runtime.hooks import Controller, Run
