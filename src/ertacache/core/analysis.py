@@ -36,28 +36,14 @@ class ErrorDecomposition:
     computed: tuple[bool, ...]
 
 
-def euler_deviation(sigmas: Tensor, used: Tensor, reference: Tensor) -> Tensor:
-    """Eq. 11: the signed deviation of the final latent, Σ_i Δσ_i ε_i.
+def decompose(sigmas: Tensor, used: Tensor, reference: Tensor, schedule: Schedule) -> ErrorDecomposition:
+    """Feature shift, its amplified share and the accumulated deviation, step by step (Eq. 7-11).
 
     Args:
         sigmas: [T+1], the grid that both runs share.
         used: [T, B, *latent] what the solver received in the cached run.
         reference: [T, B, *latent] what it received in the uncached run.
-
-    Returns:
-        [B, *latent] float64.
-
-    Raises:
-        InvalidArgument: numbers of steps that differ.
-    """
-    steps = _intervals(sigmas, used, reference)
-    return torch.einsum("t,t...->...", steps, exact(used) - exact(reference))
-
-
-def decompose(sigmas: Tensor, used: Tensor, reference: Tensor, schedule: Schedule) -> ErrorDecomposition:
-    """Feature shift, its amplified share and the accumulated deviation, step by step (Eq. 7-11).
-
-    Args: as in `euler_deviation`, and the schedule of the cached run.
+        schedule: of the cached run.
 
     Raises:
         InvalidArgument: numbers of steps that differ.

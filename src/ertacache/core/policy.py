@@ -18,22 +18,8 @@ def l1_per_prompt(x: Tensor) -> Tensor:
     return exact(x).flatten(1).abs().sum(1)
 
 
-def relative_l1(reused: Tensor, true: Tensor, reference: Tensor) -> Tensor:
-    """Eq. 12: ‖reused − true‖₁ / ‖reference‖₁, both norms taken over all prompts.
-
-    Args:
-        reused: [B, *] the residual that reuse would give.
-        true: [B, *] the residual that the denoiser gives, on the cached trajectory.
-        reference: [B, *] the residual of the uncached run.
-
-    Returns:
-        A float64 scalar, dimensionless.
-    """
-    return l1_per_prompt(exact(reused) - exact(true)).sum() / l1_per_prompt(reference).sum()
-
-
 class RelativeL1:
-    """Eq. 12 accumulated prompt by prompt, as a ratio of sums; its memory is two numbers."""
+    """Eq. 12, ‖reused − true‖₁ / ‖reference‖₁ with both norms over all prompts; its memory is two numbers."""
 
     def __init__(self) -> None:
         self.error = 0.0
