@@ -10,10 +10,10 @@ import pytest
 import ertacache
 
 SRC = Path(ertacache.__file__).parents[1]
-#: From the ground up. `errors` and `files` are the two modules that all may use; the public face is no folder.
+#: From the ground up. `errors`, `extras` and `files` are the modules that all may use; the public face is no folder.
 FOLDERS = (
-    "errors", "files", "core", "metrics", "opensora", "profile", "pipelines", "runtime", "calibration", "quantization",
-    "split", "baselines", "evaluation", "ray", "serving", "integrations", "cli",
+    "errors", "extras", "files", "core", "metrics", "opensora", "profile", "pipelines", "runtime", "calibration",
+    "quantization", "split", "baselines", "evaluation", "ray", "serving", "integrations", "cli",
 )  # fmt: skip
 MODULES = {
     ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path
@@ -84,7 +84,7 @@ def test_core_knows_torch_and_the_errors_only(module: str):
 
 def test_the_corridor_is_short_and_every_folder_has_its_place():
     corridor = {path.name for path in (SRC / "ertacache").glob("*.py")}
-    assert corridor <= {"__init__.py", "errors.py", "files.py"}
+    assert corridor <= {"__init__.py", "errors.py", "extras.py", "files.py"}
     assert {folder(name) for name in MODULES} - {""} <= set(FOLDERS)
 
 

@@ -151,7 +151,7 @@ def test_the_plot_has_one_panel_for_each_metric(tmp_path: Path, monkeypatch: pyt
         draw(document, Path("plot.txt"))
     text = draw(document, tmp_path / "plot.svg").read_text()
     assert text.count('id="axes_') == 2
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtra, match=r"pip install 'ertacache\[report\]'"):
         draw(document, tmp_path / "plot.svg")
 

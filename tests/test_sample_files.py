@@ -1,9 +1,9 @@
 """Pictures and clips as files, read back by other means than wrote them."""
 
-import importlib.util
 import io
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,9 +151,12 @@ def test_ffmpeg_that_fails_says_why(tmp_path: Path) -> None:
 
 
 def test_mp4_without_ffmpeg_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"pip install 'ertacache\[video\]', or name a \.gif file"):
-        check_kind(tmp_path / "x.mp4", clip=True)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    path = tmp_path / "x.mp4"
+    with pytest.raises(MissingExtra) as missing:
+        check_kind(path, clip=True)
+    remedy = "install it with: pip install 'ertacache[video]', or name a .gif file"
+    assert str(missing.value) == f"the mp4 file {path} needs imageio-ffmpeg; {remedy}"
     check_kind(tmp_path / "x.gif", clip=True)
 
 

@@ -24,6 +24,7 @@ from ertacache.baselines.taylor_seer import TaylorSeer
 from ertacache.baselines.teacache import TeaCache
 from ertacache.baselines.uniform import Uniform, UniformExtrapolation, UniformHidden, UniformReuse
 from ertacache.errors import InvalidArgument
+from ertacache.extras import require
 
 #: Every method at its default settings, in the order of tables.
 METHODS: tuple[Baseline, ...] = (
@@ -71,10 +72,15 @@ def methods(keys: str) -> tuple[Baseline, ...]:
 
     Raises:
         InvalidArgument: an unknown name, or one that comes twice.
+        MissingExtra: one that is named needs an extra. Of `all`, it is listed with that reason in place of a result.
     """
     if keys == "all":
         return METHODS
     chosen = [key.strip() for key in keys.split(",") if key.strip()]
     if not chosen or len(set(chosen)) < len(chosen):
         raise InvalidArgument(f"methods is {keys!r}; name different methods separated by commas, or all")
-    return tuple(method(key) for key in chosen)
+    named = tuple(method(key) for key in chosen)
+    for known in named:
+        if known.extra:
+            require(known.title, known.extra.replace("-", "_"))
+    return named

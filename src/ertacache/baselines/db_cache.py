@@ -10,6 +10,7 @@ from ertacache.baselines.baseline import Baseline, Knob, denoiser_class, steps_o
 from ertacache.baselines.diffusers_cache import refuse_profile
 from ertacache.baselines.implementation import branches
 from ertacache.errors import CacheConflict, MissingExtra
+from ertacache.extras import require
 from ertacache.pipelines.models import blocks_of, denoiser_of, family_of
 
 #: What cache-dit leaves on a denoiser when it is disabled.
@@ -120,11 +121,12 @@ class DBCacheTaylorSeer(DBCache):
 def _cache_dit() -> Any:
     """The module `cache_dit`, told to log errors only unless the user has said otherwise."""
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")
+    require("DBCache", "cache_dit")
     try:
         import cache_dit
-    except ImportError as error:
+    except ImportError as error:  # there, but made for another diffusers
         raise MissingExtra(
-            f"cache-dit cannot be imported ({error}); install it with: pip install 'ertacache[cache-dit]'"
+            f"cache-dit cannot be imported ({error}); install one that fits with: pip install 'ertacache[cache-dit]'"
         ) from error
     return cache_dit
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from ertacache.cli import commands
 from ertacache.cli import compare as compare_command
 from ertacache.cli.demo import run_demo
-from ertacache.cli.zoo import zoo
+from ertacache.cli.zoo import add_zoo
 from ertacache.errors import ErtacacheError
 from ertacache.evaluation.reproduce.cli import reproduce
 from ertacache.evaluation.vbench.cli import vbench
@@ -20,7 +20,7 @@ from ertacache.evaluation.vbench.cli import vbench
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 app.add_typer(vbench, name="vbench")
-app.add_typer(zoo(), name="zoo")
+add_zoo(app)
 app.command()(reproduce)
 
 Model = Annotated[str, typer.Argument(help="Bundled model (`zoo list` names them), diffusers folder or Hub id.")]

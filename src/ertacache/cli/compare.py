@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ertacache.errors import InvalidArgument
+from ertacache.extras import require
 
 PUBLISHED = "published"
 
@@ -36,6 +37,7 @@ def compare(
     offload_history: str | None = None,
 ) -> dict[str, Any]:
     """Compare, and write the report; returns its place and one line per entrant."""
+    require("the report of a comparison", "jinja2")
     from ertacache.baselines import catalogue as baselines
     from ertacache.baselines.profile_method import ProfileMethod
     from ertacache.cli.commands import prompts_of

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ertacache.cli import commands
 from ertacache.errors import InvalidArgument
+from ertacache.extras import require
 from ertacache.pipelines import bundled
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 
@@ -53,14 +54,18 @@ def run_demo(model: str, out: Path) -> dict[str, Any]:
 
     Raises:
         InvalidArgument: no bundled model.
+        MissingExtra: the zoo, or what the report or a clip needs, is not installed.
     """
     if model not in bundled.NAMES:
         raise InvalidArgument(f"no bundled model {model!r}; there are {', '.join(bundled.NAMES)}")
+    size = _SIZES[model]
+    require("the report of the demo", "jinja2")
+    if "mp4" in size.kinds:
+        require("the mp4 file of the demo", "imageio_ffmpeg")
     start = time.perf_counter()
     from ertacache.calibration.calibrate import calibrate
     from ertacache.evaluation.ablation_run import AblationRun
 
-    size = _SIZES[model]
     pipe, call = load_pipeline(model), call_arguments(model, {})
     texts = bundled.calibration_prompts(size.calibration, model)
     held = bundled.heldout_prompts(size.prompts, model)

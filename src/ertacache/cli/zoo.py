@@ -1,22 +1,22 @@
 """`ertacache zoo`: the commands that come with ertacache-zoo, or where to get them."""
 
 from importlib import import_module
-from importlib.util import find_spec
 
 import typer
 
-from ertacache.errors import MissingExtra
+from ertacache.extras import present, require
+
+_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-def zoo() -> typer.Typer:
-    """The zoo's own commands; without the zoo, one that names the pip command whatever it is asked for."""
-    if find_spec("ertacache_zoo") is not None:
-        return import_module("ertacache_zoo.cli").zoo
-    app = typer.Typer(help="The bundled models (not installed: pip install ertacache-zoo).")
-    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(_missing)
-    return app
+def add_zoo(app: typer.Typer) -> None:
+    """Add the zoo's own commands; without the zoo, one that names the pip command whatever it is asked for."""
+    if present("ertacache_zoo"):
+        app.add_typer(import_module("ertacache_zoo.cli").zoo, name="zoo")
+    else:
+        app.command("zoo", context_settings=_ANYTHING)(_missing)
 
 
 def _missing() -> None:
-    """Say how to install the bundled models."""
-    raise MissingExtra("the bundled models are not installed; install them with: pip install ertacache-zoo")
+    """The bundled models (not installed: pip install ertacache-zoo)."""
+    require("`ertacache zoo`", "ertacache_zoo")

@@ -12,7 +12,7 @@ from ertacache.core.offload import Offload
 from ertacache.errors import InvalidArgument
 from ertacache.evaluation.ablation import REUSE, Ablation
 from ertacache.evaluation.evaluate import Evaluation, Trial, header, write_rows
-from ertacache.evaluation.report.ablation import write_report
+from ertacache.extras import require
 
 
 @dataclass
@@ -24,6 +24,9 @@ class AblationRun:
         prompts: held-out prompts, shared by all groups.
         seed: of their noise.
         model: name for the report's title.
+
+    Raises:
+        MissingExtra: the report could not be made in the end.
     """
 
     out: Path
@@ -31,6 +34,9 @@ class AblationRun:
     seed: int = 10_000
     model: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def __post_init__(self) -> None:
+        require("the report of an ablation", "jinja2")
 
     def add(
         self,
@@ -80,4 +86,6 @@ class AblationRun:
 
     def report(self) -> Path:
         """Write `report.html` beside the results; returns its path."""
+        from ertacache.evaluation.report.ablation import write_report
+
         return write_report(self.out / "results.jsonl", self.out / "report.html")

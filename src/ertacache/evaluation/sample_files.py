@@ -1,6 +1,5 @@
 """Pictures and clips as files: PNG, JPEG, WebP; mp4 by ffmpeg; gif and WebP that loop."""
 
-import importlib.util
 import inspect
 import io
 import subprocess
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ertacache.errors import InvalidArgument, MissingExtra
+from ertacache.errors import InvalidArgument
+from ertacache.extras import require
 from ertacache.files import write_atomic
 
 #: Frames per second of samples in result folders, and where no model says otherwise.
@@ -55,10 +55,8 @@ def check_kind(path: Path, *, clip: bool, fps: float = FPS) -> None:
         raise InvalidArgument(f"{path} would hold a clip, and this is one picture; name a .png file")
     if not 0 < fps <= _FASTEST:
         raise InvalidArgument(f"fps is {fps:g}; choose frames per second above 0 and up to {_FASTEST}")
-    if kind == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise MissingExtra(
-            "mp4 files need ffmpeg; install it with: pip install 'ertacache[video]', or name a .gif file"
-        )
+    if kind == ".mp4":
+        require(f"the mp4 file {path}", "imageio_ffmpeg", instead="or name a .gif file")
 
 
 def write_sample(sample: Tensor, path: Path, *, fps: float = FPS) -> None:

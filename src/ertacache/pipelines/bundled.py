@@ -4,7 +4,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ertacache.errors import InvalidArgument, MissingExtra
+from ertacache.errors import InvalidArgument
+from ertacache.extras import require
 
 #: Known without the zoo, so that a name is never taken for a Hub id.
 IMAGE_NAMES = ("tiny-flux", "tiny-flux-base")
@@ -43,12 +44,5 @@ def heldout_prompts(n: int = 32, name: str = "tiny-flux") -> list[str]:
 def _catalogue(name: str) -> Any:
     if name not in NAMES:
         raise InvalidArgument(f"no bundled model {name!r}; there are {', '.join(NAMES)}")
-    try:
-        return import_module("ertacache_zoo.catalogue")
-    except ModuleNotFoundError as error:
-        if error.name != "ertacache_zoo":
-            raise
-        raise MissingExtra(
-            f"{name!r} is a bundled model, and the bundled models are not installed; install them with: "
-            "pip install ertacache-zoo"
-        ) from error
+    require(f"the bundled model {name!r}", "ertacache_zoo")
+    return import_module("ertacache_zoo.catalogue")

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ertacache.errors import InvalidArgument, MissingExtra
+from ertacache.errors import InvalidArgument
+from ertacache.extras import require
 from ertacache.profile.profile import Profile
 
 
@@ -16,12 +17,9 @@ def draw_profile(profile: Profile, path: Path) -> None:
     """
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InvalidArgument(f"cannot draw to {path}; name a .png, .svg or .pdf file")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra(
-            "pictures of profiles need matplotlib; install it with: pip install 'ertacache[report]'"
-        ) from error
+    require("the picture of a profile", "matplotlib")
+    from matplotlib.figure import Figure
+
     figure: Any = Figure(figsize=(9, 6), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(0.5, 1, 1.4))
     _schedule(top, profile)

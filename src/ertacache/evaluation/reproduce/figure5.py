@@ -12,6 +12,7 @@ from ertacache.errors import InvalidArgument
 from ertacache.evaluation.reproduce.paper_figures import printed_rows
 from ertacache.evaluation.reproduce.request import Ready, Request, prepare, write
 from ertacache.evaluation.reproduce.settings import FIGURE5
+from ertacache.extras import require
 
 PRINTED = (
     "Figure 5 of the paper shows PSNR, SSIM and CLIP of FLUX.1-dev on 1000 captions of MS COCO 2014, calibrated on 20, "
@@ -161,6 +162,7 @@ def run_figure(request: Request) -> dict[str, Any]:
     """
     from ertacache.evaluation.reproduce.figure5_plot import draw
 
+    require("Figure 5", "matplotlib")
     ready = prepare(request)
     sweep = sweep_of(request, ready)
     names, missing = _metrics(ready.call)

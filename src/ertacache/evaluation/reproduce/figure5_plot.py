@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ertacache.errors import InvalidArgument, MissingExtra
+from ertacache.errors import InvalidArgument
+from ertacache.extras import require
 
 _LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "clip_image": "CLIP, image to image"}
 
@@ -21,11 +22,10 @@ def draw(document: dict[str, Any], path: Path) -> Path:
     """
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InvalidArgument(f"cannot draw to {path}; name a .png, .svg or .pdf file")
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import NullLocator, ScalarFormatter
-    except ImportError as error:
-        raise MissingExtra("the figure needs matplotlib; install it with: pip install 'ertacache[report]'") from error
+    require("Figure 5", "matplotlib")
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+
     names = [name for name in _LABELS if name in document["rows"][0]]
     figure: Any = Figure(figsize=(3.6 * len(names), 3.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):

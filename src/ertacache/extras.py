@@ -1,0 +1,37 @@
+"""Modules that are there only where an extra, or the zoo, was installed."""
+
+from importlib.util import find_spec
+
+from ertacache.errors import MissingExtra
+
+#: What pip is to install for each of them.
+_SOURCES = {
+    "cache_dit": "'ertacache[cache-dit]'",
+    "ertacache_zoo": "ertacache-zoo",
+    "imageio_ffmpeg": "'ertacache[video]'",
+    "jinja2": "'ertacache[report]'",
+    "matplotlib": "'ertacache[report]'",
+}
+
+
+def present(module: str) -> bool:
+    """Whether a module can be found; it is not imported."""
+    return find_spec(module) is not None
+
+
+def require(purpose: str, *modules: str, instead: str = "") -> None:
+    """Refuse work that needs modules which are not there. Called before the work starts, not where they are used.
+
+    Args:
+        purpose: what needs them, as the subject of a sentence.
+        modules: names as imported.
+        instead: what else can be done, after a comma.
+
+    Raises:
+        MissingExtra: with the pip command of the first that is missing.
+    """
+    for module in modules:
+        if not present(module):
+            name = module.replace("_", "-")
+            remedy = f"install it with: pip install {_SOURCES[module]}{instead and f', {instead}'}"
+            raise MissingExtra(f"{purpose} needs {name}; {remedy}")

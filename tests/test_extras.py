@@ -1,0 +1,126 @@
+"""Without an extra: its pip command, before any work; with none of them, calibrate and apply."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entry_point import refused
+from ertacache.baselines import catalogue
+from ertacache.baselines.db_cache import DBCache
+from ertacache.errors import MissingExtra
+from ertacache.evaluation.ablation_run import AblationRun
+from ertacache.extras import _SOURCES, present, require
+from ertacache.pipelines import bundled
+from ertacache.pipelines.loading import call_arguments, load_pipeline
+from pipelines import CALL
+
+ZOO = "install it with: pip install ertacache-zoo"
+REPORT = "install it with: pip install 'ertacache[report]'"
+VIDEO = "install it with: pip install 'ertacache[video]'"
+CACHE_DIT = "install it with: pip install 'ertacache[cache-dit]'"
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes modules missing, and any pipeline that is loaded all the same a failure."""
+
+    def block(*modules: str) -> None:
+        for module in modules:
+            monkeypatch.setitem(sys.modules, module, None)
+
+    def load(*_: Any, **__: Any) -> None:
+        pytest.fail("the work has begun")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", load)
+    return block
+
+
+@pytest.mark.parametrize("module", _SOURCES)
+def test_each_module_comes_with_what_its_message_names(module: str, without: Any):
+    assert present(module)
+    without(module)
+    assert not present(module)
+    name = module.replace("_", "-")
+    with pytest.raises(MissingExtra) as missing:
+        require("the moon", module)
+    assert str(missing.value) == f"the moon needs {name}; install it with: pip install {_SOURCES[module]}"
+    if module != "ertacache_zoo":
+        extra = _SOURCES[module].removeprefix("'ertacache[").removesuffix("]'")
+        project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+        assert any(line.startswith(f"{name}>=") for line in project["optional-dependencies"][extra])
+
+
+def test_of_several_the_first_that_is_missing_is_named(without: Any):
+    without("matplotlib", "imageio_ffmpeg")
+    with pytest.raises(MissingExtra) as missing:
+        require("the moon", "jinja2", "imageio_ffmpeg", "matplotlib", instead="or look at the sun")
+    assert str(missing.value) == f"the moon needs imageio-ffmpeg; {VIDEO}, or look at the sun"
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("jinja2", ("demo",), f"the report of the demo needs jinja2; {REPORT}"),
+        ("imageio_ffmpeg", ("demo", "tiny-wan"), f"the mp4 file of the demo needs imageio-ffmpeg; {VIDEO}"),
+        ("jinja2", ("compare",), f"the report of a comparison needs jinja2; {REPORT}"),
+        ("cache_dit", ("compare", "--methods", "dbcache"), f"DBCache (cache-dit) needs cache-dit; {CACHE_DIT}"),
+        ("matplotlib", ("reproduce", "figure5"), f"Figure 5 needs matplotlib; {REPORT}"),
+        ("ertacache_zoo", ("demo",), f"the bundled model 'tiny-flux' needs ertacache-zoo; {ZOO}"),
+        ("ertacache_zoo", ("compare",), f"the bundled model 'tiny-flux' needs ertacache-zoo; {ZOO}"),
+        (
+            "ertacache_zoo",
+            ("calibrate", "tiny-wan", "--compute-steps", "5"),
+            f"the bundled model 'tiny-wan' needs ertacache-zoo; {ZOO}",
+        ),
+    ],
+)
+def test_a_command_says_so_before_it_loads_anything(
+    module: str, arguments: tuple[str, ...], message: str, without: Any, monkeypatch, capsys, tmp_path: Path
+):
+    without(module)
+    monkeypatch.chdir(tmp_path)
+    assert refused(monkeypatch, capsys, *arguments) == f"ertacache: {message}\n"
+
+
+def test_an_ablation_says_so_before_its_first_run(without: Any, tmp_path: Path):
+    without("jinja2")
+    with pytest.raises(MissingExtra) as missing:
+        AblationRun(tmp_path, ["a cat"])
+    assert str(missing.value) == f"the report of an ablation needs jinja2; {REPORT}"
+
+
+def test_all_methods_are_compared_without_those_that_are_missing(without: Any):
+    without("cache_dit")
+    assert catalogue.methods("all") == catalogue.METHODS
+    assert DBCache().refusal(None, CALL) == f"DBCache needs cache-dit; {CACHE_DIT}"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: load_pipeline("tiny-flux"),
+        lambda: call_arguments("tiny-flux", {}),
+        lambda: bundled.calibration_prompts(2, "tiny-flux"),
+        lambda: bundled.heldout_prompts(2, "tiny-flux"),
+    ],
+)
+def test_bundled_names_without_the_zoo(use: Any, without: Any):
+    without("ertacache_zoo")
+    with pytest.raises(MissingExtra) as missing:
+        use()
+    assert str(missing.value) == f"the bundled model 'tiny-flux' needs ertacache-zoo; {ZOO}"
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["check", "tiny-flux", "--captions", "3"]])
+def test_the_commands_of_the_zoo_without_the_zoo(arguments: list[str]):
+    code = (
+        "import sys; sys.modules['ertacache_zoo'] = None; "
+        f"sys.argv = ['ertacache', 'zoo', *{arguments}]; from ertacache.cli.app import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"ertacache: `ertacache zoo` needs ertacache-zoo; {ZOO}\n"
