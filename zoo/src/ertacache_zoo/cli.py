@@ -3,11 +3,13 @@
 import json
 import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from ertacache.errors import InvalidArgument
 from ertacache_zoo import catalogue
 
 zoo = typer.Typer(no_args_is_help=True, help="The bundled models: list, train, check.")
@@ -36,31 +38,39 @@ def train(
     work: Annotated[
         Path, typer.Option(help="Folder for checkpoints and the pool of latents; training resumes from it.")
     ] = Path(".zoo"),
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the finished model; the bundled place by default.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the finished model; ./NAME by default.")] = None,
+    overwrite_bundled: Annotated[
+        bool, typer.Option("--overwrite-bundled", help="Put it in place of the bundled model instead.")
+    ] = False,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile the transformer.")] = True,
     as_json: Json = False,
 ) -> None:
     """Train all parts of a model, from nothing but its generator; resumable and deterministic by seed."""
+    target = _destination(name, out, overwrite_bundled)
+    for place in (work, target):
+        _check_folder(place)
     from ertacache_zoo.train import train_model
 
-    folder = train_model(name, work, out or catalogue.folder(name), compiled)
+    folder = train_model(name, work, target, compiled)
     _print({"model": name, "folder": str(folder)}, as_json, f"{name} written to {folder}")
 
 
 @zoo.command()
 def check(
     name: Name,
-    captions: Annotated[int, typer.Option(help="Number of held-out captions.")] = 200,
+    captions: Annotated[int, typer.Option(min=1, help="Number of held-out captions.")] = 200,
     sheet: Annotated[Path | None, typer.Option(help="Also write a sheet of samples with their captions.")] = None,
     as_json: Json = False,
 ) -> None:
     """Draw held-out captions and measure how often what they say is right: colour, place and shape, or motion."""
+    catalogue.folder(name)
+    clips = name in catalogue.VIDEO_NAMES
+    if sheet is not None:
+        _check_sheet(sheet, clips)
     from ertacache_zoo import check as images
     from ertacache_zoo import check_clips as videos
 
-    result = (videos if name in catalogue.VIDEO_NAMES else images).check_model(name, captions, sheet)
+    result = (videos if clips else images).check_model(name, captions, sheet)
     shares = [key for key in result if f"judge_{key}" in result]
     right = ", ".join(f"{key.replace('_', ' ')} right {result[key]:.1%}" for key in shares)
     judged = ", ".join(f"{result[f'judge_{key}']:.1%}" for key in shares)
@@ -69,3 +79,39 @@ def check(
         f"(on the generator's own {judged})"
     )
     _print(result, as_json, text)
+
+
+def _destination(name: str, out: Path | None, overwrite_bundled: bool) -> Path:
+    """Where a trained model goes: never into the installed package unless that was asked for."""
+    bundled = catalogue.folder(name)
+    if overwrite_bundled:
+        if out is not None:
+            raise InvalidArgument(f"--out {out} and --overwrite-bundled name two places; give one of them")
+        return bundled
+    folder = Path(name) if out is None else out
+    if folder.resolve().is_relative_to(bundled.parent.resolve()):
+        raise InvalidArgument(
+            f"{folder} lies among the bundled models; name another folder with --out, or say --overwrite-bundled"
+        )
+    return folder
+
+
+def _check_sheet(sheet: Path, clips: bool) -> None:
+    """Refuse a sheet that could not be written in the end."""
+    kinds = (".png", ".jpg", ".webp", ".gif") if clips else (".png", ".jpg", ".webp")
+    if sheet.suffix.lower() not in kinds:
+        raise InvalidArgument(f"cannot draw a sheet to {sheet}; name a {', '.join(kinds[:-1])} or {kinds[-1]} file")
+    if sheet.is_dir():
+        raise InvalidArgument(f"{sheet} is a folder; name a file for the sheet")
+    _check_folder(sheet.parent)
+
+
+def _check_folder(folder: Path) -> None:
+    """Make a folder, and refuse one that nothing can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Rights do not tell: root may write anywhere, but not to a disk that is mounted for reading only.
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InvalidArgument(f"cannot write to {folder} ({error.strerror}); name another place") from error
