@@ -1,26 +1,67 @@
-# Both `make demo` and `make test` work on a fresh clone: they create .venv and install what they need.
+# Every target works on a fresh clone: it creates .venv and installs what it needs.
 PYTHON ?= python3
 MODEL ?= tiny-flux
+WORKERS ?= 2
 BIN := .venv/bin
+FLOORS := .venv-floors/bin
 
-.PHONY: demo test lint bench ablation ablation-video compare compare-video clean
+# Beside another job idle threads that spin cost more than they save.
+export OMP_WAIT_POLICY := PASSIVE
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: install demo test test-slow test-all test-floors lint docs reports dist test-dist
+.PHONY: bench ablation ablation-video compare compare-video clean
+
+install: .venv/.ok
 
 demo: .venv/.ok
 	$(BIN)/ertacache demo $(MODEL) --out out/demo
 
 test: .venv/.ok lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+# Whole trainings, compiled models, killed processes, whole reproductions.
+test-slow: .venv/.ok
+	$(PYTEST) -m slow
+
+test-all: test test-slow
+
+# What the lower bounds of pyproject.toml promise: exactly they are installed, and it calibrates, applies and saves.
+test-floors: .venv-floors/.ok
+	OMP_NUM_THREADS=1 $(FLOORS)/python -m pytest tests/test_calibrate.py tests/test_runtime.py tests/test_profile.py
 
 lint: .venv/.ok
-	$(BIN)/ruff check src tests zoo benchmarks
-	$(BIN)/ruff format --check src tests zoo benchmarks
+	$(BIN)/ruff check src tests zoo benchmarks .ci
+	$(BIN)/ruff format --check src tests zoo benchmarks .ci
 	$(BIN)/pyright
+
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict
+
+# report.html beside every result file that is kept in the tree.
+reports: .venv/.ok
+	$(BIN)/python benchmarks/reports.py
+
+# Wheels and source distributions of both packages, as they would be published.
+dist: .venv/.ok
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist zoo
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python .ci/check_dist.py dist
+
+# The wheels in an environment of their own: load a bundled model, calibrate and apply.
+test-dist: dist
+	rm -rf .venv-dist
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd .venv-dist && bin/python ../.ci/smoke.py
 
 # Denoising speed-up at half the steps, and the price of a predicted step; rewrites benchmarks/results/speed.json.
 bench: .venv/.ok
 	$(BIN)/python benchmarks/speed.py
 
-# The ablation table of the README; about 25 minutes on two cores. Rewrites benchmarks/results/ablation.
+# The ablation table; about 25 minutes on two cores. Rewrites benchmarks/results/ablation.
 ablation: .venv/.ok
 	$(BIN)/python benchmarks/ablation.py
 
@@ -44,5 +85,16 @@ compare-video: .venv/.ok
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]" -e zoo
 	touch $@
 
+.venv/.docs: .venv/.ok
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
+.venv-floors/.ok: pyproject.toml zoo/pyproject.toml .ci/floors.py
+	$(PYTHON) -m venv .venv-floors
+	$(FLOORS)/python -m pip install --quiet --upgrade pip
+	$(PYTHON) .ci/floors.py > .venv-floors/floors.txt
+	$(FLOORS)/python -m pip install --quiet -c .venv-floors/floors.txt -e . -e zoo pytest
+	touch $@
+
 clean:
-	rm -rf .venv out
+	rm -rf .venv .venv-floors .venv-dist dist out

@@ -1,8 +1,14 @@
 """Shared fixtures. Being here, this file puts the folder on the import path: `from dummies import …`."""
 
+import os
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many threads as workers; read by torch when it is imported, and by the processes that tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture

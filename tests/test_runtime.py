@@ -165,12 +165,14 @@ def test_bfloat16_is_predicted_in_float32(pipe: Any, site: Site) -> None:
 
 def test_bfloat16_hidden_keeps_its_dtype(pipe: Any) -> None:
     wanted = profile(pipe, "hidden")
+    # Given, as some versions of torch draw other numbers in half precision.
+    noise = torch.randn(1, TOKENS, CHANNELS, generator=torch.Generator().manual_seed(3))
     with ertacache.apply(pipe, wanted):
-        exact = images(pipe)
+        exact = images(pipe, latents=noise)
         pipe.to(torch.bfloat16)
         rough = latents(pipe)
         assert rough.dtype == torch.bfloat16
-        assert (images(pipe).float() - exact).abs().mean() < 0.05
+        assert (images(pipe, latents=noise).float() - exact).abs().mean() < 0.05
 
 
 def late_start(pipe: Any, wanted: Profile, **more: Any) -> tuple[list[int], Any]:
