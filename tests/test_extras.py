@@ -1,13 +1,17 @@
 """Without an extra: its pip command, before any work; with none of them, calibrate and apply."""
 
+import ast
+import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import ertacache
 from entry_point import refused
 from ertacache.baselines import catalogue
 from ertacache.baselines.db_cache import DBCache
@@ -18,6 +22,7 @@ from ertacache.pipelines import bundled
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from pipelines import CALL
 
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 ZOO = "install it with: pip install ertacache-zoo"
 REPORT = "install it with: pip install 'ertacache[report]'"
 VIDEO = "install it with: pip install 'ertacache[video]'"
@@ -39,6 +44,25 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Any:
     return block
 
 
+def test_nothing_is_imported_that_nothing_brings():
+    sources = [path.read_text(encoding="utf-8") for path in Path(ertacache.__file__).parent.rglob("*.py")]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    tops = {name.partition(".")[0] for name in names}
+    hard = {re.split("[>=]", line)[0] for line in PROJECT["dependencies"]}
+    assert hard == {
+        "accelerate", "diffusers", "numpy", "rich", "safetensors", "torch", "torchmetrics", "transformers", "typer",
+    }  # fmt: skip
+    # diffusers itself depends on the first two.
+    assert tops - sys.stdlib_module_names - {"PIL", "huggingface_hub", "ertacache"} <= hard | set(_SOURCES)
+
+
+@pytest.mark.parametrize("package", ["ertacache", "ertacache_zoo"])
+def test_the_version_is_written_in_one_place(package: str):
+    assert metadata.version(package) == import_module(package).__version__
+
+
 @pytest.mark.parametrize("module", _SOURCES)
 def test_each_module_comes_with_what_its_message_names(module: str, without: Any):
     assert present(module)
@@ -50,8 +74,7 @@ def test_each_module_comes_with_what_its_message_names(module: str, without: Any
     assert str(missing.value) == f"the moon needs {name}; install it with: pip install {_SOURCES[module]}"
     if module != "ertacache_zoo":
         extra = _SOURCES[module].removeprefix("'ertacache[").removesuffix("]'")
-        project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-        assert any(line.startswith(f"{name}>=") for line in project["optional-dependencies"][extra])
+        assert any(line.startswith(f"{name}>=") for line in PROJECT["optional-dependencies"][extra])
 
 
 def test_of_several_the_first_that_is_missing_is_named(without: Any):
