@@ -12,7 +12,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ertacache.calibration.calibrator import Calibrator, deviation
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.deviation import deviation
 from ertacache.calibration.method import Method, assemble, fit_plans
 from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.core.schedule import Schedule

@@ -5,6 +5,7 @@ They have what the package needs of a diffusers pipeline and no more: a real sch
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
 from dummies import GaussianMixture, LinearDenoiser
+from ertacache.profile.profile import Profile
 
 SHIFT = 2.0
 #: The number at the end picks the class.
@@ -129,3 +131,8 @@ def mixture_pipeline(seed: int = 0, named: bool = True) -> DummyPipeline:
 def linear_pipeline(A: Tensor, c: Tensor) -> DummyPipeline:
     """One context, cond; the prompt only picks the noise."""
     return DummyPipeline(LinearModule(LinearDenoiser(A, c)), (len(A),), branches=False)
+
+
+def untimed(profile: Profile) -> Profile:
+    """Without what the clock said, which differs from run to run."""
+    return replace(profile, provenance=replace(profile.provenance, measured={}))

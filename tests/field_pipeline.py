@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from dummy_pipeline import DummyPipeline
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule

@@ -16,7 +16,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.profile.fingerprint import config_hash, prompt_hash
 from ertacache.profile.profile import Profile, Provenance, Rectifier
 
-GOLDEN = "853bece2b7792a272bc1512f52ae960b9868857b30fe9e4c7e7358512c8f7088"  # sha256 of make()
+GOLDEN = "7d6635962b507ce783ccd7ab7c796a00ff554222d579da2937c1c6d7c49f1631"  # sha256 of make()
 FACTS: dict[str, Any] = {
     "model_class": "FluxTransformer2DModel",
     "model_config_hash": "0123456789abcdef",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from ertacache.calibration.calibrate import calibrate
 from ertacache.errors import UnsupportedPipeline
 from ertacache.profile.profile import Profile

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from by_hand import ByHand, Found
 from dummies import LinearDenoiser
-from dummy_pipeline import PROMPTS, DummyPipeline, linear_pipeline, mixture_pipeline
-from ertacache.calibration.calibrate import HISTORIES, STRENGTHS, calibrate, evaluate
+from dummy_pipeline import PROMPTS, DummyPipeline, linear_pipeline, mixture_pipeline, untimed
+from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.candidates import HISTORIES, STRENGTHS, evaluate
 from ertacache.calibration.method import Method
 from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.calibration.prompts import Prompts
@@ -128,12 +129,13 @@ def test_the_sigmoid_stays_a_table_of_its_own():
 
 def test_schedules_are_what_was_asked_for():
     assert calibrated(schedule="uniform", compute_steps=5).schedule == Schedule.uniform(T, 5)
+    assert calibrated(compute_steps=5).schedule == Schedule.uniform(T, 5)
     assert calibrated(schedule=Schedule.uniform(T, 6), compute_steps=6).schedule == Schedule.uniform(T, 6)
     by_lambda = calibrated(threshold=0.3)
     hand = ByHand(PROMPTS[:6], 5, T, W, mixture_pipeline().transformer.mixture)
     assert str(by_lambda.schedule) == hand.threshold(0.3, True)
     assert by_lambda.provenance.method["threshold"] == 0.3
-    nearest = calibrated(compute_steps=by_lambda.schedule.K)
+    nearest = calibrated(compute_steps=by_lambda.schedule.K, schedule="policy")
     assert nearest.schedule.K == by_lambda.schedule.K == nearest.provenance.heldout["K"]
     assert str(nearest.schedule) == hand.threshold(nearest.provenance.method["threshold"], True)
 
@@ -154,18 +156,38 @@ def test_held_out_prompts_never_enter_a_fit():
 
 def test_the_held_out_figures_are_those_of_the_held_out_prompts():
     profile = calibrated(schedule=MASK, basis="fitted")
-    metrics = PairedMetrics()
-    metrics.update(play(profile, PROMPTS[6:], 5 + 6)[1], play(None, PROMPTS[6:], 5 + 6)[1])
-    for name, part in metrics.compute().items():
-        assert profile.provenance.heldout[name] == pytest.approx({k: part[k] for k in ("mean", "std")}, rel=1e-4)
+    heldout, K = profile.provenance.heldout, profile.schedule.K
+    assert (heldout["prompts"], heldout["K"]) == (2, K)
+    plain, call = play(None, PROMPTS[6:], 5 + 6)[1], {**CALL, "num_inference_steps": K}
+    values: dict[str, list[float]] = {}
+    for kind, images in (
+        ("plan", play(profile, PROMPTS[6:], 5 + 6)[1]),
+        ("fewer", play(None, PROMPTS[6:], 5 + 6, call)[1]),
+    ):
+        metrics = PairedMetrics()
+        metrics.update(images, plain)
+        figures = heldout if kind == "plan" else heldout["fewer_steps"]
+        for name, part in metrics.compute().items():
+            spread = {"mean": part["mean"], "std": part["std"], "standard_error": part["std"] / 2**0.5}
+            assert figures[name] == pytest.approx(spread, rel=1e-4)
+        values[kind] = metrics.compute()["psnr"]["values"]
+    first, second = (ours - theirs for ours, theirs in zip(values["plan"], values["fewer"], strict=True))
+    gain = {"mean": (first + second) / 2, "standard_error": abs(first - second) / 2}
+    assert heldout["gain"] == pytest.approx(gain, rel=1e-3)
+    assert heldout["fewer_steps"]["steps"] == K and heldout["wins"] is (gain["mean"] > 0)
+
+
+def test_a_plan_of_all_steps_has_nothing_to_be_compared_with():
+    whole = {"std": 0.0, "standard_error": 0.0}
     assert calibrated(schedule="#" * T).provenance.heldout == {
-        "psnr": {"mean": 100.0, "std": 0.0}, "ssim": {"mean": 1.0, "std": 0.0}, "latent_log10_error": -99.0, "K": T,
+        "psnr": {"mean": 100.0, **whole}, "ssim": {"mean": 1.0, **whole}, "prompts": 2, "latent_log10_error": -99.0,
+        "K": T,
     }  # fmt: skip
 
 
 def test_automatic_choices_take_the_least_deviation_on_the_held_out_prompts():
     options: dict[str, Any] = {"schedule": MASK, "basis": "fitted"}
-    chosen = calibrated(history="auto", timesteps="auto", **options)
+    chosen = calibrated(history="auto", aim="auto", timesteps="auto", **options)
     run = Calibrator(mixture_pipeline(), PROMPTS, holdout=0.25, seed=5, call=CALL)
     schedule = Schedule.from_mask(MASK)
     results: dict[tuple[int, bool, str, float], float] = {}
@@ -179,13 +201,13 @@ def test_automatic_choices_take_the_least_deviation_on_the_held_out_prompts():
     assert len(results) == 30 and len({round(value, 6) for value in results.values()}) == 30
     assert chosen.provenance.heldout["latent_log10_error"] == pytest.approx(results[best], abs=1e-3)
     aim = min(("step", "trajectory"), key=lambda aim: results[2, False, aim, 0.0])
-    assert calibrated(history=2, **options).provenance.method["aim"] == aim
+    assert calibrated(history=2, aim="auto", **options).provenance.method["aim"] == aim
 
 
 def test_fitted_beats_residual_reuse_where_guidance_is_strong():
     options: dict[str, Any] = {"schedule": "uniform", "compute_steps": 6, "num_inference_steps": 30}
-    residual = calibrated(prompts=MANY, **options).provenance.heldout
-    fitted = calibrated(prompts=MANY, basis="fitted", history="auto", **options).provenance.heldout
+    residual = calibrated(prompts=MANY, basis="residual", **options).provenance.heldout
+    fitted = calibrated(prompts=MANY, basis="fitted", history="auto", aim="auto", **options).provenance.heldout
     assert fitted["psnr"]["mean"] > residual["psnr"]["mean"] + 3
     assert fitted["latent_log10_error"] < residual["latent_log10_error"] - 0.6
 
@@ -209,12 +231,13 @@ def test_calls_without_a_cache_context_are_named_by_their_order():
     assert torch.equal(profile.predictor.a, calibrated(schedule=MASK, basis="fitted", history=1).predictor.a)
 
 
-def test_two_calibrations_give_the_same_bytes(tmp_path: Path):
+def test_two_calibrations_give_the_same_bytes_but_for_the_time_they_took(tmp_path: Path):
     options: dict[str, Any] = {"compute_steps": 6, "basis": "fitted", "history": "auto", "rectifier": "channel"}
-    first, second = calibrated(**options), calibrated(**options)
+    profile = calibrated(**options)
+    first, second = untimed(profile), untimed(calibrated(**options))
     assert first.to_bytes() == second.to_bytes()
-    assert Profile.load(first.save(tmp_path / "p.safetensors")) == second
-    assert calibrated(**{**options, "rectifier": "scalar"}) != first
+    assert Profile.load(profile.save(tmp_path / "p.safetensors")) == profile
+    assert untimed(calibrated(**{**options, "rectifier": "scalar"})) != first
 
 
 def test_batches_come_close_to_lockstep_and_say_how_close():

@@ -21,66 +21,101 @@ def refused(error: type[Exception], message: str, pipe: DummyPipeline | None = N
     assert pipe.calls == runs
 
 
+#: Without "compute_steps": None, a row is tried with compute_steps=5 beside it.
 ARGUMENTS: list[tuple[dict[str, Any], str]] = [
-    ({}, "say how much to compute: threshold=λ, compute_steps=K or schedule="),
-    ({"threshold": 0.1, "compute_steps": 5}, "threshold excludes compute_steps and schedule; give one"),
-    ({"threshold": 0.1, "schedule": "#" * 10}, "threshold excludes compute_steps and schedule; give one"),
-    ({"threshold": 0.0}, r"threshold is 0.0; choose a positive λ"),
-    ({"threshold": float("nan")}, "threshold is nan; choose a positive λ"),
-    ({"threshold": float("inf")}, "threshold is inf; choose a positive λ"),
-    ({"compute_steps": 1}, "compute_steps is 1; choose 2 or more"),
-    ({"compute_steps": 1, "schedule": "uniform"}, "compute_steps is 1; choose 2 or more"),
-    ({"schedule": "uniform"}, "schedule='uniform' needs compute_steps=K"),
-    ({"schedule": "##########", "compute_steps": 4}, "compute_steps=4, but the schedule computes 10; give one"),
+    ({"compute_steps": None}, r"say how much to compute: compute_steps=K or a schedule such as '#\.#\.##'"),
+    ({"compute_steps": None, "schedule": "uniform"}, "say how much to compute: compute_steps=K or a schedule"),
+    ({"compute_steps": None, "method": "ertacache"}, "how much to compute: compute_steps=K, threshold=λ or a schedule"),
+    ({"threshold": 0.1}, "threshold=0.1 excludes compute_steps=5; give one of them"),
+    ({"compute_steps": None, "threshold": 0.1, "schedule": "#" * 10}, "threshold=0.1 makes .* schedule='##########' c"),
+    ({"compute_steps": None, "threshold": 0.1, "schedule": "uniform"}, "threshold=0.1 makes .* schedule='uniform' con"),
+    *(
+        ({"compute_steps": None, "threshold": value}, rf"threshold is {value!r}; choose a positive λ, such as 0\.1")
+        for value in (0.0, -1, float("nan"), float("inf"), True, "0.1")
+    ),
+    *(
+        ({"compute_steps": value}, f"compute_steps is {value!r}; choose a whole number of 2 or more: the first and the")
+        for value in (1, 0, -3, 5.0, True, "5")
+    ),
+    ({"compute_steps": 11}, "compute_steps is 11; choose 2 to 10 of 10 steps"),
+    ({"compute_steps": 1, "schedule": "uniform"}, "compute_steps is 1; choose a whole number of 2 or more"),
+    ({"compute_steps": None, "schedule": "#.#"}, "the schedule has 3 steps and the pipeline call 10; make them agree"),
+    ({"schedule": "##########"}, "compute_steps=5, but schedule='##########' computes 10; give one of them"),
     ({"schedule": "#,########"}, "write '#' for computed, '.' for predicted"),
     ({"schedule": ".#########"}, "predicts step 0, which has no history"),
+    ({"schedule": [True] * 10}, r"schedule is \[True, .*; give 'uniform', 'policy' or text such as '#\.#\.##'"),
+    ({"method": "paper"}, "method is 'paper'; choose one of 'fitted', 'ertacache'"),
     ({"basis": "guess"}, "basis is 'guess'; choose one of 'reuse', 'residual', 'fitted'"),
     ({"aim": "end"}, "aim is 'end'; choose one of 'step', 'trajectory', 'auto'"),
-    ({"compute_steps": 5, "aim": "trajectory"}, "aim='trajectory' is of the fitted basis at site 'guided'"),
-    ({"compute_steps": 5, "basis": "fitted", "aim": "trajectory", "timesteps": 0.3}, "needs the solver's own grid"),
-    ({"compute_steps": 5, "basis": "fitted", "aim": "trajectory", "rectifier": "scalar"}, "the same error twice"),
-    ({"site": "input"}, "site is 'input'; choose one of None, 'output', 'guided', 'hidden'"),
+    ({"method": "ertacache", "aim": "step"}, "aim='step' is of the fitted basis and contradicts basis='residual' of m"),
+    ({"basis": "reuse", "history": 2}, "history=2 is of the fitted basis and contradicts basis='reuse'; leave it out"),
+    ({"site": "hidden", "aim": "trajectory"}, "aim='trajectory' is of the fitted basis and contradicts basis='residua"),
+    ({"site": "output", "aim": "trajectory"}, "aim='trajectory' is of site='guided', not site='output'; use aim='step"),
+    ({"aim": "trajectory", "timesteps": 0.3}, "aim='trajectory' needs the solver's own grid, not timesteps=0.3; use a"),
+    ({"aim": "trajectory", "timesteps": "auto"}, "needs the solver's own grid, not timesteps='auto'"),
+    ({"aim": "trajectory", "rectifier": "scalar"}, "aim='trajectory' and rectifier='scalar' correct the same error tw"),
+    ({"site": "input"}, "site is 'input'; choose one of 'output', 'guided', 'hidden'"),
     ({"rectifier": "pixel"}, "rectifier is 'pixel'; choose one of 'none', 'scalar', 'channel', 'element'"),
     ({"rectifier": "scalar", "activation": "relu"}, "activation is 'relu'; choose one of 'linear', 'sigmoid'"),
-    ({"activation": "sigmoid"}, "activation='sigmoid' belongs to a rectifier; choose rectifier='channel'"),
+    ({"activation": "sigmoid"}, "activation='sigmoid' belongs to a rectifier, not rectifier='none'; use 'channel'"),
     ({"timesteps": "best"}, "timesteps is 'best'; choose one of 'none', 'paper', 'auto'"),
-    ({"timesteps": 1.5}, r"timesteps is 1.5; choose a strength from 0 \(none\) to 1"),
-    ({"timesteps": float("nan")}, "timesteps is nan; choose a strength"),
-    ({"history": 0}, "history is 0; choose a depth from 1, or 'auto'"),
-    ({"history": "all"}, "history is 'all'; choose a depth from 1, or 'auto'"),
-    ({"site": "hidden", "basis": "fitted"}, "site 'hidden' holds residuals only; use basis='residual', not 'fitted'"),
-    ({"site": "hidden", "basis": "reuse"}, "site 'hidden' holds residuals only; use basis='residual', not 'reuse'"),
-    ({"ridge": -1.0}, "ridge is -1.0; choose 0 for plain least squares, more to shrink"),
-    ({"ridge": float("inf")}, "ridge is inf; choose 0"),
-    ({"batch_size": 0}, "batch_size is 0; choose 1 or more prompts per call, or None"),
-    ({"holdout": 0.0}, "holdout is 0.0; choose a share between 0 and 1"),
-    ({"holdout": 1.0}, "holdout is 1.0; choose a share between 0 and 1"),
+    *(
+        ({"timesteps": value}, rf"timesteps is {value}; choose 'none', 'paper', 'auto' or a strength from 0 \(none\) t")
+        for value in (1.5, -0.1, float("nan"), True)
+    ),
+    ({"timesteps": [9, 5]}, r"timesteps is \[9, 5\]; .*DummyPipeline's own argument of that name cannot be given"),
+    *(
+        ({"history": value}, f"history is {value!r}; choose a whole number of 1 or more: a depth, or 'auto'")
+        for value in (0, -1, 2.5, True, "all")
+    ),
+    ({"site": "hidden", "basis": "fitted"}, "site='hidden' holds residuals only, but basis='fitted'; use basis='resid"),
+    ({"site": "hidden", "basis": "reuse"}, "site='hidden' holds residuals only, but basis='reuse'; use basis='residua"),
+    *(
+        ({"ridge": value}, f"ridge is {value!r}; choose 0 for plain least squares, more to shrink")
+        for value in (-1.0, float("nan"), float("inf"), "0.1")
+    ),
+    *(
+        ({"batch_size": value}, f"batch_size is {value!r}; choose a whole number of 1 or more: prompts per pipeline ca")
+        for value in (0, -2, 1.5, True)
+    ),
+    *(
+        ({"holdout": value}, f"holdout is {value!r}; choose a share between 0 and 1, such as 0.25")
+        for value in (0, 0.0, 1, 2, -0.1, float("nan"), True, "half")
+    ),
+    *(
+        ({"seed": value}, f"seed is {value!r}; choose a whole number from 0 to 9223372036854775807: prompt n starts fr")
+        for value in (2**64, 2**63, -1, True, 1.0)
+    ),
+    *(
+        ({"num_inference_steps": value}, f"num_inference_steps is {value!r}; choose a whole number of 1 or more: the s")
+        for value in (0, -3, 10.0, True, "10")
+    ),
+    ({"prompts": []}, r"0 prompt\(s\) given; calibrate with at least 2"),
     ({"prompts": ["one"]}, r"1 prompt\(s\) given; calibrate with at least 2"),
     ({"prompts": "a single text"}, r"1 prompt\(s\) given; calibrate with at least 2"),
     ({"prompts": ["one", 2]}, "prompt 2 is a int; give texts"),
+    ({"prompts": None}, "prompts is None; give a list of texts"),
     ({"generator": None}, "'generator' is set by this package for each prompt; leave it out"),
     ({"output_type": "pil"}, "'output_type' is set by this package"),
     ({"num_images_per_prompt": 2}, "'num_images_per_prompt' is set by this package"),
-    ({"heigth": 64}, "DummyPipeline takes no argument 'heigth'; it takes prompt, num_inference_steps, guidance_scale"),
+    ({"compute_step": 15}, "no argument 'compute_step'; did you mean compute_steps?"),
+    ({"guidance": 4.0}, "no argument 'guidance'; did you mean guidance_scale?"),
+    ({"heigth": 64}, "no argument 'heigth'; DummyPipeline takes prompt, num_inference_steps, guidance_scale"),
+    ({"compute_step": 15, "holdout": 2, "prompts": [], "method": "best"}, "no argument 'compute_step'; did you mean"),
     ({"extra": torch.ones(3)}, r"extra=tensor\(.*\) cannot be written in a profile .*calibrate with numbers"),
     ({"guidance_scale": float("inf")}, "guidance_scale=inf cannot be written in a profile"),
 ]  # fmt: skip
-#: What already says how much to compute.
-BUDGETS = {"threshold", "compute_steps", "schedule"}
 
 
 @pytest.mark.parametrize(("options", "message"), ARGUMENTS, ids=lambda value: str(value)[:40])
 def test_arguments_are_refused_before_any_run(options: dict[str, Any], message: str):
-    budget = {} if not options or BUDGETS & options.keys() else {"threshold": 0.1}
-    refused(InvalidArgument, message, **budget, **options)
+    refused(InvalidArgument, message, **{"compute_steps": 5, **options})
 
 
-def test_what_depends_on_the_number_of_steps_is_refused_after_the_uncached_run():
-    refused(InvalidArgument, "compute_steps is 11; choose 2 to 10 of 10 steps", compute_steps=11, runs=1)
-    refused(InvalidArgument, "compute_steps is 11; choose 2 to 10 of 10", compute_steps=11, schedule="uniform", runs=1)
-    refused(
-        InvalidArgument, "the schedule has 3 steps and the pipeline call 10; make them agree", schedule="#.#", runs=1
-    )
+def test_where_the_call_does_not_say_its_number_of_steps_the_uncached_run_does():
+    sigmas = {"sigmas": [1 - n / 10 for n in range(10)], "num_inference_steps": None}
+    refused(InvalidArgument, "compute_steps is 11; choose 2 to 10 of 10 steps", compute_steps=11, runs=1, **sigmas)
+    refused(InvalidArgument, "has 3 steps and the pipeline call 10; make them agree", schedule="#.#", runs=1, **sigmas)
     assert issubclass(ScheduleInvalid, InvalidArgument)
 
 
@@ -121,4 +156,4 @@ def test_the_trajectory_needs_a_step_that_can_be_inverted():
     pipe = mixture_pipeline()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     message = "inverts a step of the solver, which cannot be done for FlowMatchEuler.*it draws noise.*use aim='step'"
-    refused(UnsupportedPipeline, message, pipe, compute_steps=5, basis="fitted", aim="trajectory")
+    refused(UnsupportedPipeline, message, pipe, compute_steps=5, aim="trajectory")

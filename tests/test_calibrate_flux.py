@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ertacache.calibration.calibrate import calibrate, evaluate
+from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.candidates import evaluate
 from ertacache.calibration.closed_loop import ClosedLoop
 from ertacache.calibration.method import Method, fit_plans
 from ertacache.calibration.pipeline_run import Final, run_pipeline

@@ -7,16 +7,34 @@ from typing import Any
 import pytest
 import torch
 
-from dummy_pipeline import PROMPTS, DummyPipeline, mixture_pipeline
+from dummy_pipeline import PROMPTS, DummyPipeline, mixture_pipeline, untimed
 from ertacache.calibration.calibrate import calibrate
-from ertacache.calibration.checkpoint import RunStore
+from ertacache.calibration.checkpoint import Cost, RunStore
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.profile.profile import Profile
 
 CALL: dict[str, Any] = {"num_inference_steps": 9, "guidance_scale": 5.0, "seed": 5, "show_progress": False}
-LOCKSTEP: dict[str, Any] = {"compute_steps": 4, "basis": "fitted", "history": "auto", "timesteps": 0.3}
-BATCHES: dict[str, Any] = {"threshold": 0.4, "rectifier": "channel", "batch_size": 1, "holdout": 0.5}
-GRID: dict[str, Any] = {"schedule": "#.#..#..#", "timesteps": "auto", "rectifier": "element", "batch_size": 4}
+LOCKSTEP: dict[str, Any] = {
+    "compute_steps": 4,
+    "schedule": "policy",
+    "basis": "fitted",
+    "history": "auto",
+    "timesteps": 0.3,
+}
+BATCHES: dict[str, Any] = {
+    "threshold": 0.4,
+    "basis": "residual",
+    "rectifier": "channel",
+    "batch_size": 1,
+    "holdout": 0.5,
+}
+GRID: dict[str, Any] = {
+    "schedule": "#.#..#..#",
+    "basis": "residual",
+    "timesteps": "auto",
+    "rectifier": "element",
+    "batch_size": 4,
+}
 
 
 def calibrated(pipe: DummyPipeline, path: Path | None, prompts: list[str] = PROMPTS, **options: Any) -> Profile:
@@ -28,7 +46,8 @@ def calibrated(pipe: DummyPipeline, path: Path | None, prompts: list[str] = PROM
 )
 def test_an_interrupted_calibration_continues_where_it_stopped(options: dict[str, Any], stride: int, tmp_path: Path):
     whole = mixture_pipeline()
-    expected = calibrated(whole, None, **options).to_bytes()
+    plain = calibrated(whole, None, **options)
+    expected = untimed(plain).to_bytes()
     assert whole.calls > 8
     interruptions = range(1, whole.calls + 1, stride)
     for k in interruptions:
@@ -38,7 +57,9 @@ def test_an_interrupted_calibration_continues_where_it_stopped(options: dict[str
         with pytest.raises(ConnectionError):
             calibrated(dying, path, **options)
         again = mixture_pipeline()
-        assert calibrated(again, path, **options).to_bytes() == expected
+        found = calibrated(again, path, **options)
+        assert untimed(found).to_bytes() == expected
+        assert found.provenance.measured["uncached_runs"] == plain.provenance.measured["uncached_runs"]
         assert (dying.calls, again.calls) == (k, whole.calls - (k - 1))
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(f"{k}.pt" for k in interruptions)
 
@@ -47,9 +68,12 @@ def test_a_finished_calibration_runs_nothing_and_another_one_only_what_is_new(tm
     path, pipe = tmp_path / "runs.pt", mixture_pipeline()
     first = calibrated(pipe, path, threshold=0.3)
     runs = pipe.calls
+    # The figures of time and cost are those of the runs that were made, whenever that was.
     assert calibrated(pipe, path, threshold=0.3) == first and pipe.calls == runs
-    calibrated(pipe, path, threshold=0.6)
-    assert pipe.calls == runs + 2  # its policy and its held-out run; both references are there
+    other = calibrated(pipe, path, threshold=0.6)
+    assert pipe.calls == runs + 4  # its policy, fit, held-out run and fewer steps; both references are there
+    alone = calibrated(mixture_pipeline(), None, threshold=0.6)
+    assert other.provenance.measured["uncached_runs"] == alone.provenance.measured["uncached_runs"]
 
 
 def test_the_sums_of_a_finished_pass_are_not_kept(tmp_path: Path):
@@ -123,7 +147,15 @@ def test_a_damaged_checkpoint_is_refused(damage: Callable[[bytes], bytes], tmp_p
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path):
     path = tmp_path / "runs.pt"
-    for content in ([1, 2], {"identity": "x"}, {"results": {}}, {"identity": "x", "results": [1]}):
+    parts: dict[str, Any] = {"identity": "x", "results": {"a": 1}}
+    for content in (
+        [1, 2],
+        {"identity": "x"},
+        {"results": {}},
+        {**parts, "results": [1]},
+        parts,
+        {**parts, "costs": {}},
+    ):
         torch.save(content, path)
         with pytest.raises(CalibrationError, match=r"cannot be read .*; delete it to start afresh"):
             RunStore(path, "x")
@@ -168,6 +200,48 @@ def test_the_store_runs_each_name_once_and_reads_back_what_it_was_given(tmp_path
     assert [name in again for name in ("a", "a b", "c")] == [False, False, True]
     again.get("d", lambda: 3)
     assert [name in RunStore(path, "x") for name in ("a", "a b", "c", "d")] == [False, False, True, True]
+
+
+def test_what_was_asked_for_is_paid_for_once_whenever_it_was_made(tmp_path: Path):
+    path = tmp_path / "runs.pt"
+
+    def costing(store: RunStore, runs: float, *names: str) -> Callable[[], str]:
+        def run() -> str:
+            store.charge(Cost(runs, 2 * runs))
+            for name in names:
+                store.get(name, costing(store, 10.0))
+            return "done"
+
+        return run
+
+    store = RunStore(path, "x")
+    store.get("whole", costing(store, 1.0, "part", "other part"))
+    store.get("unrelated", costing(store, 100.0))
+    store.drop("part")
+    assert store.spent == Cost(121.0, 242.0)
+    again = RunStore(path, "x")
+    assert again.spent == Cost()
+    for _ in range(2):
+        again.get("whole", costing(again, 1000.0))
+    assert again.spent == Cost(21.0, 42.0)
+    with pytest.raises(ConnectionError):
+        again.get("dies", lambda: (again.charge(Cost(5.0, 5.0)), failing()))
+    assert again.spent == Cost(21.0, 42.0)
+
+
+def failing() -> None:
+    raise ConnectionError("the machine went away")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_costs_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ertacache.calibration.checkpoint.write_atomic", full)
+    assert RunStore(tmp_path / "runs.pt", "x").get("a", lambda: 1) == 1
+    assert "runs.pt cannot be written ([Errno 28] No space left on device); calibrating on without it" in caplog.text
 
 
 def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

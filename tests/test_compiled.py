@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from cached import MASK, SITES, T, calls_per_step, latents, profile
 from ertacache.errors import CacheConflict
 from ertacache.profile.profile import Site

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModelOutput
 from torch import Tensor
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from ertacache.calibration.calibrate import calibrate
 from ertacache.errors import UnsupportedPipeline
 from ertacache.pipelines.denoiser_call import leading
@@ -141,10 +141,7 @@ def test_a_learned_variance_has_no_residual_at_site_output() -> None:
         pipe.run()
     for basis in ("residual", "fitted"):
         with pytest.raises(UnsupportedPipeline, match=message):
-            calibrate(
-                pipe, TEXTS, schedule=MASK, basis=basis, site="output", history=1, holdout=0.3, show_progress=False,
-                **CALL,
-            )  # fmt: skip
+            calibrate(pipe, TEXTS, schedule=MASK, basis=basis, site="output", holdout=0.3, show_progress=False, **CALL)
     with ertacache.apply(pipe, profile(pipe, "guided")) as stats:
         check_residual_reuse(pipe, stats, pipe.run())
     found = calibrate(

@@ -8,9 +8,10 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-import ertacache.runtime.player as ertacache
-from ertacache.calibration.calibrate import calibrate, fit_options
+import ertacache.runtime.apply as ertacache
+from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.candidates import fit_options
 from ertacache.calibration.closed_loop import ClosedLoop
 from ertacache.calibration.method import Method, assemble, fit_plans
 from ertacache.calibration.pipeline_run import Final, run_pipeline

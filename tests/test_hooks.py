@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from diffusers import FirstBlockCacheConfig, FluxImg2ImgPipeline, FluxTransformer2DModel
 from diffusers.hooks import apply_first_block_cache
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from cached import MASK, MU, SITES, T, calls_per_step, latents, profile
 from ertacache.errors import CacheConflict, InvalidArgument, UnsupportedPipeline
 from ertacache.profile.profile import Site
@@ -191,14 +192,40 @@ def test_a_cache_of_diffusers_is_refused(flux: Any, flux_cfg: Any) -> None:
         ertacache.enable(flux_cfg, profile(flux_cfg, "output"))
 
 
-def test_disable_without_enable_is_refused(flux: Any) -> None:
-    with pytest.raises(CacheConflict, match=r"no profile is applied to this FluxPipeline.*enable"):
+def test_disable_without_a_profile_warns_and_does_nothing(flux: Any) -> None:
+    before = state(flux)
+    with pytest.warns(UserWarning, match="no profile is applied to this FluxPipeline; nothing to disable"):
         ertacache.disable(flux)
+    assert state(flux) == before
 
 
-def test_a_path_is_no_profile(flux: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"str.*Profile\.load"):
-        ertacache.enable(flux, "profile.safetensors")  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_is_loaded(flux: Any, tmp_path: Path, kind: Any) -> None:
+    wanted = profile(flux, "output")
+    path = kind(wanted.save(tmp_path / "profile.safetensors"))
+    with ertacache.apply(flux, wanted):
+        expected = latents(flux)
+    with ertacache.apply(flux, path) as stats:
+        assert torch.equal(latents(flux), expected)
+    assert stats.predicted == {"cond": 5}
+    ertacache.enable(flux, path)
+    assert torch.equal(latents(flux), expected)
+    ertacache.disable(flux)
+
+
+def test_what_is_no_profile_is_refused(flux: Any, tmp_path: Path) -> None:
+    for door in (ertacache.enable, lambda *given: ertacache.apply(*given).__enter__()):
+        with pytest.raises(InvalidArgument, match="profile is a int; pass a Profile, or the path or Hub id of one"):
+            door(flux, 5)
+        with pytest.raises(InvalidArgument, match=r"there is no profile at .*missing\.safetensors"):
+            door(flux, tmp_path / "missing.safetensors")
+    assert attachment_of(flux) is None
+
+
+def test_an_unknown_keyword_is_named(flux: Any) -> None:
+    for door in (ertacache.enable, ertacache.apply):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'offload'"):
+            door(flux, profile(flux, "output"), offload="cpu")
 
 
 def test_a_new_scheduler_does_not_hide_the_profile(flux: Any) -> None:

@@ -133,7 +133,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"inputs": [{}, *INPUTS[1:]]}, r"inputs\[1\] has \['image'\] and inputs\[0\] has \[\]; give every"),
     ({"inputs": [grey(1)] * 8}, r"inputs\[0\] is <PIL.*; give one dictionary of arguments per prompt, such as"),
     ({"inputs": [{1: grey(1)}] * 8}, r"inputs\[0\] is {1: .*; give one dictionary of arguments"),
-    ({"inputs": [{"picture": grey(1)}] * 8}, "ImagePipeline takes no argument 'picture'; it takes prompt, "),
+    ({"inputs": [{"picture": grey(1)}] * 8}, "no argument 'picture'; ImagePipeline takes prompt, "),
     ({"inputs": [{"generator": None}] * 8}, "'generator' is set by this package for each prompt; leave it out"),
     ({"guidance_scale": 5.0, "inputs": [{**one, "guidance_scale": 7.0} for one in INPUTS]},
      "'guidance_scale' is given for all prompts and in inputs for each; give it once"),

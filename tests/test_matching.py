@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FluxImg2ImgPipeline
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from cached import CHANNELS, SITES, TOKENS, T, base_sigmas, call_of, fitted, latents, profile, provenance
 from ertacache.core.predictor import Predictor
 from ertacache.errors import ProfileMismatch

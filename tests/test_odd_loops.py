@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from dummies import LinearDenoiser
 from dummy_pipeline import DummyPipeline, LinearModule
 from ertacache.calibration.calibrate import calibrate
@@ -108,6 +108,9 @@ def test_a_copy_of_the_scheduler_may_step_after_the_run_but_not_in_between():
     A = -torch.eye(3, dtype=torch.float64) + 0.1
     pipe = TwoStreams(LinearModule(LinearDenoiser(A, torch.ones(3, dtype=torch.float64))), (3,), branches=False)
     options: dict[str, Any] = {"schedule": MASK, "holdout": 0.5, "show_progress": False, "num_inference_steps": T}
+    with pytest.raises(UnsupportedPipeline, match=r"a copy of the scheduler steps on .*; calibrate with site='output'"):
+        calibrate(pipe, PROMPTS[:2], **options)  # at site guided: the second latent would be integrated over nothing
+    options |= {"basis": "residual", "site": "output"}
     profile = calibrate(pipe, PROMPTS[:2], **options)
     with ertacache.apply(pipe, profile) as stats:
         for _ in range(2):

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import ertacache.cli.app as cli
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 import pipelines
 from cached import CHANNELS, SITES, TOKENS, fitted, latents, profile
 from ertacache.baselines import profile_method

@@ -159,7 +159,7 @@ def test_arguments_of_the_call_are_checked_by_name_and_kind():
     pipe = mixture_pipeline()
     check_call(pipe, {**CALL, "negative_prompt": "", "sigmas": [1.0, 0.5]})
     with pytest.raises(
-        InvalidArgument, match="takes no argument 'true_cfg_scale'; it takes prompt, num_inference_steps"
+        InvalidArgument, match="no argument 'true_cfg_scale'; DummyPipeline takes prompt, num_inference_steps"
     ):
         check_call(pipe, {"true_cfg_scale": 4})
     with pytest.raises(InvalidArgument, match="'prompt' is set by this package for each prompt; leave it out"):

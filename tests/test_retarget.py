@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from cached import MASK, T, fitted, latents, profile
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule

@@ -13,7 +13,7 @@ import torch
 from diffusers import FluxControlNetModel, FluxControlNetPipeline
 from torch import Tensor, nn
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 import supported
 from cached import SITES
 from ertacache.calibration.calibrate import calibrate
@@ -50,7 +50,14 @@ FAMILIES = {
 def profile_of(family: str, site: Site) -> Profile:
     served = FAMILIES[family]
     return calibrate(
-        served.build(), PROMPTS[:2], schedule=MASK, site=site, holdout=0.5, show_progress=False, **served.call
+        served.build(),
+        PROMPTS[:2],
+        schedule=MASK,
+        basis="residual",
+        site=site,
+        holdout=0.5,
+        show_progress=False,
+        **served.call,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import FluxImg2ImgPipeline
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from cached import CHANNELS, MASK, SITES, TOKENS, T, call_of, calls_per_step, explicit_loop, fitted, latents, profile
 from ertacache.profile.profile import Profile, Rectifier, Site
 from pipelines import CALL, PROMPTS, generate

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from cached import SITES, T, base_sigmas, explicit_loop, latents, profile
 from ertacache.core.timesteps import adjust
 from ertacache.errors import InvalidArgument, UnsupportedPipeline

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from benchmark_scripts import load
 from ertacache.calibration.calibrate import calibrate
 from ertacache.errors import ProfileMismatch, UnsupportedPipeline

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from ertacache.baselines.block_ranges import RangeCache
 from ertacache.baselines.delta_dit import DeltaDiT
 from ertacache.calibration.calibrate import calibrate

@@ -2,7 +2,7 @@
 
 import ertacache
 
-profile = ertacache.calibrate(pipe, prompts, compute_steps=15, basis="fitted", num_inference_steps=30)
+profile = ertacache.calibrate(pipe, prompts, compute_steps=15, num_inference_steps=30)
 with ertacache.apply(pipe, profile) as stats:
     image = pipe(prompt, num_inference_steps=30).images[0]
 """
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
         VBenchFailed,
     )
     from ertacache.profile.profile import Profile, Provenance
-    from ertacache.runtime.player import RunStats, apply, disable, enable
+    from ertacache.runtime.apply import apply, disable, enable
+    from ertacache.runtime.player import RunStats
 
 __version__ = "0.1.0"
 
@@ -47,10 +48,10 @@ _HOME = {
     "ScheduleInvalid": "errors",
     "UnsupportedPipeline": "errors",
     "VBenchFailed": "errors",
-    "apply": "runtime.player",
+    "apply": "runtime.apply",
     "calibrate": "calibration.calibrate",
-    "disable": "runtime.player",
-    "enable": "runtime.player",
+    "disable": "runtime.apply",
+    "enable": "runtime.apply",
 }
 
 __all__ = [

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
 from ertacache.baselines.baseline import Baseline, Bench, Knob, steps_of
-from ertacache.calibration.calibrate import RIDGE, STRENGTHS, Candidate, evaluate, fit_options
 from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.candidates import STRENGTHS, Candidate, evaluate, fit_options
+from ertacache.calibration.defaults import RIDGE
 from ertacache.calibration.method import Method, policy_plan
 from ertacache.core.offload import Offload
 from ertacache.core.rectify import Granularity
@@ -16,7 +17,7 @@ from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.pipelines.models import denoisers_of, family_of, unwrapped
 from ertacache.pipelines.solvers import check_free_grid
 from ertacache.profile.profile import Profile, Site
-from ertacache.runtime.player import apply
+from ertacache.runtime.apply import apply
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -11,24 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ertacache.calibration.checkpoint import RunStore
+from ertacache.calibration.checkpoint import Cost, RunStore
 from ertacache.calibration.closed_loop import ClosedLoop
-from ertacache.calibration.pipeline_run import Final, TrajectoryLog, check_call, run_pipeline
+from ertacache.calibration.pipeline_run import check_call, run_pipeline
 from ertacache.calibration.plan import Plan, Solved, from_state, schedule_of, to_state
 from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.calibration.reference_log import Reference, ReferenceLog
 from ertacache.core.policy import Probe, nearest_threshold
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
-from ertacache.metrics import PairedMetrics
 from ertacache.pipelines.inputs import Inputs, digest
 from ertacache.pipelines.models import boundary_of, denoisers_of, family_for, family_of, unwrapped
 from ertacache.profile.fingerprint import config_hash
-from ertacache.profile.profile import Profile
 from ertacache.runtime.hooks import Controller
 from ertacache.runtime.matching import model_of
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.watch import now
 
+#: Name of a run without a controller that changes anything.
+UNCACHED = "uncached run"
 #: Called after every pipeline run with its name.
 Progress = Callable[[str], None]
 
@@ -58,6 +57,12 @@ class Calibrator:
         inputs: for each prompt what it brings along beside its text, by argument of the pipeline; None for nothing.
         call: arguments of the pipeline call.
         progress: called after every pipeline run.
+        trajectory: keep the latents of the uncached run, T times what else it leaves, for plans that aim at them;
+            without, the first of those runs it again.
+
+    Attributes:
+        store: finished runs by name, with what they cost.
+        heldout_batches: the held-out prompts, as they go through the pipeline.
     """
 
     def __init__(
@@ -73,15 +78,17 @@ class Calibrator:
         inputs: Sequence[Inputs] | None = None,
         call: dict[str, Any],
         progress: Progress = lambda name: None,
+        trajectory: bool = False,
     ) -> None:
         denoiser = denoisers_of(pipe)[0]
         self.family = family_of(denoiser)
         check_call(pipe, call, inputs or ())
         self.pipe, self.call, self.seed, self.progress = pipe, call, seed, progress
         self.prompts, self.heldout = split_prompts(prompts, holdout, seed, inputs)
-        self.batch_size, self.passes = batch_size, passes
+        self.batch_size, self.passes, self._keeps_trajectory = batch_size, passes, trajectory
         self.store = RunStore(checkpoint, self._identity() if checkpoint is not None else "")
-        self._batches, self._heldout = self.prompts.batches(batch_size), self.heldout.batches(batch_size)
+        self._batches, self.heldout_batches = self.prompts.batches(batch_size), self.heldout.batches(batch_size)
+        self._trajectories: list[Tensor] = []
         self.reference = self._reference()
         self.family = family_for(denoiser, self.reference.latents.ndim)
 
@@ -107,8 +114,26 @@ class Calibrator:
             }
         )
 
-    def _run(self, prompts: Prompts, controller: Controller, name: str, hidden: bool, decode: bool) -> Tensor:
-        result = run_pipeline(self.pipe, prompts, controller, self.call, hidden=hidden, decode=decode)
+    def run(
+        self,
+        prompts: Prompts,
+        controller: Controller,
+        name: str,
+        *,
+        hidden: bool = False,
+        decode: bool = False,
+        share: float = 1.0,
+        call: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """One pipeline call for a result of the store, see `run_pipeline`.
+
+        Args:
+            share: of the uncached run's denoiser steps that it computes.
+            call: arguments, where they are not the calibration's.
+        """
+        start = now()
+        result = run_pipeline(self.pipe, prompts, controller, call or self.call, hidden=hidden, decode=decode)
+        self.store.charge(Cost(len(prompts.texts) * share, now() - start))
         self.progress(name)
         return result
 
@@ -116,8 +141,8 @@ class Calibrator:
         hidden = bool(self.family.block_lists)
 
         def record(prompts: Prompts) -> dict[str, Any]:
-            log = ReferenceLog()
-            self._run(prompts, log, "uncached run", hidden, decode=False)
+            log = ReferenceLog(keep_trajectory=self._keeps_trajectory)
+            self.run(prompts, log, UNCACHED, hidden=hidden)
             if not log.latents.isfinite().all():
                 raise CalibrationError("the uncached run ends in NaN or infinity; run the pipeline in a wider dtype")
             return {
@@ -126,9 +151,12 @@ class Calibrator:
                 "facts": {name: getattr(log, name) for name in _FACTS},
                 "sigmas": log.sigmas,
                 "latents": log.latents,
+                "trajectory": torch.stack(log.trajectory) if self._keeps_trajectory else None,
             }
 
         parts = [self.store.get(f"reference {n}", lambda b=b: record(b)) for n, b in enumerate(self._batches)]
+        if all(part["trajectory"] is not None for part in parts):
+            self._trajectories = [part["trajectory"] for part in parts]
         return Reference(
             sigmas=parts[0]["sigmas"],
             guided_l1=torch.cat([part["guided"] for part in parts], 1),
@@ -137,40 +165,10 @@ class Calibrator:
             **parts[0]["facts"],
         )
 
-    def measure(self, profile: Profile) -> dict[str, list[float]]:
-        """How far a profile's results on the held-out prompts are from the uncached ones, one value per prompt.
-
-        Returns:
-            `psnr` in dB and `ssim` (of a clip, the mean over its frames), `error`: log10 of the relative squared
-            deviation of the final latent; infinite, with no psnr and ssim, for prompts that come in one batch with a
-            diverged one.
-        """
-        name = hashlib.sha256(profile.to_bytes()).hexdigest()
-        measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": []}
-        for n, batch in enumerate(self._heldout):
-            part = self.store.get(f"held-out {name} {n}", lambda b=batch, n=n: self._measure(profile, b, n))
-            for key, values in part.items():
-                measured[key] += values
-        return measured
-
-    def _measure(self, profile: Profile, batch: Prompts, n: int) -> dict[str, list[float]]:
-        reference = self.store.get(f"held-out reference {n}", lambda: self._play(None, batch))
-        result = self._play(profile, batch)
-        error = log10_error(result["latents"], reference["latents"])
-        if not error.isfinite().all():
-            return {"psnr": [], "ssim": [], "error": error.tolist()}
-        metrics = PairedMetrics()
-        metrics.update(result["images"], reference["images"])
-        return {**metrics.state(), "error": error.tolist()}
-
-    def _play(self, profile: Profile | None, batch: Prompts) -> dict[str, Tensor]:
-        final = Final(Player(profile, RunStats()) if profile is not None else Controller())
-        hidden = profile is not None and profile.site == "hidden"
-        images = self._run(batch, final, "held-out run", hidden, decode=True)
-        return {"images": images, "latents": final.latents}
-
     def solve(self, plan: Plan, grid: Tensor | None = None) -> Solved:
         """Run a plan along the closed loop on the calibration prompts; the same plan is run once only."""
+        if plan.aim == "trajectory" and not self._trajectories:
+            self._trajectories = [self._trajectory(n) for n in range(len(self._batches))]
         name = f"{asdict(replace(plan, schedule=None))} {plan.schedule} {None if grid is None else grid.tolist()}"
         return from_state(self.store.get(name, lambda: to_state(self._solve(name, plan, grid))))
 
@@ -205,9 +203,9 @@ class Calibrator:
 
         def all_batches() -> dict[str, Any]:
             kept = [n for n in range(len(self._batches)) if f"{name} batch {n}" in self.store]
-            for n in range(max(kept, default=0), len(self._batches)):
+            for n in range(min(kept, default=0), len(self._batches)):
                 loop.sums = loop.sums.restore(self.store.get(f"{name} batch {n}", lambda n=n: run(n)))
-                self.store.drop(f"{name} batch {n - 1}")
+                self.store.drop(f"{name} batch {n - 1}", heir=f"{name} batch {n}")
             return to_state(loop.finish(self.reference.sigmas))
 
         solved = from_state(self.store.get(name, all_batches))
@@ -219,16 +217,16 @@ class Calibrator:
         start = sum(len(batch.texts) for batch in self._batches[:n])
         loop.reference_l1 = norms[:, start : start + len(self._batches[n].texts)]
         if loop.plan.aim == "trajectory":
-            loop.trajectory = self._trajectory(n)
-        self._run(self._batches[n], loop, "closed loop", loop.plan.level == "hidden", decode=False)
+            loop.trajectory = self._trajectories[n]
+        self.run(self._batches[n], loop, "closed loop", hidden=loop.plan.level == "hidden")
 
     def _trajectory(self, n: int) -> Tensor:
-        """[T+1, B, *] latents of the uncached run of a batch; T times what all else keeps, so only on demand."""
+        """[T+1, B, *] latents of the uncached run of a batch, where the first one did not keep them."""
 
         def record() -> Tensor:
-            log = TrajectoryLog()
-            self._run(self._batches[n], log, "uncached run", False, decode=False)
-            return torch.stack(log.latents)
+            log = ReferenceLog(keep_trajectory=True)
+            self.run(self._batches[n], log, UNCACHED)
+            return torch.stack(log.trajectory)
 
         return self.store.get(f"trajectory {n}", record)
 
@@ -254,19 +252,6 @@ class Calibrator:
             tried += nearest_threshold(count, K, low, tried[-1].threshold, probes=7)
         best = min(tried, key=lambda probe: (abs(probe.computed - K), -probe.computed, probe.threshold))
         return best.threshold, self.policy(replace(plan, threshold=best.threshold))
-
-
-def log10_error(latents: Tensor, reference: Tensor) -> Tensor:
-    """log10 of the relative squared deviation of each prompt's final latent, [B, *] -> [B]; infinite for NaN."""
-    error = (latents - reference).double().flatten(1).square().sum(1)
-    energy = reference.double().flatten(1).square().sum(1)
-    value = torch.log10((error / energy).clamp_min(torch.finfo(torch.float64).tiny))
-    return torch.where(value.isnan(), math.inf, value)
-
-
-def deviation(latents: Tensor, reference: Tensor) -> float:
-    """Mean of `log10_error` over the prompts: what plans are compared by; lower is better."""
-    return float(log10_error(latents, reference).mean())
 
 
 def _weights_hash(pipe: Any) -> str:

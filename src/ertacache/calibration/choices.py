@@ -1,8 +1,14 @@
-"""What a calibration can be asked for, and the checks that cost no run."""
+"""What a calibration is asked for, filled in from the row of its method, and the checks that cost no run."""
 
+import logging
 import math
-from typing import Any, Literal, get_args
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
+from ertacache.calibration.checks import check_number, check_whole
+from ertacache.calibration.defaults import DEFAULTS, Aim, Basis, Choices, Timesteps
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
@@ -12,68 +18,132 @@ from ertacache.pipelines.models import denoisers_of, family_of, unwrapped
 from ertacache.pipelines.solvers import check_free_grid
 from ertacache.profile.profile import Activation, Site
 
-Basis = Literal["reuse", "residual", "fitted"]
-Timesteps = Literal["none", "paper", "auto"]
-Aim = Literal["step", "trajectory", "auto"]
+logger = logging.getLogger(__name__)
+
+#: What each argument may be, where it is a word.
+_WORDS: dict[str, tuple[str, ...]] = {
+    "basis": get_args(Basis),
+    "site": get_args(Site),
+    "aim": get_args(Aim),
+    "rectifier": ("none", *get_args(Granularity)),
+    "activation": get_args(Activation),
+}
+_TRAJECTORY = "aim='trajectory'"
 
 
-def check_budget(threshold: float | None, compute_steps: int | None, schedule: Schedule | str | None) -> None:
-    if threshold is not None and (compute_steps is not None or schedule is not None):
-        raise InvalidArgument("threshold excludes compute_steps and schedule; give one of them")
-    if threshold is not None and not 0 < threshold < math.inf:
-        raise InvalidArgument(f"threshold is {threshold}; choose a positive λ, such as 0.1")
-    if isinstance(schedule, Schedule):
-        if compute_steps not in (None, schedule.K):
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much to compute: K steps, as many as a threshold λ leaves, or what a given schedule says (both None).
+
+    Raises:
+        InvalidArgument: a number that cannot work, or both.
+    """
+
+    compute_steps: int | None = None
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.compute_steps is not None:
+            check_whole("compute_steps", self.compute_steps, 2, "the first and the last step are computed")
+        if self.threshold is not None:
+            check_number("threshold", self.threshold, "choose a positive λ, such as 0.1", lambda x: 0 < x < math.inf)
+        if self.compute_steps is not None and self.threshold is not None:
             raise InvalidArgument(
-                f"compute_steps={compute_steps}, but the schedule computes {schedule.K}; give one of them"
+                f"threshold={self.threshold} excludes compute_steps={self.compute_steps}; give one of them"
             )
-        return
-    if schedule == "uniform" and compute_steps is None:
-        raise InvalidArgument("schedule='uniform' needs compute_steps=K, the number of steps to compute")
-    if threshold is None and compute_steps is None:
-        raise InvalidArgument("say how much to compute: threshold=λ, compute_steps=K or schedule=...")
-    if compute_steps is not None and compute_steps < 2:
-        raise InvalidArgument(f"compute_steps is {compute_steps}; choose 2 or more, the first and the last step")
 
 
-def check_choices(
-    basis: str,
-    site: str | None,
-    history: int | str,
-    aim: str,
-    timesteps: str | float,
-    rectifier: str,
-    activation: str,
-    ridge: float,
-    batch_size: int | None,
-) -> None:
-    _one_of("basis", basis, get_args(Basis))
-    _one_of("site", site, (None, *get_args(Site)))
-    _one_of("rectifier", rectifier, ("none", *get_args(Granularity)))
-    _one_of("activation", activation, get_args(Activation))
-    _one_of("aim", aim, get_args(Aim))
+def resolve(pipe: Any, method: str, budget: Budget, given: Mapping[str, Any], *, one_call: bool) -> Choices:
+    """The choices of a calibration: those given, the others from the row of the method.
+
+    Site, history and aim follow the basis: with another basis than the row's they come from the row that has it, and
+    site `hidden`, which holds residuals, brings that basis along. A threshold brings Algorithm 2's schedule. An aim at
+    the trajectory that nobody asked for becomes "step" where it cannot be had, with a warning in the log.
+
+    Args:
+        given: by name of the argument, None where it was not given.
+        one_call: whether all prompts that are fitted go through the pipeline in one call.
+
+    Raises:
+        InvalidArgument: a value that there is not, or two that contradict each other.
+        UnsupportedPipeline: the pipeline cannot do what was asked for.
+    """
+    _one_of("method", method, tuple(DEFAULTS))
+    given = {name: value for name, value in given.items() if value is not None}
+    _check_words(pipe, given)
+    row = _row(method, given)
+    _check_basis(method, row.basis, given)
+    choices = replace(row, **{**given, "schedule": _schedule(given.get("schedule"), row, budget)})
+    if choices.activation == "sigmoid" and choices.rectifier == "none":
+        raise InvalidArgument("activation='sigmoid' belongs to a rectifier, not rectifier='none'; use 'channel', say")
+    _check_pipe(pipe, choices)
+    return replace(choices, aim=_aim(pipe, choices, given.get("aim"), one_call))
+
+
+def _row(method: str, given: Mapping[str, Any]) -> Choices:
+    row = DEFAULTS[method]
+    basis = given.get("basis", "residual" if given.get("site") == "hidden" else row.basis)
+    if basis == row.basis:
+        return row
+    like = DEFAULTS["fitted" if basis == "fitted" else "ertacache"]
+    return replace(row, basis=basis, site=like.site, history=like.history, aim=like.aim)
+
+
+def _check_words(pipe: Any, given: Mapping[str, Any]) -> None:
+    for name in _WORDS.keys() & given.keys():
+        _one_of(name, given[name], _WORDS[name])
+    timesteps, history = given.get("timesteps", "none"), given.get("history", "auto")
     if isinstance(timesteps, str):
         _one_of("timesteps", timesteps, get_args(Timesteps))
-    elif not 0 <= timesteps <= 1:
-        raise InvalidArgument(f"timesteps is {timesteps}; choose a strength from 0 (none) to 1 (the paper)")
-    if history != "auto" and (not isinstance(history, int) or history < 1):
-        raise InvalidArgument(f"history is {history!r}; choose a depth from 1, or 'auto'")
-    if site == "hidden" and basis != "residual":
-        raise InvalidArgument(f"site 'hidden' holds residuals only; use basis='residual', not {basis!r}")
-    if activation == "sigmoid" and rectifier == "none":
-        raise InvalidArgument("activation='sigmoid' belongs to a rectifier; choose rectifier='channel', say")
-    if not 0 <= ridge < math.inf:
-        raise InvalidArgument(f"ridge is {ridge}; choose 0 for plain least squares, more to shrink, such as 0.001")
-    if batch_size is not None and batch_size < 1:
-        raise InvalidArgument(f"batch_size is {batch_size}; choose 1 or more prompts per call, or None for all at once")
+    else:
+        theirs = f" ({type(pipe).__name__}'s own argument of that name cannot be given)"
+        remedy = "choose 'none', 'paper', 'auto' or a strength from 0 (none) to 1 (the paper)"
+        remedy += theirs * (not isinstance(timesteps, int | float))
+        check_number("timesteps", timesteps, remedy, lambda x: 0 <= x <= 1)
+    if history != "auto":
+        check_whole("history", history, 1, "a depth, or 'auto'")
 
 
-def check_pipe(pipe: Any, site: Site | None, timesteps: Timesteps | float) -> None:
+def _check_basis(method: str, basis: Basis, given: Mapping[str, Any]) -> None:
+    if given.get("site") == "hidden" and basis != "residual":
+        raise InvalidArgument(f"site='hidden' holds residuals only, but basis={basis!r}; use basis='residual'")
+    if basis != "fitted" and (own := [name for name in ("history", "aim") if name in given]):
+        source = f"basis={basis!r}" if "basis" in given else f"basis={basis!r} of method={method!r}"
+        raise InvalidArgument(
+            f"{own[0]}={given[own[0]]!r} is of the fitted basis and contradicts {source}; leave it out, or use "
+            "basis='fitted'"
+        )
+
+
+def _schedule(given: Any, row: Choices, budget: Budget) -> Schedule | str:
+    if given is not None and not isinstance(given, str | Schedule):
+        raise InvalidArgument(f"schedule is {reprlib.repr(given)}; give 'uniform', 'policy' or text such as '#.#.##'")
+    if budget.threshold is not None and given not in (None, "policy"):
+        raise InvalidArgument(
+            f"threshold={budget.threshold} makes a schedule of its own, so that schedule='{given}' contradicts it; "
+            "give one of them"
+        )
+    schedule = given or ("policy" if budget.threshold is not None else row.schedule)
+    if isinstance(schedule, str) and schedule not in ("uniform", "policy"):
+        schedule = Schedule.from_mask(schedule)
+    if isinstance(schedule, Schedule):
+        if budget.compute_steps not in (None, schedule.K):
+            raise InvalidArgument(
+                f"compute_steps={budget.compute_steps}, but schedule='{schedule}' computes {schedule.K}; give one of "
+                "them"
+            )
+    elif budget.compute_steps is None and (schedule == "uniform" or budget.threshold is None):
+        more = "" if schedule == "uniform" else ", threshold=λ"
+        raise InvalidArgument(f"say how much to compute: compute_steps=K{more} or a schedule such as '#.#.##'")
+    return schedule
+
+
+def _check_pipe(pipe: Any, choices: Choices) -> None:
     """What would otherwise show only after the first runs."""
     denoisers = denoisers_of(pipe)
-    for denoiser in denoisers if site == "hidden" else ():
+    for denoiser in denoisers if choices.site == "hidden" else ():
         BlockStack(unwrapped(denoiser), family_of(denoiser))
-    if timesteps not in ("none", 0):
+    if choices.timesteps not in ("none", 0):
         check_free_grid(pipe.scheduler)
         if len(denoisers) > 1:
             raise UnsupportedPipeline(
@@ -82,23 +152,47 @@ def check_pipe(pipe: Any, site: Site | None, timesteps: Timesteps | float) -> No
             )
 
 
-def check_aim(pipe: Any, basis: str, site: str | None, aim: str, timesteps: Timesteps | float, rectifier: str) -> None:
-    """Refuse to aim at the trajectory where it cannot be done."""
-    if aim != "trajectory":
-        return
-    if basis != "fitted" or site not in (None, "guided"):
-        raise InvalidArgument("aim='trajectory' is of the fitted basis at site 'guided'; use aim='step' elsewhere")
-    if timesteps not in ("none", 0):
-        raise InvalidArgument("aim='trajectory' needs the solver's own grid; use timesteps='none', or aim='step'")
-    if rectifier != "none":
-        raise InvalidArgument("aim='trajectory' and a rectifier correct the same error twice; use rectifier='none'")
-    if not is_affine(pipe.scheduler):
-        raise UnsupportedPipeline(
-            f"aim='trajectory' inverts a step of the solver, which cannot be done for {type(pipe.scheduler).__name__} "
-            "with this configuration (it draws noise, clips, or is not known); use aim='step'"
-        )
+def _aim(pipe: Any, choices: Choices, asked: Aim | None, one_call: bool) -> Aim | None:
+    """What a fit aims at: as asked for, where that can be; else the trajectory wherever it can be had."""
+    if asked == "trajectory":
+        if (clash := _clash(choices)) is not None:
+            raise InvalidArgument(f"{clash}; use aim='step'")
+        if (bar := _bar(pipe)) is not None:
+            raise UnsupportedPipeline(f"{bar}; use aim='step'")
+    if asked in ("trajectory", "step") or choices.aim is None:
+        return choices.aim
+    measured = asked == "auto" or choices.timesteps == "auto"
+    # On the solver's own grid, which timesteps="auto" measures too, the trajectory is one more candidate.
+    fixed = replace(choices, timesteps="none") if choices.timesteps == "auto" else choices
+    several = None if one_call else f"over several pipeline calls {_TRAJECTORY} takes a pass per predicted step"
+    reason = _clash(fixed) or _bar(pipe) or several
+    if reason is not None:
+        logger.warning("%s: each step is fitted instead, as with aim='step'", reason)
+        return "step"
+    return "auto" if measured else "trajectory"
 
 
-def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
+def _clash(choices: Choices) -> str | None:
+    """Why these choices and the aim at the trajectory exclude each other."""
+    if choices.site != "guided":
+        return f"{_TRAJECTORY} is of site='guided', not site={choices.site!r}"
+    if choices.timesteps not in ("none", 0):
+        return f"{_TRAJECTORY} needs the solver's own grid, not timesteps={choices.timesteps!r}"
+    if choices.rectifier != "none":
+        return f"{_TRAJECTORY} and rectifier={choices.rectifier!r} correct the same error twice"
+    return None
+
+
+def _bar(pipe: Any) -> str | None:
+    """Why a solver cannot be aimed with."""
+    if is_affine(pipe.scheduler):
+        return None
+    return (
+        f"{_TRAJECTORY} inverts a step of the solver, which cannot be done for {type(pipe.scheduler).__name__} with "
+        "this configuration (it draws noise, clips, or is not known)"
+    )
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise InvalidArgument(f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}")
+        raise InvalidArgument(f"{name} is {reprlib.repr(value)}; choose one of {', '.join(map(repr, known))}")

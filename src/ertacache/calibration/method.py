@@ -125,7 +125,9 @@ def extrapolated(profile: Profile) -> Profile:
     line = Predictor.extrapolation(
         profile.schedule, profile.predictor.targets, profile.base_sigmas, profile.provenance.boundaries
     )
-    facts = replace(profile.provenance, method={**profile.provenance.method, "basis": "extrapolation"}, heldout={})
+    facts = replace(
+        profile.provenance, method={**profile.provenance.method, "basis": "extrapolation"}, heldout={}, measured={}
+    )
     return replace(profile, predictor=line, provenance=facts)
 
 

@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 import reprlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ertacache.calibration.checks import check_whole, meant
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.pipelines.inputs import Inputs, input_names
@@ -26,14 +27,15 @@ _OURS = (
 _TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
 
 
-def check_call(pipe: Any, call: dict[str, Any], inputs: Sequence[Inputs] = ()) -> None:
+def check_call(pipe: Any, call: Mapping[str, Any], inputs: Sequence[Inputs] = (), own: Iterable[str] = ()) -> None:
     """Refuse call arguments that the pipeline lacks, that are decided here or that a profile cannot hold.
 
     Args:
         inputs: what each prompt brings along; no profile holds it.
+        own: other arguments that may have been meant by an unknown one.
 
     Raises:
-        InvalidArgument: naming the argument.
+        InvalidArgument: naming the argument, and the one that may have been meant.
     """
     known = inspect.signature(pipe.__call__).parameters
     brought = input_names(inputs)
@@ -41,9 +43,12 @@ def check_call(pipe: Any, call: dict[str, Any], inputs: Sequence[Inputs] = ()) -
         if name in _OURS:
             raise InvalidArgument(f"{name!r} is set by this package for each prompt; leave it out")
         if name not in known:
-            raise InvalidArgument(f"{type(pipe).__name__} takes no argument {name!r}; it takes {', '.join(known)}")
+            near = meant(name, (*own, *known)) or f"; {type(pipe).__name__} takes {', '.join(known)}"
+            raise InvalidArgument(f"no argument {name!r}{near}")
         if name in call and name in brought:
             raise InvalidArgument(f"{name!r} is given for all prompts and in inputs for each; give it once")
+    if call.get("num_inference_steps") is not None:
+        check_whole("num_inference_steps", call["num_inference_steps"], 1, "the steps of the solver")
     for name, value in call.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -110,24 +115,6 @@ def quiet(pipe: Any) -> Generator[None]:
 
 
 @dataclass
-class TrajectoryLog(Controller):
-    """Keeps the latent before every step of a run and, last, the final one: [B, *] float32 on the CPU."""
-
-    latents: list[Tensor] = field(default_factory=list[Tensor])
-
-    def begin(self, run: Run) -> None:
-        self.latents.clear()
-
-    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
-        self.latents.append(x.float().cpu())
-        return output
-
-    def end_step(self, run: Run, x_next: Tensor) -> None:
-        if run.step == run.T - 1:
-            self.latents.append(x_next.float().cpu())
-
-
-@dataclass
 class Final(Controller):
     """Keeps the final latent of a run under another controller and, if asked, what the solver received at each step."""
 
@@ -138,7 +125,7 @@ class Final(Controller):
     sigmas: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __post_init__(self) -> None:
-        self.several = self.inner.several
+        self.several, self.placeholders = self.inner.several, self.inner.placeholders
 
     def begin(self, run: Run) -> None:
         self.outputs.clear()

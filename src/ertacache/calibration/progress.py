@@ -1,5 +1,6 @@
 """Progress of pipeline runs on standard error: a bar and the time that is left; a line a minute in a log file."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between two lines where there is no terminal to draw a bar on.
 LINE_EVERY = 60.0
@@ -37,6 +40,13 @@ def run_progress(show: bool = True, title: str = "calibrate", expected: int = 1)
             progress.update(task, total=max(expected, done + 1))
 
         yield advance
+
+
+def say(text: str, *, title: str, show: bool = True) -> None:
+    """A line in the log and, where it shall be shown, on standard error (above the bar, while there is one)."""
+    logger.info("%s: %s", title, text)
+    if show:
+        Console(file=sys.stderr).print(f"{title}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _lines(title: str, expected: int) -> Callable[[str], None]:

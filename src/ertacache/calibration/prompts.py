@@ -4,8 +4,12 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ertacache.calibration.checks import check_number, check_whole
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.inputs import Inputs
+
+#: What a profile can keep; torch would take twice as many.
+LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +47,21 @@ def split_prompts(
         inputs: one per prompt, which it stays with, or none at all.
 
     Raises:
-        InvalidArgument: fewer than two prompts, one that is no text, another number of inputs, or a share outside
-            (0, 1).
+        InvalidArgument: fewer than two prompts, one that is no text, another number of inputs, a share outside
+            (0, 1), or no seed.
     """
-    texts = tuple(prompts)
-    if isinstance(prompts, str) or len(texts) < 2:
-        raise InvalidArgument(
-            f"{len(texts) if not isinstance(prompts, str) else 1} prompt(s) given; calibrate with at "
-            "least 2, since one part is held out"
-        )
+    if not isinstance(prompts, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(f"prompts is {reprlib.repr(prompts)}; give a list of texts")
+    texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    if len(texts) < 2:
+        raise InvalidArgument(f"{len(texts)} prompt(s) given; calibrate with at least 2, since one part is held out")
     if strange := [text for text in texts if not isinstance(text, str)]:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgument(f"prompt {reprlib.repr(strange[0])} is a {type(strange[0]).__name__}; give texts")
     brought = tuple(inputs or ())
     if inputs is not None and len(brought) != len(texts):
         raise InvalidArgument(f"{len(brought)} inputs for {len(texts)} prompts; give one dictionary per prompt")
-    if not 0 < holdout < 1:
-        raise InvalidArgument(f"holdout is {holdout}; choose a share between 0 and 1, such as 0.25")
+    check_number("holdout", holdout, "choose a share between 0 and 1, such as 0.25", lambda x: 0 < x < 1)
+    check_whole("seed", seed, 0, "prompt n starts from the noise of seed + n", most=LARGEST_SEED)
     held = min(len(texts) - 1, max(1, round(len(texts) * holdout)))
     cut = len(texts) - held
     return Prompts(texts[:cut], seed, brought[:cut]), Prompts(texts[cut:], seed + cut, brought[cut:])

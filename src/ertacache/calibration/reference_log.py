@@ -10,6 +10,7 @@ from ertacache.core.policy import l1_per_prompt
 from ertacache.core.precision import exact
 from ertacache.errors import UnsupportedPipeline
 from ertacache.pipelines.branches import branch_names
+from ertacache.pipelines.denoiser_call import Shapes
 from ertacache.pipelines.guidance import TwoBranchGuidance
 from ertacache.runtime.hooks import Controller, Run
 
@@ -45,8 +46,14 @@ class Reference:
 
 @dataclass
 class ReferenceLog(Controller):
-    """Watches an uncached run; see `Reference` for what it notes."""
+    """Watches an uncached run; see `Reference` for what it notes.
 
+    Attributes:
+        trajectory: if asked for, the latent before every step and the final one, [B, *] float32 on the CPU each.
+    """
+
+    keep_trajectory: bool = False
+    trajectory: list[Tensor] = field(default_factory=list[Tensor])
     guided: list[Tensor] = field(default_factory=list[Tensor])
     hidden: list[Tensor] = field(default_factory=list[Tensor])
     contexts: tuple[str, ...] = ()
@@ -61,10 +68,14 @@ class ReferenceLog(Controller):
     def begin(self, run: Run) -> None:
         self.sigmas = run.sigmas
         self._first: dict[str, Tensor] = {}
+        self._shapes = Shapes()
         self._serving = -1
+        self.trajectory.clear()
 
     def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
         output = compute()
+        self._shapes.check(run.step, f"the latent of call {context!r}", x)
+        self._shapes.check(run.step, f"the output of call {context!r}", output)
         if run.denoiser != self._serving:
             self._first[context] = output
         if run.stack is not None and run.stack.residual is not None and len(run.contexts) == 1:
@@ -72,6 +83,7 @@ class ReferenceLog(Controller):
         return output
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
+        self._shapes.check(run.step, "what the solver receives", output)
         if output.shape != x.shape:
             raise UnsupportedPipeline(
                 f"the solver receives {list(output.shape)} for a latent of {list(x.shape)}; use a scheduler that takes "
@@ -85,6 +97,8 @@ class ReferenceLog(Controller):
             self._note_guidance(output)
             self._serving = run.denoiser
         self.guided.append(l1_per_prompt(exact(output) - exact(x)))
+        if self.keep_trajectory:
+            self.trajectory.append(x.float().cpu())
         return output
 
     def _note_calls(self, run: Run, output: Tensor) -> None:
@@ -103,3 +117,5 @@ class ReferenceLog(Controller):
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
         self.latents = x_next.float().cpu()
+        if self.keep_trajectory and run.step == run.T - 1:
+            self.trajectory.append(self.latents)

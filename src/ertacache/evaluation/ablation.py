@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ertacache.calibration.calibrate import RIDGE, STRENGTHS, Candidate, evaluate, fit_options
 from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.candidates import STRENGTHS, Candidate, evaluate, fit_options
+from ertacache.calibration.defaults import RIDGE
 from ertacache.calibration.method import Method, extrapolated, policy_plan
 from ertacache.core.schedule import Schedule
 from ertacache.evaluation.evaluate import Trial

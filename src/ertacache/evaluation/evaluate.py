@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ertacache.calibration.calibrator import deviation
+from ertacache.calibration.deviation import deviation
 from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.core.analysis import decompose

@@ -59,6 +59,8 @@ class Controller:
     call_names: tuple[str, ...] = ()
     #: Whether it can follow several denoisers that take over from each other.
     several: bool = True
+    #: Whether what the denoiser returns may be a placeholder, which `solve` replaces for the solver of the run only.
+    placeholders: bool = False
 
     def install(self, attachment: "Attachment", denoiser: nn.Module) -> None:
         """Replace further methods of the denoiser's parts through `attachment`, which puts them back."""
@@ -157,6 +159,11 @@ class Attachment(Overrides):
             raise UnsupportedPipeline(
                 f"several copies of {type(self.run.scheduler).__name__} step on what one denoiser call returned, as "
                 "where each frame has a noise level of its own; only pipelines with one solver per call are served"
+            )
+        if self.controller.placeholders:
+            raise UnsupportedPipeline(
+                "a copy of the scheduler steps on what the denoiser returned, which at site 'guided' is nothing on a "
+                "predicted step; calibrate with site='output'"
             )
 
     def _check_called(self, run: Run) -> None:

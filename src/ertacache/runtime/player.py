@@ -1,10 +1,8 @@
-"""Running a profile on a pipeline: `apply`, `enable`, `disable` and what they count."""
+"""A profile at work: the controller that computes or predicts each step, and what it counts."""
 
 from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,19 +10,18 @@ from torch import Tensor
 from ertacache.core.offload import Offload, check_offload, history_for
 from ertacache.core.predictor import Terms
 from ertacache.core.rectify import Affine
-from ertacache.errors import CacheConflict, InvalidArgument
+from ertacache.errors import CacheConflict
 from ertacache.pipelines.branches import split
 from ertacache.pipelines.denoiser_call import Shapes, leading
 from ertacache.pipelines.guidance import TwoBranchGuidance
 from ertacache.pipelines.solvers import write_grid
 from ertacache.profile.profile import Profile
-from ertacache.runtime.hooks import Attachment, Controller, Run, attachment_of
+from ertacache.runtime.hooks import Controller, Run
 from ertacache.runtime.matching import (
     check_boundary,
     check_call,
     check_context,
     check_grid,
-    check_pipeline,
     check_shape,
 )
 from ertacache.runtime.retarget import retargeted, warn_of_loss
@@ -66,6 +63,7 @@ class Player(Controller):
     def _use(self, profile: Profile) -> None:
         self.profile = profile
         self.call_names = profile.provenance.contexts
+        self.placeholders = profile.site == "guided"
         predictor = profile.predictor
         self._levels = {i: max(1, predictor.needed_levels(i)) for i in profile.schedule.predicted_steps}
         self.history = history_for(predictor.depths(), self._offload)
@@ -230,61 +228,3 @@ class Player(Controller):
             self._affine[key] = Affine(*(table.to(value.device) for table in tables))
         affine = self._affine[key]
         return affine.apply(value) if rectifier.activation == "linear" else affine.apply_sigmoid(value)
-
-
-def enable(pipe: Any, profile: Profile, *, offload_history: Offload = None, retarget: bool = False) -> RunStats:
-    """Apply a profile to a pipeline until `disable`.
-
-    Args:
-        pipe: a diffusers pipeline; nothing but its scheduler and denoiser instances is touched.
-        profile: from `calibrate` or `Profile.load`.
-        offload_history: "cpu" keeps histories in the host's memory (pinned, for a CUDA device) and brings them back on
-            predicted steps; None keeps them on the device.
-        retarget: in calls with another number of steps than the calibration's, run what `retarget.retargeted` makes of
-            the profile, with a warning that says what this cost where it was measured.
-
-    Returns:
-        Counters that follow the runs.
-
-    Raises:
-        InvalidArgument: another `offload_history`.
-        ProfileMismatch: the pipeline is not the one that the profile was made for. Step count, guidance, call
-            names and channels show only in a call, which then raises the same.
-        CacheConflict: a profile or another cache is on already.
-        UnsupportedPipeline: nothing can be predicted for this pipeline.
-    """
-    return _attach(pipe, profile, offload_history, retarget)[1]
-
-
-def _attach(pipe: Any, profile: Profile, offload_history: Offload, retarget: bool) -> tuple[Attachment, RunStats]:
-    if not isinstance(profile, Profile):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgument(f"profile is a {type(profile).__name__}; pass a Profile, e.g. Profile.load(path)")
-    check_pipeline(profile, pipe)
-    player = Player(profile, RunStats(), offload_history, retarget=retarget)
-    return Attachment(pipe, player, hidden=profile.site == "hidden"), player.stats
-
-
-def disable(pipe: Any) -> None:
-    """Take the profile off: the pipeline is bit for bit what it was.
-
-    Raises:
-        CacheConflict: no profile is applied.
-    """
-    attachment = attachment_of(pipe)
-    if attachment is None:
-        raise CacheConflict(f"no profile is applied to this {type(pipe).__name__}; call ertacache.enable first")
-    attachment.detach()
-
-
-@contextmanager
-def apply(
-    pipe: Any, profile: Profile, *, offload_history: Offload = None, retarget: bool = False
-) -> Generator[RunStats]:
-    """`enable` for the length of a `with` block, `disable` at its end, also when it raises."""
-    attachment, stats = _attach(pipe, profile, offload_history, retarget)
-    try:
-        yield stats
-    finally:
-        # Ours, whatever the pipeline has by now; nothing to do if `disable` was called inside the block.
-        if attachment.active:
-            attachment.detach()

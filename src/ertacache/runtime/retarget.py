@@ -84,6 +84,7 @@ def retargeted(profile: Profile, sigmas: Tensor) -> Profile:
             call={**facts.call, **({"num_inference_steps": T} if "num_inference_steps" in facts.call else {})},
             method={**facts.method, "schedule": str(schedule), "retargeted_from": profile.schedule.T},
             heldout={},  # what was measured was the calibrated one
+            measured={},
         ),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ertacache.baselines.baseline import Baseline
-from ertacache.calibration.calibrator import deviation
+from ertacache.calibration.deviation import deviation
 from ertacache.calibration.prompts import Prompts
 from ertacache.core.analysis import decompose
 from ertacache.core.schedule import Schedule

@@ -97,7 +97,8 @@ class Sweep:
         if not path.is_file():
             budget = {"compute_steps": self.steps} if self.threshold is None else {"threshold": self.threshold}
             prompts = self.calibration_prompts[:_SCHEDULED]
-            write(path, str(self._calibrate(prompts, "schedule", show_progress, **budget).schedule))
+            found = self._calibrate(prompts, "schedule", show_progress, timesteps="none", rectifier="none", **budget)
+            write(path, str(found.schedule))
         return path.read_text()
 
     def _calibrate(self, prompts: Sequence[str], name: str, show_progress: bool, **choices: Any) -> Any:
@@ -105,7 +106,7 @@ class Sweep:
 
         checkpoint = self.out / f"{name}.checkpoint"
         profile = calibrate(
-            self.pipe, prompts, basis="residual", site=self.site, batch_size=self.batch_size,  # pyright: ignore[reportArgumentType]
+            self.pipe, prompts, method="ertacache", site=self.site, batch_size=self.batch_size,  # pyright: ignore[reportArgumentType]
             checkpoint=checkpoint, show_progress=show_progress, **choices, **self.call,
         )  # fmt: skip
         checkpoint.unlink(missing_ok=True)
@@ -117,7 +118,7 @@ class Sweep:
             return json.loads(path.read_text())
         profile = self._calibrate(
             self.calibration_prompts[:size], f"prompts-{size}", show_progress, schedule=schedule,
-            timesteps=self.timesteps, rectifier="channel",
+            timesteps=self.timesteps,
         )  # fmt: skip
         profile.save(self.out / f"prompts-{size}.safetensors")
         row = {"prompts": size, "strength": profile.provenance.method["strength"], **self._measure(profile, metrics)}
@@ -129,7 +130,7 @@ class Sweep:
         from ertacache.calibration.pipeline_run import call_pipeline
         from ertacache.calibration.prompts import Prompts
         from ertacache.metrics import SampleMetrics
-        from ertacache.runtime.player import apply
+        from ertacache.runtime.apply import apply
 
         found, call = SampleMetrics(metrics), dict(self.call)
         for batch in Prompts(self.prompts, self.seed).batches(self.batch_size):

@@ -1,0 +1,34 @@
+"""Checks of what was given, each answered with the value and the remedy."""
+
+import difflib
+import reprlib
+from collections.abc import Callable, Iterable
+
+from ertacache.errors import InvalidArgument
+
+
+def check_whole(name: str, value: object, least: int, why: str, most: int | None = None) -> None:
+    """Refuse what is no whole number from `least` to `most`; `why` explains the range.
+
+    Raises:
+        InvalidArgument: naming the value and the range.
+    """
+    if type(value) is not int or value < least or (most is not None and value > most):
+        bounds = f"of {least} or more" if most is None else f"from {least} to {most}"
+        raise InvalidArgument(f"{name} is {reprlib.repr(value)}; choose a whole number {bounds}: {why}")
+
+
+def check_number(name: str, value: object, remedy: str, fits: Callable[[float], bool]) -> None:
+    """Refuse what is no number, or one that does not fit (no comparison holds for NaN).
+
+    Raises:
+        InvalidArgument: naming the value and the remedy.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+        raise InvalidArgument(f"{name} is {reprlib.repr(value)}; {remedy}")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """ ", did you mean ...?" for the known name that is nearest to an unknown one; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,130 @@
+"""Runs of the held-out prompts: uncached, under a profile and with fewer solver steps. Each is made and timed once."""
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ertacache.calibration.calibrator import UNCACHED, Calibrator
+from ertacache.calibration.deviation import log10_error
+from ertacache.calibration.pipeline_run import Final
+from ertacache.calibration.prompts import Prompts
+from ertacache.errors import UnsupportedPipeline
+from ertacache.metrics import PairedMetrics
+from ertacache.profile.profile import Profile
+from ertacache.runtime.hooks import Controller, Run
+from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.watch import now
+
+
+@dataclass
+class Clocked(Final):
+    """Keeps the final latent of a run under another controller, and the seconds of all its steps but the first.
+
+    In the first step, which every plan computes, a pipeline may still be compiled or warmed up for its batch.
+    """
+
+    seconds: float = 0.0
+
+    def end_step(self, run: Run, x_next: Tensor) -> None:
+        self.inner.end_step(run, x_next)
+        if run.steps_done == 0:
+            self._start = now()
+        if run.step == run.T - 1:
+            self.seconds = now() - self._start
+            self.latents = x_next.float().cpu()
+
+
+def measure(calibrator: Calibrator, profile: Profile) -> dict[str, list[float]]:
+    """How far a profile's results on the held-out prompts are from the uncached ones, one value per prompt.
+
+    Returns:
+        `psnr` in dB and `ssim` (of a clip, the mean over its frames), `error`: log10 of the relative squared
+        deviation of the final latent; infinite, with no psnr and ssim, for prompts that come in one batch with a
+        diverged one. Per batch: `uncached` and `cached`, seconds of all steps but the first.
+    """
+    name = hashlib.sha256(profile.to_bytes()).hexdigest()
+    measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": [], "uncached": [], "cached": []}
+    for n, batch in enumerate(calibrator.heldout_batches):
+        reference = _reference(calibrator, n)
+
+        def run(batch: Prompts = batch, reference: dict[str, Any] = reference) -> dict[str, list[float]]:
+            return _against(_play(calibrator, batch, profile), reference)
+
+        for key, values in calibrator.store.get(f"held-out {name} {n}", run).items():
+            measured[key] += values
+    return measured
+
+
+def measure_fewer_steps(calibrator: Calibrator, K: int) -> dict[str, list[float]]:
+    """How far K solver steps without a cache end from all T of them: `psnr`, `ssim` and `error` as of `measure`.
+
+    Raises:
+        UnsupportedPipeline: the pipeline cannot make that run.
+    """
+    call = _shorter_call(calibrator, K)
+    measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": []}
+    for n, batch in enumerate(calibrator.heldout_batches):
+        reference = _reference(calibrator, n)
+
+        def run(batch: Prompts = batch, reference: dict[str, Any] = reference) -> dict[str, list[float]]:
+            return _against(_shorter(calibrator, batch, call, K), reference)
+
+        part = calibrator.store.get(f"fewer steps {K} {n}", run)
+        if not part["psnr"]:
+            raise UnsupportedPipeline(f"{K} solver steps end in NaN or infinity")
+        for key, values in measured.items():
+            values += part[key]
+    return measured
+
+
+def _reference(calibrator: Calibrator, n: int) -> dict[str, Any]:
+    batch = calibrator.heldout_batches[n]
+    return calibrator.store.get(f"held-out reference {n}", lambda: _play(calibrator, batch))
+
+
+def _play(calibrator: Calibrator, batch: Prompts, profile: Profile | None = None) -> dict[str, Any]:
+    """Images, final latents and seconds of one batch under a profile, or uncached."""
+    clocked = Clocked(Player(profile, RunStats()) if profile is not None else Controller())
+    images = calibrator.run(
+        batch,
+        clocked,
+        UNCACHED if profile is None else "held-out run",
+        hidden=profile is not None and profile.site == "hidden",
+        decode=True,
+        share=1.0 if profile is None else profile.schedule.K / profile.schedule.T,
+    )
+    return {"images": images, "latents": clocked.latents, "seconds": clocked.seconds}
+
+
+def _against(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, list[float]]:
+    error = log10_error(result["latents"], reference["latents"])
+    found = {"error": error.tolist(), "uncached": [reference["seconds"]], "cached": [result["seconds"]]}
+    if not error.isfinite().all():
+        return {"psnr": [], "ssim": [], **found}
+    metrics = PairedMetrics()
+    metrics.update(result["images"], reference["images"])
+    return {**metrics.state(), **found}
+
+
+def _shorter_call(calibrator: Calibrator, K: int) -> dict[str, Any]:
+    call = calibrator.call
+    if fixed := [name for name in ("sigmas", "timesteps") if call.get(name) is not None]:
+        raise UnsupportedPipeline(f"{fixed[0]} in the call fixes the solver's steps")
+    if "num_inference_steps" not in inspect.signature(calibrator.pipe.__call__).parameters:
+        raise UnsupportedPipeline(f"{type(calibrator.pipe).__name__} takes no num_inference_steps")
+    return {**call, "num_inference_steps": K}
+
+
+def _shorter(calibrator: Calibrator, batch: Prompts, call: dict[str, Any], K: int) -> dict[str, Any]:
+    clocked = Clocked()
+    share = K / calibrator.T
+    try:
+        images = calibrator.run(batch, clocked, "fewer steps", decode=True, share=share, call=call)
+    except (IndexError, TypeError, ValueError, UnsupportedPipeline) as error:  # what pipelines answer to an argument
+        raise UnsupportedPipeline(f"the call with num_inference_steps={K} failed: {error}") from error
+    if (made := len(clocked.sigmas) - 1) != K:
+        raise UnsupportedPipeline(f"num_inference_steps={K} made {made} steps")
+    return {"images": images, "latents": clocked.latents, "seconds": clocked.seconds}

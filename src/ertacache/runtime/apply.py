@@ -1,0 +1,78 @@
+"""A profile on and off a pipeline: `apply`, `enable` and `disable`."""
+
+import os
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from ertacache.core.offload import Offload
+from ertacache.errors import InvalidArgument
+from ertacache.profile.profile import Profile
+from ertacache.runtime.hooks import Attachment, attachment_of
+from ertacache.runtime.matching import check_pipeline
+from ertacache.runtime.player import Player, RunStats
+
+#: A profile, or the file, folder or Hub id that `Profile.load` reads one from.
+ProfileSource = Profile | str | os.PathLike[str]
+
+
+def enable(pipe: Any, profile: ProfileSource, *, offload_history: Offload = None, retarget: bool = False) -> RunStats:
+    """Apply a profile to a pipeline until `disable`.
+
+    Args:
+        pipe: a diffusers pipeline; nothing but its scheduler and denoiser instances is touched.
+        profile: from `calibrate` or `Profile.load`, or the path or Hub id to load it from.
+        offload_history: "cpu" keeps histories in the host's memory (pinned, for a CUDA device) and brings them back on
+            predicted steps; None keeps them on the device.
+        retarget: in calls with another number of steps than the calibration's, run what `retarget.retargeted` makes of
+            the profile, with a warning that says what this cost where it was measured.
+
+    Returns:
+        Counters that follow the runs.
+
+    Raises:
+        InvalidArgument: another `offload_history`, or nothing to load.
+        ProfileInvalid: what was loaded is no sound profile.
+        ProfileMismatch: the pipeline is not the one that the profile was made for. Step count, guidance, call
+            names and channels show only in a call, which then raises the same.
+        CacheConflict: a profile or another cache is on already.
+        UnsupportedPipeline: nothing can be predicted for this pipeline.
+    """
+    return _attach(pipe, profile, offload_history, retarget)[1]
+
+
+def _attach(pipe: Any, source: ProfileSource, offload_history: Offload, retarget: bool) -> tuple[Attachment, RunStats]:
+    profile = Profile.load(source) if isinstance(source, str | os.PathLike) else source
+    if not isinstance(profile, Profile):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(f"profile is a {type(profile).__name__}; pass a Profile, or the path or Hub id of one")
+    check_pipeline(profile, pipe)
+    player = Player(profile, RunStats(), offload_history, retarget=retarget)
+    return Attachment(pipe, player, hidden=profile.site == "hidden"), player.stats
+
+
+def disable(pipe: Any) -> None:
+    """Take the profile off: the pipeline is bit for bit what it was.
+
+    Warns:
+        UserWarning: no profile is applied, so that nothing is done.
+    """
+    attachment = attachment_of(pipe)
+    if attachment is None:
+        warnings.warn(f"no profile is applied to this {type(pipe).__name__}; nothing to disable", stacklevel=2)
+        return
+    attachment.detach()
+
+
+@contextmanager
+def apply(
+    pipe: Any, profile: ProfileSource, *, offload_history: Offload = None, retarget: bool = False
+) -> Generator[RunStats]:
+    """`enable` for the length of a `with` block, `disable` at its end, also when it raises."""
+    attachment, stats = _attach(pipe, profile, offload_history, retarget)
+    try:
+        yield stats
+    finally:
+        # Ours, whatever the pipeline has by now; nothing to do if `disable` was called inside the block.
+        if attachment.active:
+            attachment.detach()

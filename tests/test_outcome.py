@@ -1,0 +1,145 @@
+"""What `calibrate` says of a plan and what the profile keeps: quality against fewer steps, time and cost."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dummy_pipeline import PROMPTS, DummyPipeline, mixture_pipeline
+from ertacache.calibration.calibrate import calibrate
+from ertacache.calibration.outcome import Outcome, describe, warning
+from ertacache.profile.profile import Profile
+
+T = 14
+CALL: dict[str, Any] = {"num_inference_steps": T, "guidance_scale": 7.0, "seed": 5}
+COST = {"uncached_runs", "calibration_seconds"}
+
+
+def calibrated(pipe: DummyPipeline, **options: Any) -> Profile:
+    return calibrate(pipe, PROMPTS, **{"compute_steps": 5, "show_progress": False, **CALL, **options})
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> DummyPipeline:
+    """A pipeline and a clock of its denoiser calls; the first call of every run takes 1000 more."""
+    pipe, time = mixture_pipeline(), [0.0]
+    velocity = pipe.transformer.mixture.velocity
+
+    def slow(x: Tensor, sigma: float, label: Tensor | None = None) -> Tensor:
+        time[0] += 1 + 1000 * (sigma == 1 and label is not None)
+        return velocity(x, sigma, label)
+
+    pipe.transformer.mixture.velocity = slow
+    for module in ("calibrator", "held_out"):
+        monkeypatch.setattr(f"ertacache.calibration.{module}.now", lambda: time[0])
+    return pipe
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_time_and_cost_are_those_of_the_runs_that_were_made(batch_size: int | None, monkeypatch: pytest.MonkeyPatch):
+    pipe = counting(monkeypatch)
+    profile = calibrated(pipe, batch_size=batch_size, basis="residual", holdout=0.5)
+    measured, batches = profile.provenance.measured, 4 if batch_size else 1
+    # Two calls a step. Four prompts are held out; the first step, slow to start, counts as any other.
+    assert measured["uncached_seconds"] == 2 * T * batches / 4
+    assert measured["cached_seconds"] == 2 * 5 * batches / 4
+    assert measured["speed_up"] == T / 5
+    # Residual reuse has nothing to fit: both uncached runs, the plan and fewer steps.
+    assert measured["uncached_runs"] == pytest.approx(4 + 4 + 4 * 5 / T + 4 * 5 / T)
+    assert measured["calibration_seconds"] == batches * (4 * 1000 + 2 * T + 2 * T + 10 + 10)
+
+
+def test_all_candidates_are_paid_for():
+    measured = calibrated(mixture_pipeline(), basis="residual", timesteps="auto").provenance.measured
+    # Three of the four strengths take a closed loop, all a held-out run.
+    assert measured["uncached_runs"] == pytest.approx(6 * (1 + 3) + 2 * (1 + 4 * 5 / T + 5 / T))
+
+
+def test_a_plan_that_loses_is_warned_about(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    with pytest.warns(UserWarning, match=r"this plan loses to 5 solver steps without a cache.*by \d.*; compute more"):
+        profile = calibrated(mixture_pipeline(), basis="reuse")
+    held = profile.provenance.heldout
+    assert held["wins"] is False and held["gain"]["mean"] < 0
+    assert f"the plan is no better, by {held['gain']['mean']:+.2f}" in caplog.text
+
+
+def test_a_pipeline_that_cannot_make_fewer_steps_says_so(caplog: pytest.LogCaptureFixture):
+    sigmas = [1 - n / T for n in range(T)]
+    given = calibrated(mixture_pipeline(), sigmas=sigmas, num_inference_steps=None)
+    assert "fewer steps at the same cost are not measured: sigmas in the call fixes the solver's steps" in caplog.text
+    assert {"fewer_steps", "gain", "wins"} & given.provenance.heldout.keys() == set()
+    assert given.provenance.heldout["psnr"]["mean"] > 0 and given.provenance.measured["speed_up"] > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("distilled for 14 steps"), "the call with num_inference_steps=5 failed: distilled for 14 steps"),
+        (None, "num_inference_steps=5 made 14 steps"),
+    ],
+)
+def test_what_the_pipeline_answers_to_fewer_steps_is_the_reason(
+    error: Exception | None, reason: str, caplog: pytest.LogCaptureFixture
+):
+    pipe = mixture_pipeline()
+    set_timesteps = type(pipe.scheduler).set_timesteps
+
+    class Stubborn(type(pipe.scheduler)):
+        def set_timesteps(self, num_inference_steps: int | None = None, **more: Any) -> None:
+            if num_inference_steps != T and error is not None:
+                raise error
+            set_timesteps(self, T, **more)
+
+    pipe.scheduler = Stubborn(shift=2.0)
+    profile = calibrated(pipe, aim="step")
+    assert f"fewer steps at the same cost are not measured: {reason}" in caplog.text
+    assert {"fewer_steps", "gain", "wins"} & profile.provenance.heldout.keys() == set()
+
+
+def test_a_machine_that_goes_away_is_no_reason():
+    pipe = mixture_pipeline()
+    pipe.fail_at = 5
+    with pytest.raises(ConnectionError):
+        calibrated(pipe)
+
+
+def test_everything_is_said_on_standard_error_and_in_the_log(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    profile = calibrated(mixture_pipeline(), show_progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [record.message for record in caplog.records]
+    assert lines[0] == (
+        "calibrate: 6 prompts to fit and 2 held out; about 5 pipeline calls, the work of 15 uncached runs of one prompt"
+    )
+    assert lines[1].startswith("calibrate: the first run took ")
+    text = describe(Outcome(profile)).splitlines()
+    assert lines[2:] == [f"calibrate: {line}" for line in text]
+    held = profile.provenance.heldout
+    assert text[0] == f"computes 5 of 14 steps: {profile.schedule}"
+    assert f"PSNR {held['psnr']['mean']:.2f} ± {held['psnr']['standard_error']:.2f} dB" in text[2]
+    assert text[3].startswith("5 solver steps cost the same and give PSNR ")
+    assert text[4] == "2 held-out prompts are no measurement; hold out 4 or more"
+    assert text[5].startswith("the calibration cost 15.4 uncached runs of one prompt, ")
+    assert len(text) == 6
+
+
+def test_nothing_is_shown_where_nothing_shall_be(capsys: pytest.CaptureFixture[str]):
+    calibrated(mixture_pipeline())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_four_held_out_prompts_are_a_measurement():
+    text = describe(Outcome(calibrated(mixture_pipeline(), holdout=0.5)))
+    assert "no measurement" not in text and "of 4 held-out prompts" in text
+
+
+def test_profiles_without_the_figures_are_not_warned_about():
+    profile = calibrated(mixture_pipeline())
+    older = replace(profile, provenance=replace(profile.provenance, heldout={}, measured={}))
+    assert warning(older) is None
+    assert torch.equal(older.predictor.a, profile.predictor.a)
