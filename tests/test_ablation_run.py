@@ -31,6 +31,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     return out, rows
 
 
+@pytest.mark.slow
 def test_all_rows_are_there(compared):
     _, rows = compared
     first = [(row["site"], row["basis"], row["stage"]) for row in rows if row["group"] == "one branch"]
@@ -41,6 +42,7 @@ def test_all_rows_are_there(compared):
     assert [stage for s, b, stage in first if b == "fitted"] == ["uniform", "policy"]
 
 
+@pytest.mark.slow
 def test_calls_are_those_of_the_schedule_and_of_the_budget(compared):
     _, rows = compared
     for row in rows:
@@ -52,6 +54,7 @@ def test_calls_are_those_of_the_schedule_and_of_the_budget(compared):
             assert row["K"] == row["budget"]
 
 
+@pytest.mark.slow
 def test_the_uncached_row_is_perfect_and_the_others_are_not(compared):
     _, rows = compared
     for row in rows:
@@ -59,6 +62,7 @@ def test_the_uncached_row_is_perfect_and_the_others_are_not(compared):
         assert len(row["psnr"]["values"]) == len(HELD)
 
 
+@pytest.mark.slow
 def test_the_decomposition_ends_at_the_measured_deviation(compared):
     """Eq. 11 on the held-out run: the accumulated deviation is the deviation of the final latent."""
     _, rows = compared
@@ -87,6 +91,7 @@ def test_the_deviation_is_that_of_the_latents_under_any_solver(make, tmp_path: P
     assert (parts["deviation"] == pytest.approx(summed.tolist(), abs=2e-6)) == (make is flux)
 
 
+@pytest.mark.slow
 def test_the_files_are_complete(compared):
     out, rows = compared
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
@@ -96,6 +101,7 @@ def test_the_files_are_complete(compared):
     assert "fitted, guided: uniform" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_table_names_every_row(compared):
     _, rows = compared
     assert all(row["label"][:58] in table(rows) for row in rows)

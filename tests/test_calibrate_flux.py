@@ -110,6 +110,7 @@ def residuals(run: Calibrator, schedule: Schedule) -> Tensor:
     return torch.stack([added[start] for start in starts])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipe", ["one_branch", "two_branches"])
 def test_the_policy_at_site_hidden_is_algorithm_2_on_the_stack(pipe: str, request: pytest.FixtureRequest):
     """Its decisions, replayed: at each step the relative error of the reused residual is below λ or not."""

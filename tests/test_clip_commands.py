@@ -72,6 +72,7 @@ def test_a_file_of_the_wrong_kind_is_refused_before_anything_runs(model: Path, t
     assert not list(tmp_path.glob("x.*"))
 
 
+@pytest.mark.slow
 def test_the_ablation_of_clips_has_its_figures_and_report(model: Path, tmp_path: Path):
     given = ("--prompts", model / "heldout.txt", "--calibration-prompts", model / "prompts.txt", "--budgets", 5)
     result = invoke("ablation", model, *given, "--no-full", "--out", tmp_path, "--json")
@@ -87,6 +88,7 @@ def test_the_ablation_of_clips_has_its_figures_and_report(model: Path, tmp_path:
     assert "Quality of each frame" in page
 
 
+@pytest.mark.slow
 def test_the_demo_of_a_video_model_writes_clips(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copytree(model, tmp_path / "model")
     asked: list[tuple[int, str]] = []

@@ -96,6 +96,7 @@ def test_a_finished_comparison_runs_nothing_again(finished):
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 1, 7, 12])
 def test_cut_off_after_any_row_it_ends_in_the_same_file(finished, tmp_path, kept):
     text = (finished / "results.jsonl").read_text().splitlines(keepends=True)
@@ -169,6 +170,7 @@ def test_videos_are_compared_and_kept_as_clips(tmp_path):
     assert page.count('class="loop pixels"') == 4 and 'aria-label="PSNR of each frame; highest: ' in page
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parent.parent / "docs" / "compare.md").read_text()
     monkeypatch.chdir(tmp_path)
@@ -176,6 +178,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     assert "out/compare-python/report.html" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_file(tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(catalogue.heldout_prompts(3)))

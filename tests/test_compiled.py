@@ -58,6 +58,7 @@ def backend() -> Iterator[Counting]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("compiling", [compile_module, compile_in_place, compile_blocks])
 def test_a_compiled_denoiser(flux: Any, site: Site, compiling: Any, backend: Counting) -> None:
@@ -76,6 +77,7 @@ def test_a_compiled_denoiser(flux: Any, site: Site, compiling: Any, backend: Cou
     assert torch.equal(latents(flux), plain)
 
 
+@pytest.mark.slow
 def test_compiling_under_a_profile_is_refused(flux: Any, backend: Counting) -> None:
     ertacache.enable(flux, profile(flux, "output"))
     compile_in_place(flux, backend)

@@ -123,6 +123,7 @@ def test_distillation_starts_from_the_base_model(tmp_path: Path):
         assert torch.allclose(drawn_by_student, base(x, sigma, text, None), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", catalogue.IMAGE_NAMES)
 def test_a_bundled_model_is_small_documented_and_draws_its_captions(name: str):
     folder = catalogue.folder(name)

@@ -97,6 +97,7 @@ def _toy(name: str, work: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return train_model(name, work, out, compiled=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", catalogue.VIDEO_NAMES)
 def test_training_ends_in_a_folder_that_loads_and_draws(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = _toy(name, tmp_path / "work", tmp_path / name, monkeypatch)
@@ -176,6 +177,7 @@ def test_wan_learns_the_velocity_at_the_timesteps_of_its_solver(tmp_path: Path):
     assert (rows == 4).float().mean().item() == pytest.approx(wan.CAPTION_DROPOUT, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", catalogue.VIDEO_NAMES)
 def test_a_bundled_model_is_small_documented_and_loads(name: str):
     folder = catalogue.folder(name)
