@@ -1,0 +1,59 @@
+"""The examples run as they are, on bundled models; the notebook cell by cell."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmark_scripts import ROOT
+from ertacache_zoo import catalogue
+
+EXAMPLES = ROOT / "examples"
+#: Script, the bundled model in place of the published one, and the ending of what it draws.
+SCRIPTS = (
+    pytest.param("flux1_dev", "tiny-flux", "png", id="flux1_dev"),
+    pytest.param("wan2_1", "tiny-wan", "gif", id="wan2_1"),
+    pytest.param("cogvideox_2b", "tiny-cogvideox", "gif", id="cogvideox_2b"),
+)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # four prompts are no measurement, and it says so
+@pytest.mark.parametrize(("script", "model", "kind"), SCRIPTS)
+def test_a_script_runs(script: str, model: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(catalogue.calibration_prompts(4, model)))
+    arguments = ["--model", model, "--prompts", str(prompts), "--steps", "8", "--compute-steps", "4"]
+    monkeypatch.setattr(sys, "argv", [script, *arguments, "--batch-size", "4", "--out", str(tmp_path / "out")])
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"calibration.pt", "profile.safetensors", f"uncached.{kind}", f"cached.{kind}"}
+
+
+def test_the_published_ids_and_settings_are_those_of_the_readme(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import job
+
+    seen: dict[str, dict[str, object]] = {}
+    monkeypatch.setattr(job, "run", lambda model, call, compute_steps, kind: seen.update({model: call}))
+    for script in ("flux1_dev", "wan2_1", "cogvideox_2b"):
+        runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
+    lines = [line for line in (EXAMPLES / "README.md").read_text().splitlines() if ".py` |" in line]
+    assert len(lines) == len(seen) == 3
+    for line, (model, call) in zip(lines, seen.items(), strict=True):
+        assert model in line
+        assert f"{call['width']}×{call['height']}" in line and f"{call['num_inference_steps']} steps" in line
+
+
+def test_the_notebook_runs_and_is_committed_without_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text())
+    assert (notebook["nbformat"], len({cell["id"] for cell in notebook["cells"]})) == (4, len(notebook["cells"]))
+    namespace: dict[str, object] = {"__name__": "notebook"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), namespace)
+    assert (tmp_path / "third.safetensors").is_file()
