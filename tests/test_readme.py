@@ -34,15 +34,6 @@ def test_every_relative_link_leads_somewhere():
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_five_lines_use_real_names():
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert code is not None
-    import ertacache
-
-    for name in re.findall(r"ertacache\.(\w+)", code[1]):
-        assert hasattr(ertacache, name), name
-
-
 @pytest.mark.parametrize(("folder", "prompts"), [("ablation", 32), ("ablation-video", 16)])
 def test_the_committed_rows_count_what_they_say(folder: str, prompts: int):
     lines = (ROOT / "benchmarks/results" / folder / "results.jsonl").read_text().splitlines()
