@@ -10,7 +10,7 @@ import torch
 from dummy_pipeline import PROMPTS, DummyPipeline, mixture_pipeline, untimed
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.checkpoint import Cost, RunStore
-from ertacache.errors import CalibrationError, InvalidArgument
+from ertacache.errors import CalibrationError
 from ertacache.profile.profile import Profile
 
 CALL: dict[str, Any] = {"num_inference_steps": 9, "guidance_scale": 5.0, "seed": 5, "show_progress": False}
@@ -170,13 +170,6 @@ def test_a_checkpoint_never_runs_code(tmp_path: Path):
     with pytest.raises(CalibrationError, match=r"cannot be read"):
         RunStore(tmp_path / "runs.pt", "x")
     assert not (tmp_path / "harm").exists()
-
-
-def test_a_folder_that_is_missing_is_refused_at_once(tmp_path: Path):
-    pipe = mixture_pipeline()
-    with pytest.raises(InvalidArgument, match=r"there is no folder .*missing; create it first"):
-        calibrated(pipe, tmp_path / "missing" / "runs.pt", threshold=0.3)
-    assert pipe.calls == 0
 
 
 def test_the_store_runs_each_name_once_and_reads_back_what_it_was_given(tmp_path: Path):

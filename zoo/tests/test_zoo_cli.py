@@ -77,16 +77,18 @@ def test_the_bundled_weights_are_replaced_only_when_that_was_said(trained: list[
 
 def test_places_that_cannot_be_written_to(no: Any, tmp_path: Path):
     (tmp_path / "file").touch()
-    assert no("train", "tiny-flux", "--work", "file") == "cannot write to file (File exists); name another place"
+    assert no("train", "tiny-flux", "--work", "file") == "file is a file; name a folder"
     assert no("train", "tiny-flux", "--out", "file/x") == (
-        "cannot write to file/x (Not a directory); name another place"
+        "cannot write the folder file/x: a file is where one of its folders should be; name another place"
     )
     assert no("train", "tiny-flux", "--out", "/proc/new") == (
-        "cannot write to /proc/new (No such file or directory); name another place"
+        "cannot write the folder /proc/new (No such file or directory); name another place"
     )
     (tmp_path / "sheet.png").mkdir()
-    assert no("check", "tiny-flux", "--sheet", "sheet.png") == "sheet.png is a folder; name a file for the sheet"
-    assert no("check", "tiny-wan", "--sheet", "file/x.gif") == "cannot write to file (File exists); name another place"
+    assert no("check", "tiny-flux", "--sheet", "sheet.png") == "sheet.png is a folder; name a file for the picture"
+    assert no("check", "tiny-wan", "--sheet", "file/x.gif") == (
+        "cannot write the picture file/x.gif: a file is where one of its folders should be; name another place"
+    )
     assert no("check", "tiny-flux", "--sheet", "x.gif") == (
         "cannot draw a sheet to x.gif; name a .png, .jpg or .webp file"
     )

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ertacache.errors import CalibrationError, InvalidArgument
-from ertacache.files import write_atomic
+from ertacache.errors import CalibrationError
+from ertacache.files import check_output, reason, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class RunStore:
 
     Raises:
         CalibrationError: the file belongs to another calibration or cannot be read.
-        InvalidArgument: there is no folder to write it to.
+        InvalidArgument: it could not be written.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, identity: str) -> None:
@@ -52,8 +52,9 @@ class RunStore:
         self._costs: dict[str, Cost] = {}
         self._running: list[str] = []
         self._used: set[str] = set()
-        if self._path is not None and not self._path.parent.is_dir():
-            raise InvalidArgument(f"checkpoint {self._path}: there is no folder {self._path.parent}; create it first")
+        self._told = False
+        if self._path is not None:
+            check_output(self._path, "checkpoint")
         if self._path is not None and self._path.exists():
             self._results, self._costs = self._read(self._path)
 
@@ -124,4 +125,6 @@ class RunStore:
         try:
             write_atomic(self._path, buffer.getvalue())
         except OSError as error:  # the runs are worth more than the file
-            logger.warning("checkpoint %s cannot be written (%s); calibrating on without it", self._path, error)
+            if not self._told:
+                why, self._told = reason(error), True
+                logger.warning("checkpoint %s cannot be written (%s); the calibration goes on without", self._path, why)

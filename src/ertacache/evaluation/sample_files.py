@@ -1,7 +1,6 @@
 """Pictures and clips as files: PNG, JPEG, WebP; mp4 by ffmpeg; gif and WebP that loop."""
 
 import inspect
-import io
 import subprocess
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ertacache.errors import InvalidArgument
 from ertacache.extras import require
-from ertacache.files import write_atomic
+from ertacache.files import save_atomic, write_atomic
 
 #: Frames per second of samples in result folders, and where no model says otherwise.
 FPS = 8
@@ -45,7 +44,7 @@ def check_kind(path: Path, *, clip: bool, fps: float = FPS) -> None:
     """Refuse a kind of file that cannot hold what is to be written, before it is made.
 
     Raises:
-        InvalidArgument: a picture's file for a clip, a clip's file for a picture, or a rate out of range.
+        InvalidArgument: a picture's file for a clip, a clip's file for a picture, or as `check_format`.
         MissingExtra: mp4 without ffmpeg.
     """
     kind = path.suffix.lower()
@@ -53,6 +52,19 @@ def check_kind(path: Path, *, clip: bool, fps: float = FPS) -> None:
         raise InvalidArgument(f"{path} would hold one picture, and this is a clip; name a .mp4 or .gif file")
     if not clip and kind in _ONLY_CLIPS:
         raise InvalidArgument(f"{path} would hold a clip, and this is one picture; name a .png file")
+    check_format(path, fps)
+
+
+def check_format(path: Path, fps: float = FPS) -> None:
+    """Refuse a kind of file that can hold neither pictures nor clips.
+
+    Raises:
+        InvalidArgument: an unknown kind of file, or a rate out of range.
+        MissingExtra: mp4 without ffmpeg.
+    """
+    kind = path.suffix.lower()
+    if kind not in _CLIPS:
+        picture_format(path)
     if not 0 < fps <= _FASTEST:
         raise InvalidArgument(f"fps is {fps:g}; choose frames per second above 0 and up to {_FASTEST}")
     if kind == ".mp4":
@@ -82,12 +94,9 @@ def write_image(image: Tensor, path: Path, *, lossless: bool = False) -> None:
     """
     from PIL import Image
 
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise InvalidArgument(f"cannot write a picture to {path}, whose kind is unknown; name a .png file")
-    buffer = io.BytesIO()
-    Image.fromarray(eight_bit(image[None])[0].numpy()).save(buffer, kind, optimize=True, lossless=lossless)
-    _write(path, buffer.getvalue())
+    kind = picture_format(path)
+    picture = Image.fromarray(eight_bit(image[None])[0].numpy())
+    save_atomic(path, lambda file: picture.save(file, kind, optimize=True, lossless=lossless))
 
 
 def write_clip(frames: Tensor, path: Path, *, fps: float = FPS, lossless: bool = False) -> None:
@@ -107,19 +116,18 @@ def write_clip(frames: Tensor, path: Path, *, fps: float = FPS, lossless: bool =
     check_kind(path, clip=True, fps=fps)
     pixels = eight_bit(frames)
     if path.suffix.lower() == ".mp4":
-        _write(path, _mp4(pixels, path, fps))
+        write_atomic(path, _mp4(pixels, path, fps))
         return
     from PIL import Image
 
     pictures = [Image.fromarray(frame.numpy()) for frame in pixels]
     options: dict[str, Any] = {"save_all": True, "append_images": pictures[1:], "loop": 0}
-    buffer = io.BytesIO()
     if path.suffix.lower() == ".gif":
-        pictures[0].save(buffer, "GIF", duration=durations(len(pictures), fps, 10), **options)
+        kind, options = "GIF", options | {"duration": durations(len(pictures), fps, 10)}
     else:
-        times = durations(len(pictures), fps, 1)
-        pictures[0].save(buffer, "WEBP", duration=times, lossless=lossless, quality=90, **options)
-    _write(path, buffer.getvalue())
+        kind, more = "WEBP", {"duration": durations(len(pictures), fps, 1), "lossless": lossless, "quality": 90}
+        options |= more
+    save_atomic(path, lambda file: pictures[0].save(file, kind, **options))
 
 
 def durations(count: int, fps: float, unit: int) -> list[int]:
@@ -170,6 +178,15 @@ def _mp4(pixels: Tensor, path: Path, fps: float) -> bytes:
         return made.read_bytes()
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, data)
+def picture_format(path: Path) -> str:
+    """Pillow's name for the kind of picture that a file's name says.
+
+    Raises:
+        InvalidArgument: one that it cannot write.
+    """
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise InvalidArgument(f"cannot write a picture to {path}, whose kind is unknown; name a .png file")
+    return kind

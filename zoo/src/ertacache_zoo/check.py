@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ertacache.evaluation.sample_files import eight_bit
+from ertacache.evaluation.sample_files import eight_bit, picture_format
+from ertacache.files import save_atomic
 from ertacache_zoo import scenes
 
 #: Largest distance (RGB, unit cube) at which a pixel still counts as a palette colour.
@@ -125,8 +126,17 @@ def write_sheet(images: Tensor, captions: Sequence[str], path: Path) -> None:
         left, top = gap + n % columns * (size + gap), gap + n // columns * (size + text + gap)
         canvas.paste(enlarged(image, size), (left, top))
         pen.multiline_text((left, top + size + 4), textwrap.fill(caption, 34), fill="black", spacing=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path, optimize=True)
+    save_picture(canvas, path)
+
+
+def save_picture(picture: Any, path: Path, **options: Any) -> None:
+    """A PIL image, or an animation of it, as a file of the kind that its name says, all or nothing.
+
+    Raises:
+        InvalidArgument: an unknown kind of file.
+    """
+    kind = picture_format(path)
+    save_atomic(path, lambda file: picture.save(file, kind, optimize=True, **options))
 
 
 def enlarged(image: Tensor, side: int) -> Any:

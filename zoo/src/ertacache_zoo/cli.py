@@ -3,13 +3,13 @@
 import json
 import sys
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from ertacache.errors import InvalidArgument
+from ertacache.files import check_output
 from ertacache_zoo import catalogue
 
 zoo = typer.Typer(no_args_is_help=True, help="The bundled models: list, train, check.")
@@ -48,7 +48,7 @@ def train(
     """Train all parts of a model, from nothing but its generator; resumable and deterministic by seed."""
     target = _destination(name, out, overwrite_bundled)
     for place in (work, target):
-        _check_folder(place)
+        check_output(place, "folder")
     from ertacache_zoo.train import train_model
 
     folder = train_model(name, work, target, compiled)
@@ -101,17 +101,4 @@ def _check_sheet(sheet: Path, clips: bool) -> None:
     kinds = (".png", ".jpg", ".webp", ".gif") if clips else (".png", ".jpg", ".webp")
     if sheet.suffix.lower() not in kinds:
         raise InvalidArgument(f"cannot draw a sheet to {sheet}; name a {', '.join(kinds[:-1])} or {kinds[-1]} file")
-    if sheet.is_dir():
-        raise InvalidArgument(f"{sheet} is a folder; name a file for the sheet")
-    _check_folder(sheet.parent)
-
-
-def _check_folder(folder: Path) -> None:
-    """Make a folder, and refuse one that nothing can be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Rights do not tell: root may write anywhere, but not to a disk that is mounted for reading only.
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InvalidArgument(f"cannot write to {folder} ({error.strerror}); name another place") from error
+    check_output(sheet, "picture")

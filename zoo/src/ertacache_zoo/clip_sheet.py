@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ertacache_zoo.check import enlarged
+from ertacache_zoo.check import enlarged, save_picture
 
 #: Clips on a picture and in an animation, and how many times larger their pixels are there.
 _ROWS, _MOVING = 8, 6
@@ -19,13 +19,12 @@ _FRAME_TIME, _LAST_TIME = 120, 700
 
 def write(videos: Tensor, captions: Sequence[str], path: Path) -> None:
     """Write the first of videos [N, F, 3, H, W] in [0, 1]: moving if `path` is a .gif, else frame by frame."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".gif":
         frames = [_grid(videos[:_MOVING, n], captions) for n in range(videos.shape[1])]
         times = [_FRAME_TIME] * (len(frames) - 1) + [_LAST_TIME]
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
+        save_picture(frames[0], path, save_all=True, append_images=frames[1:], duration=times, loop=0)
     else:
-        _rows(videos[:_ROWS], captions).save(path, optimize=True)
+        save_picture(_rows(videos[:_ROWS], captions), path)
 
 
 def _rows(videos: Tensor, captions: Sequence[str]) -> Any:

@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline
 from torch import Tensor
 
+from ertacache.files import save_atomic
 from ertacache_zoo import autoencoder, catalogue, cogvideox, components, flow, scenes, text, wan
 from ertacache_zoo.export import write_model
-from ertacache_zoo.training import write_atomically
 
 #: Scenes in the training pool, their seed, and how many of them the autoencoder sees.
 POOL, POOL_SEED, AUTOENCODER_IMAGES = 40_000, 1, 6_000
@@ -97,7 +97,7 @@ def _latents(vae: AutoencoderKL, pool: list[scenes.Scene], work: Path) -> Tensor
         for i in range(0, len(pool), _CHUNK)
     ]
     latents = torch.cat(parts)
-    write_atomically(path, lambda target: torch.save(latents, target))
+    save_atomic(path, lambda file: torch.save(latents, file))
     return latents
 
 

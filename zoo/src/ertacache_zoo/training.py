@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+
+from ertacache.files import save_atomic
 
 #: Loss of one batch, given a generator that depends on the seed and the iteration alone.
 Loss = Callable[[torch.Generator], Tensor]
@@ -29,13 +30,6 @@ class Recipe:
     weight_decay: float = 0.0
     seed: int = 0
     save_every: int = 250
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write to a sibling and rename, so that an interruption leaves the old file whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 def learning_rate(recipe: Recipe, iteration: int) -> float:
@@ -91,7 +85,7 @@ def train(name: str, module: nn.Module, loss: Loss, recipe: Recipe, folder: Path
                     "optimizer": optimizer.state_dict(),
                     "average": average,
                 }
-                write_atomically(state_path, lambda path, state=state: torch.save(state, path))
+                save_atomic(state_path, lambda file, state=state: torch.save(state, file))
     with torch.no_grad():
         for parameter, mean in zip(parameters, average, strict=True):
             parameter.copy_(mean)

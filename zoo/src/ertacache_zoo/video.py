@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ertacache.files import save_atomic
 from ertacache_zoo import clip_text, clips
 from ertacache_zoo.export import write_model
-from ertacache_zoo.training import Recipe, train, write_atomically
+from ertacache_zoo.training import Recipe, train
 
 #: Clips in the training pool, their seed, and how many of them the autoencoder sees.
 POOL, POOL_SEED, AUTOENCODER_CLIPS = 16_000, 1, 3_000
@@ -148,7 +149,7 @@ def pool_latents(vae: Any, drawn: list[clips.Clip], work: Path) -> Tensor:
         if not path.exists():
             pixels = _eight_bit(clips.render(drawn[start : start + _CHUNK], _CHUNK + start))
             made = torch.cat([vae.encode(signed(part)).latent_dist.mean for part in pixels.split(_BATCH)])
-            write_atomically(path, lambda target, made=made: torch.save(made, target))
+            save_atomic(path, lambda file, made=made: torch.save(made, file))
         parts.append(torch.load(path, weights_only=True))
     return torch.cat(parts)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ertacache.errors import InvalidArgument
 from ertacache.extras import require
+from ertacache.files import save_atomic
 
 _LABELS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "clip_image": "CLIP, image to image"}
 
@@ -39,6 +40,5 @@ def draw(document: dict[str, Any], path: Path) -> Path:
         axes.set_xlabel("calibration prompts")
         axes.set_title(_LABELS[name], loc="left")
     figure.suptitle(f"{document['model']}, {document['K']} of {document['T']} steps computed", fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_atomic(path, lambda file: figure.savefig(file, format=path.suffix[1:]))
     return path
