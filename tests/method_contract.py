@@ -7,7 +7,7 @@ import torch
 
 from ertacache.baselines.baseline import Baseline
 from ertacache.calibration.prompts import Prompts
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
 from ertacache.runtime.watch import Executed
 from pipelines import PROMPTS
 

@@ -9,7 +9,7 @@ import torch
 from ertacache.baselines.db_cache import DBCache, DBCacheTaylorSeer
 from ertacache.baselines.first_block_cache import FirstBlockCache
 from ertacache.errors import CacheConflict, InvalidArgument, MissingExtra
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
 from method_contract import FIRST, check_contract
 from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from dummy_pipeline import mixture_pipeline
 from ertacache.baselines.delta_dit import DeltaDiT
 from ertacache.errors import InvalidArgument
-from ertacache.evaluation.match_cost import execute, match_cost
+from ertacache.evaluation.execute import execute
+from ertacache.evaluation.match_cost import match_cost
 from method_contract import FIRST, check_contract
 from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
 

@@ -13,7 +13,7 @@ from dummy_pipeline import mixture_pipeline
 from ertacache.baselines.cfg_cache import BranchDifference, split_frequencies
 from ertacache.baselines.faster_cache import BranchReuse, FasterCache
 from ertacache.errors import CacheConflict, InvalidArgument, UnsupportedPipeline
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
 from method_contract import FIRST, check_contract
 from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
 

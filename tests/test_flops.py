@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ertacache.baselines.fewer_steps import FewerSteps
 from ertacache.baselines.taylor_seer import TaylorSeer
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
 from ertacache.runtime.flops import flop_counter
 from method_contract import FIRST
 from pipelines import CALL, VIDEO_CALL, cogvideox, flux, wan

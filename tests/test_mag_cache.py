@@ -11,7 +11,7 @@ from ertacache.baselines.mag_cache import MagCache, measure_ratios
 from ertacache.calibration.pipeline_run import call_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CacheConflict, CalibrationError
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
 from method_contract import FIRST, check_contract
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, cogvideox, flux, wan
 

@@ -12,7 +12,8 @@ from ertacache.baselines.baseline import Baseline, Knob
 from ertacache.baselines.fewer_steps import FewerSteps
 from ertacache.baselines.first_block_cache import FirstBlockCache
 from ertacache.errors import InvalidArgument
-from ertacache.evaluation.match_cost import execute, match_cost
+from ertacache.evaluation.execute import execute
+from ertacache.evaluation.match_cost import match_cost
 from method_contract import FIRST
 from pipelines import CALL, flux
 

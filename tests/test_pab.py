@@ -10,7 +10,7 @@ from dummy_pipeline import mixture_pipeline
 from ertacache.baselines.implementation import against_diffusers, branches, by_diffusers, timestep_of
 from ertacache.baselines.pab import PAB
 from ertacache.errors import CacheConflict, InvalidArgument, UnsupportedPipeline
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
 from method_contract import FIRST, check_contract
 from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
 

@@ -13,7 +13,8 @@ from ertacache.baselines.profiling_dit import ForegroundProfile, ProfilingDiT, f
 from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CacheConflict, CalibrationError, InvalidArgument
-from ertacache.evaluation.match_cost import execute, match_cost
+from ertacache.evaluation.execute import execute
+from ertacache.evaluation.match_cost import match_cost
 from method_contract import FIRST, check_contract
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, cogvideox, flux, wan
 

@@ -6,7 +6,7 @@ from diffusers import SeaCacheConfig, WanTransformer3DModel, WanVideoToVideoPipe
 
 from ertacache.baselines.sea_cache import SeaCache
 from ertacache.errors import InvalidArgument
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
 from method_contract import FIRST, check_contract
 from pipelines import CALL, VIDEO_CALL, cogvideox, flux, wan
 

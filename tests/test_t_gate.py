@@ -6,7 +6,7 @@ import torch
 from dummy_pipeline import mixture_pipeline
 from ertacache.baselines.t_gate import TGate
 from ertacache.errors import CacheConflict, InvalidArgument
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
 from method_contract import FIRST, check_contract
 from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
 

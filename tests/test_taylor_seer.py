@@ -7,7 +7,7 @@ from torch import nn
 
 from ertacache.baselines.taylor_seer import TaylorSeer
 from ertacache.errors import CacheConflict, InvalidArgument
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
 from method_contract import FIRST, check_contract
 from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
 

@@ -8,7 +8,7 @@ from ertacache.baselines.teacache import COEFFICIENTS, TeaCache
 from ertacache.baselines.teacache_signal import SignalController, distance
 from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.errors import CacheConflict, CalibrationError, InvalidArgument, UnsupportedPipeline
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
 from ertacache.runtime.hooks import attached, attachment_of
 from method_contract import FIRST, check_contract
 from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan

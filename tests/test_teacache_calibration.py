@@ -12,7 +12,7 @@ from ertacache.baselines.teacache import COEFFICIENTS, TeaCache
 from ertacache.baselines.teacache_calibration import Calibration, calibrate_teacache, fit_polynomial, polynomial
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CalibrationError, InvalidArgument
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, flux, wan
 
 

@@ -16,7 +16,7 @@ from dummy_pipeline import DummyPipeline, MixtureModule
 from ertacache.calibration.pipeline_run import call_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CalibrationError, UnsupportedPipeline
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
 from ertacache.pipelines.solvers import read_grid
 from ertacache.runtime.watch import Executed, Watch, attentions_of
 from method_contract import FIRST

@@ -1,5 +1,6 @@
 """Every row of the ablation on held-out prompts, as JSON lines and one report."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,13 @@ from ertacache.calibration.prompts import Prompts
 from ertacache.core.offload import Offload
 from ertacache.errors import InvalidArgument
 from ertacache.evaluation.ablation import REUSE, Ablation
-from ertacache.evaluation.evaluate import Evaluation, Trial, header, write_rows
+from ertacache.evaluation.evaluate import Evaluation, Trial
+from ertacache.evaluation.folder_lock import locked
+from ertacache.evaluation.row_figures import made_with
+from ertacache.evaluation.separate import check_separate
 from ertacache.extras import require
+from ertacache.files import write_atomic
+from ertacache.pipelines.loading import with_steps
 
 
 @dataclass
@@ -59,30 +65,33 @@ class AblationRun:
             full: every reuse site and basis; otherwise residual reuse at the output and the fitted basis.
 
         Raises:
-            InvalidArgument: a prompt is in both lists, or a budget does not fit.
+            InvalidArgument: a prompt is in both lists, a budget does not fit, or another process has the folder.
         """
-        if shared := sorted(set(calibration_prompts) & set(self.prompts)):
-            raise InvalidArgument(
-                f"{len(shared)} prompt(s) are calibrated and measured on, such as {shared[0]!r}; separate them"
-            )
+        check_separate(calibration_prompts, self.prompts)
+        steps = with_steps(pipe, call)["num_inference_steps"]
+        for budget in budgets:
+            if not 2 <= budget <= steps:
+                raise InvalidArgument(f"budget {budget} is outside 2 to {steps}; choose a number of computed steps")
         held = Prompts(tuple(self.prompts), self.seed)
-        with run_progress(show_progress, f"ablation {group}", expected=len(budgets) * (90 if full else 45)) as progress:
+        expected = len(budgets) * (90 if full else 45)
+        with locked(self.out), run_progress(show_progress, f"ablation {group}", expected=expected) as progress:
             calibrator = Calibrator(pipe, calibration_prompts, holdout=1 / 3, seed=0, call=call, progress=progress)
             evaluation = Evaluation(pipe, held, call, group, self.out, samples=samples, offload_history=offload_history)
-            head = header(self.model or group, held, call, calibrator.T)
-            for budget in budgets:
-                if not 2 <= budget <= calibrator.T:
-                    raise InvalidArgument(
-                        f"budget {budget} is outside 2 to {calibrator.T}; choose a number of computed steps"
-                    )
+            head = self._header(group, call, calibrator.T)
             new = [evaluation.row(Trial("no cache", "no cache"))]
             for budget in budgets:
                 for trial in Ablation(calibrator, budget, REUSE if full else REUSE[:1], full).trials():
                     new.append(evaluation.row(trial))
                     progress(trial.label)
-                    write_rows(self.out / "results.jsonl", [head, *self.rows, *new])
+                    lines = [json.dumps(line) + "\n" for line in (head, *self.rows, *new)]
+                    write_atomic(self.out / "results.jsonl", "".join(lines).encode())
         self.rows += new
         return new
+
+    def _header(self, group: str, call: dict[str, Any], steps: int) -> dict[str, Any]:
+        """First line of results.jsonl."""
+        prompts = {"prompts": list(self.prompts), "seed": self.seed}
+        return {"kind": "header", "model": self.model or group, **prompts, **made_with(), "call": call, "T": steps}
 
     def report(self) -> Path:
         """Write `report.html` beside the results; returns its path."""

@@ -1,35 +1,27 @@
 """Measuring plans on prompts that no calibration has seen, against the uncached run; one JSON line per plan."""
 
-import json
-import platform
 import re
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ertacache.calibration.deviation import deviation
 from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.core.analysis import decompose
 from ertacache.core.offload import Offload
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
+from ertacache.evaluation.row_figures import latent_error, mean_frame_psnr, rounded
 from ertacache.evaluation.sample_files import save_samples
-from ertacache.metrics import PairedMetrics, frame_psnr, temporal_flicker
+from ertacache.metrics import PairedMetrics, temporal_flicker
 from ertacache.metrics.summary import PerSample
-from ertacache.pipelines.models import denoisers_of, family_of, unwrapped
 from ertacache.profile.profile import Profile
 from ertacache.runtime.hooks import Controller, Run
 from ertacache.runtime.player import Player, RunStats
-from ertacache.runtime.watch import now
-
-#: log10 of a deviation that is zero, and of a run that ended in NaN or infinity.
-_EQUAL, _DIVERGED = -99.0, 99.0
+from ertacache.runtime.watch import Watch, now
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,7 @@ class Evaluation:
             "calls": measured.calls,
             **metrics.compute(),
             **_of_clips(measured.images, self._reference.images),
-            "latent_error": min(max(deviation(measured.latents, self._reference.latents), _EQUAL), _DIVERGED),
+            "latent_error": latent_error(measured.latents, self._reference.latents),
             "denoise_seconds": measured.denoise_seconds,
             "image_seconds": measured.image_seconds,
             "extra_bytes": measured.extra_bytes,
@@ -168,19 +160,20 @@ class Evaluation:
             stats = RunStats()
             inner = Player(trial.profile, stats, self.offload_history) if trial.profile is not None else Controller()
             timed = Timed(inner, keep_outputs=True)
-            with count_calls(self.pipe) as counter:
+            with Watch(self.pipe) as watch:
                 start = now()
                 # A plan that diverged is compared as the black picture that a person would see.
                 images = run_pipeline(self.pipe, batch, timed, call, hidden=hidden).nan_to_num(0.0)
                 total = now() - start
-            if trial.profile is not None and counter.calls != stats.computed.total():
+            calls = sum(watch.executed.computed_calls)
+            if trial.profile is not None and calls != stats.computed.total():
                 raise CalibrationError(
-                    f"{trial.label}: {counter.calls} real denoiser calls were counted, {stats.computed.total()} due; "
+                    f"{trial.label}: {calls} real denoiser calls were counted, {stats.computed.total()} due; "
                     "the plan does not do what it says"
                 )
-            calls = dict(stats.computed) if trial.profile is not None else {"all": counter.calls}
+            counts = dict(stats.computed) if trial.profile is not None else {"all": calls}
             kept = (timed.latents, torch.stack(timed.trajectory), torch.stack(timed.outputs), timed.sigmas)
-            parts.append(Measured(images, *kept, calls, timed.seconds, total, stats.extra_bytes))
+            parts.append(Measured(images, *kept, counts, timed.seconds, total, stats.extra_bytes))
         count = len(self.prompts.texts)
         return Measured(
             images=torch.cat([part.images for part in parts]),
@@ -206,75 +199,14 @@ class Evaluation:
             return None
         parts = decompose(measured.sigmas, measured.outputs, reference.outputs, trial.profile.schedule)
         apart = (measured.trajectory - reference.trajectory).double().flatten(1).square().mean(1).sqrt()
-        tables = {"feature_shift": parts.feature_shift, "amplified": parts.amplified, "deviation": apart}
-        return {name: [round(float(value), 6) for value in table] for name, table in tables.items()}
+        return rounded(feature_shift=parts.feature_shift, amplified=parts.amplified, deviation=apart)
 
 
 def _of_clips(images: Tensor, references: Tensor) -> dict[str, Any]:
     """What only clips [N, F, 3, H, W] have: the flicker of each, and the PSNR of each frame, a mean over the clips."""
-    if images.ndim != 5:
-        return {}
-    means = frame_psnr(images, references).mean(0)
-    facts: dict[str, Any] = {"frame_psnr": [round(float(value), 4) for value in means]}
-    if images.shape[1] > 1:
+    facts: dict[str, Any] = mean_frame_psnr(images, references)
+    if images.ndim == 5 and images.shape[1] > 1:
         flicker = PerSample(("flicker",))
         flicker.merge({"flicker": temporal_flicker(images, references).tolist()})
         facts |= flicker.compute()
     return facts
-
-
-@dataclass
-class CallCounter:
-    """Number of times the denoiser really computed."""
-
-    calls: int = 0
-
-
-@contextmanager
-def count_calls(pipe: Any) -> Generator[CallCounter]:
-    """Count from inside each denoiser, in a part of its first block, below everything that a cache could answer."""
-    counter = CallCounter()
-
-    def add(module: nn.Module, args: Any) -> None:
-        counter.calls += 1
-
-    handles = [_inside(unwrapped(denoiser)).register_forward_pre_hook(add) for denoiser in denoisers_of(pipe)]
-    try:
-        yield counter
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _inside(denoiser: nn.Module) -> nn.Module:
-    lists = family_of(denoiser).block_lists
-    return next((getattr(denoiser, lists[0])[0] if lists else denoiser).children())
-
-
-def header(model: str, prompts: Prompts, call: dict[str, Any], steps: int) -> dict[str, Any]:
-    """First line of a result file."""
-    import diffusers
-
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
-    return {
-        "kind": "header",
-        "model": model,
-        "prompts": list(prompts.texts),
-        "seed": prompts.seed,
-        "versions": versions,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_device_name()}",
-        "call": call,
-        "T": steps,
-    }
-
-
-def write_rows(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Write a whole result file, all or nothing."""
-    from ertacache.files import write_atomic
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-
-
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

@@ -29,6 +29,7 @@ class Executed:
         outputs: what the solver received, each [B, *] float32 on the CPU, where they were kept.
         latents: [B, *] float32 on the CPU, after the last step.
         seconds: from `set_timesteps` to the end of the last step.
+        computed_calls: denoiser calls that reached its first block; a hidden residual is reused before it.
     """
 
     sigmas: Tensor
@@ -40,6 +41,7 @@ class Executed:
     outputs: list[Tensor] = field(default_factory=list[Tensor])
     latents: Tensor = field(default_factory=lambda: torch.zeros(0))
     seconds: float = 0.0
+    computed_calls: list[int] = field(default_factory=list[int])
 
     @property
     def signature(self) -> tuple[tuple[int, ...], ...]:
@@ -100,6 +102,7 @@ class Watch(Overrides):
             self._on_call(part, "attention_calls")
         self._on_call(_first_leaf(denoiser), "denoiser_calls")
         entry = _first_leaf(blocks[0] if blocks else denoiser)
+        self._on_call(entry, "computed_calls")
         self._handles.append(entry.register_forward_pre_hook(self._entered, with_kwargs=True))
         if self._flops:
             self.replace_call(denoiser, self._counted_call)
@@ -130,7 +133,7 @@ class Watch(Overrides):
     def _step(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         run = self.executed
-        for name in ("denoiser_calls", "block_calls", "attention_calls", "elements"):
+        for name in ("denoiser_calls", "computed_calls", "block_calls", "attention_calls", "elements"):
             getattr(run, name).append(self._tick.get(name, 0))
         if self._flops:
             run.flops.append(self._tick.get("flops", 0))

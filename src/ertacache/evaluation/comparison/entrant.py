@@ -52,9 +52,11 @@ def entrants_at(methods: Sequence[Baseline], costs: Sequence[float]) -> list[Ent
     """
     for cost in costs:
         if not 0 < cost < 1:
-            raise InvalidArgument(f"cost is {cost:g}; choose shares of the uncached run between 0 and 1, such as 0.5")
+            raise InvalidArgument(
+                f"match_cost is {cost:g}; choose shares of the uncached run between 0 and 1, such as 0.5"
+            )
     if len(set(costs)) < len(costs):
-        raise InvalidArgument(f"costs are {', '.join(map(str, costs))}; give each once")
+        raise InvalidArgument(f"match_cost is {', '.join(map(str, costs))}; give each share once")
     return [Entrant(f"{method.key}@{cost:g}", method, cost) for cost in costs for method in methods]
 
 
@@ -78,7 +80,6 @@ def to_json(tuned: Tuned, folder: Path) -> dict[str, Any]:
         value = getattr(method, field.name)
         if isinstance(value, Profile):
             path = folder / "prepared" / f"{tuned.id}.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
             value.save(path)
             value = {"file": f"prepared/{path.name}"}
         settings[field.name] = value

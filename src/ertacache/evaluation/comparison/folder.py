@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ertacache.errors import InvalidArgument
+from ertacache.errors import ErtacacheError, InvalidArgument
 from ertacache.evaluation.comparison.entrant import Entrant, Tuned, from_json, to_json
 from ertacache.evaluation.comparison.job import check_same
 from ertacache.evaluation.comparison.lines import Lines
-from ertacache.files import write_atomic
+from ertacache.files import json_object, write_atomic
 
 
 class Folder:
@@ -28,6 +28,17 @@ class Folder:
         if not self._results.lines:
             self._results.append(header)
         check_same(self._results.lines[0], json.loads(json.dumps(header)), str(path))
+        for number, row in enumerate(self.rows, start=2):
+            if [type(row.get(key)) for key in ("entrant", "prompt", "seed")] != [str, int, int]:
+                raise InvalidArgument(
+                    f"{self._results.path}, line {number} is no row of a comparison (entrant, prompt and seed are "
+                    "wanted); choose another folder, or delete this one"
+                )
+        if len(self._timings.lines) < len(self.rows):
+            raise InvalidArgument(
+                f"{self._timings.path} has {len(self._timings.lines)} lines where {len(self.rows)} rows are finished; "
+                "choose another folder, or delete this one"
+            )
         # The time of a row is written before the row: one too many is of a row that was never finished.
         self._timings.keep(len(self._results.lines) - 1)
         self._entrants = self._read_entrants()
@@ -61,7 +72,14 @@ class Folder:
     def tuned(self, entrant: Entrant) -> Tuned | None:
         """The entrant as it was tuned before, if it was."""
         data = self._entrants.get(entrant.id)
-        return None if data is None else from_json(data, entrant, self.path)
+        if data is None:
+            return None
+        try:
+            return from_json(data, entrant, self.path)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, ErtacacheError):
+                raise
+            raise self._damaged(repr(error)) from error
 
     def keep(self, tuned: Tuned) -> None:
         """Keep an entrant once it is tuned."""
@@ -82,8 +100,10 @@ class Folder:
         if not path.is_file():
             return {}
         try:
-            return {entrant["id"]: entrant for entrant in json.loads(path.read_text())["entrants"]}
+            return {entrant["id"]: entrant for entrant in json_object(path.read_bytes())["entrants"]}
         except (ValueError, KeyError, TypeError) as error:
-            raise InvalidArgument(
-                f"{path} is damaged ({error!r}); choose another folder, or delete this one"
-            ) from error
+            raise self._damaged(repr(error)) from error
+
+    def _damaged(self, reason: str) -> InvalidArgument:
+        path = self.path / "entrants.json"
+        return InvalidArgument(f"{path} is damaged ({reason[:200]}); delete it: every method is tuned again")

@@ -1,14 +1,14 @@
 """What a comparison is made on, and the header by which its folder knows it again."""
 
-import platform
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import InvalidArgument
+from ertacache.evaluation.row_figures import made_with
+from ertacache.evaluation.separate import check_separate
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,7 @@ class Job:
     def __post_init__(self) -> None:
         if not self.prompts or not self.calibration_prompts:
             raise InvalidArgument("a comparison needs prompts and calibration prompts; give at least one of each")
-        if shared := sorted(set(self.calibration_prompts) & set(self.prompts)):
-            raise InvalidArgument(
-                f"{len(shared)} prompt(s) are calibrated and measured on, such as {shared[0]!r}; separate them"
-            )
+        check_separate(self.calibration_prompts, self.prompts)
         if self.seeds < 1:
             raise InvalidArgument(f"seeds is {self.seeds}; choose 1 or more runs of every prompt")
         if not isinstance(self.call.get("num_inference_steps"), int):
@@ -66,9 +63,6 @@ def header(
     job: Job, metrics: tuple[str, ...], missing: dict[str, str], images: Tensor, sigmas: Tensor
 ) -> dict[str, Any]:
     """First line of results.jsonl. Two comparisons with one header may be one comparison that was cut off."""
-    import diffusers
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {
         "kind": "header",
         "model": job.model,
@@ -83,12 +77,7 @@ def header(
         "missing_metrics": missing,
         "video": images.ndim == 5,
         "samples": job.samples,
-        "versions": {
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
+        **made_with(),
         "sigmas": [round(float(sigma), 6) for sigma in sigmas],
     }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ertacache.errors import InvalidArgument
-from ertacache.files import write_atomic
+from ertacache.files import json_object, write_atomic
 
 
 class Lines:
@@ -44,8 +44,8 @@ class Lines:
 
     def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
         try:
-            return dict(json.loads(line))
-        except (ValueError, TypeError) as error:
+            return json_object(line)
+        except ValueError as error:
             raise InvalidArgument(
                 f"{self.path}, line {number} is no JSON object ({error}); choose another folder, or delete this one"
             ) from error

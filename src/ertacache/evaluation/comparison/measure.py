@@ -8,22 +8,16 @@ from typing import Any
 import torch
 
 from ertacache.baselines.baseline import Baseline
-from ertacache.calibration.deviation import deviation
 from ertacache.calibration.prompts import Prompts
 from ertacache.core.analysis import decompose
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
 from ertacache.evaluation.comparison.entrant import Tuned
 from ertacache.evaluation.comparison.reference import Measurement
-from ertacache.evaluation.match_cost import execute
+from ertacache.evaluation.execute import execute
+from ertacache.evaluation.row_figures import latent_error, mean_frame_psnr, rounded
 from ertacache.evaluation.sample_files import save_clip_sample, write_image
-from ertacache.metrics import frame_psnr
 from ertacache.runtime.watch import Executed, now
-
-#: log10 of a deviation that is zero.
-_EQUAL = -99.0
-#: The same of a run that ended in NaN or infinity.
-_DIVERGED = 99.0
 
 
 def measure(
@@ -109,7 +103,7 @@ def row(
         "prompt": number,
         "seed": seed,
         **{name: round(value, 5) for name, value in metrics.items()},
-        "latent_error": round(min(max(deviation(run.latents, true.latents), _EQUAL), _DIVERGED), 5),
+        "latent_error": round(latent_error(run.latents, true.latents), 5),
         "cost": round(sum(step_cost) / (len(true.sigmas) - 1), 5),
         "steps": len(run.denoiser_calls),
         "denoiser_calls": sum(run.denoiser_calls),
@@ -119,23 +113,15 @@ def row(
         "sigmas": None if same_grid else [round(float(sigma), 6) for sigma in run.sigmas],
         "decomposition": _decomposition(run, true) if decomposed else None,
         "sample": sample,
-        **_frames(measured.images, reference.images),
+        **mean_frame_psnr(measured.images, reference.images),
     }
-
-
-def _frames(images: torch.Tensor, references: torch.Tensor) -> dict[str, list[float]]:
-    """PSNR of every frame of a clip [1, F, 3, H, W]; nothing for a picture."""
-    if images.ndim != 5:
-        return {}
-    return {"frame_psnr": [round(float(value), 4) for value in frame_psnr(images, references)[0]]}
 
 
 def _decomposition(run: Executed, true: Executed) -> dict[str, list[float]]:
     """Eq. 7-11, which compare outputs at equal sigmas: not for an adjusted grid or fewer steps."""
     everything = Schedule.all_computed(len(run.outputs))
     parts = decompose(run.sigmas, torch.stack(run.outputs), torch.stack(true.outputs), everything)
-    tables = {"feature_shift": parts.feature_shift, "amplified": parts.amplified, "deviation": parts.deviation}
-    return {name: [round(float(value), 6) for value in table] for name, table in tables.items()}
+    return rounded(feature_shift=parts.feature_shift, amplified=parts.amplified, deviation=parts.deviation)
 
 
 def save_sample(images: torch.Tensor, folder: Path, entrant: str, number: int, seed: int) -> str:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ertacache.files import write_atomic
+from ertacache.errors import InvalidArgument
+from ertacache.files import json_object, write_atomic
 from ertacache.runtime.watch import Executed
 
 
@@ -36,7 +37,11 @@ _COUNTS = ("denoiser_calls", "block_calls", "attention_calls", "elements", "flop
 
 
 def kept_reference(path: Path, make: Callable[[], Measurement]) -> Measurement:
-    """The measurement in the file, which is made first where there is none."""
+    """The measurement in the file, which is made first where there is none.
+
+    Raises:
+        InvalidArgument: the file is damaged or something else.
+    """
     if not path.is_file():
         made = make()
         run = made.executed
@@ -46,10 +51,18 @@ def kept_reference(path: Path, make: Callable[[], Measurement]) -> Measurement:
         facts: dict[str, Any] = {name: getattr(run, name) for name in _COUNTS}
         facts |= {"image_seconds": made.image_seconds, "peak_bytes": made.peak_bytes}
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save(contiguous, {"facts": json.dumps(facts)}))
+    try:
+        return _read(path)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise InvalidArgument(
+            f"{path} is no uncached run of this comparison ({str(error)[:200]}); delete it: it is made again"
+        ) from error
+
+
+def _read(path: Path) -> Measurement:
     with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
+        facts = json_object((file.metadata() or {})["facts"])
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     run = Executed(
         sigmas=tensors["sigmas"],
@@ -57,4 +70,6 @@ def kept_reference(path: Path, make: Callable[[], Measurement]) -> Measurement:
         outputs=list(tensors["outputs"]) if "outputs" in tensors else [],
         **{name: facts[name] for name in _COUNTS},
     )
+    if tensors["images"].ndim not in (4, 5) or len(run.denoiser_calls) != len(run.sigmas) - 1:
+        raise ValueError("pictures, calls and time grid do not belong together")
     return Measurement(tensors["images"], run, facts["image_seconds"], facts["peak_bytes"])

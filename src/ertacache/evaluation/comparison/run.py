@@ -16,6 +16,7 @@ from ertacache.evaluation.comparison.folder import Folder
 from ertacache.evaluation.comparison.job import Job, header
 from ertacache.evaluation.comparison.measure import Prices, measure, row, save_sample
 from ertacache.evaluation.comparison.reference import Measurement, kept_reference
+from ertacache.evaluation.folder_lock import locked
 from ertacache.evaluation.match_cost import match_cost
 from ertacache.metrics import SampleMetrics, available_metrics
 from ertacache.pipelines.solvers import is_euler
@@ -154,8 +155,8 @@ def run_comparison(
         `out`.
 
     Raises:
-        InvalidArgument: the folder holds another comparison, a name that is no metric, or a call that the pipeline
-            does not take.
+        InvalidArgument: the folder is damaged, in use, or holds another comparison, a name that is no metric, or a
+            call that the pipeline does not take.
         CalibrationError: a method that cannot be calibrated on this pipeline.
     """
     check_call(pipe, job.call)
@@ -163,7 +164,8 @@ def run_comparison(
     if len({entrant.id for entrant in entrants}) < len(entrants):
         raise InvalidArgument("two entrants have one id; compare every method once at each cost")
     rows = len(entrants) * len(job.prompts) * job.seeds
-    with run_progress(show_progress, "compare", expected=rows + _TUNING_RUNS * len(entrants)) as progress:
+    expected = rows + _TUNING_RUNS * len(entrants)
+    with locked(out), run_progress(show_progress, "compare", expected=expected) as progress:
         # Also warms everything up: what runs first in a process is slow for reasons that are not its own.
         first = measure(pipe, None, Prompts(job.calibration_prompts[:1], 0), job.call)
         chosen, missing = _metrics(pipe, first, metrics)

@@ -119,6 +119,8 @@ def read_json(path: Path) -> JsonObject:
     """
     try:
         return JsonObject(json.loads(_read(path)), str(path))
+    except RecursionError as error:
+        raise InvalidArgument(f"{path} is nested too deeply; {_REMEDY}") from error
     except json.JSONDecodeError as error:
         raise InvalidArgument(f"{path}, line {error.lineno} is not JSON ({error.msg}); {_REMEDY}") from error
 
@@ -139,6 +141,8 @@ def read_json_lines(path: Path) -> list[tuple[int, JsonObject]]:
             continue
         try:
             objects.append((number, JsonObject(json.loads(text), where)))
+        except RecursionError as error:
+            raise InvalidArgument(f"{where} is nested too deeply; {_REMEDY}") from error
         except json.JSONDecodeError as error:
             raise InvalidArgument(f"{where} is not JSON ({error.msg} at column {error.colno}); {_REMEDY}") from error
     return objects

@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from ertacache.errors import InvalidArgument
+from ertacache.evaluation.folder_lock import locked
 from ertacache.evaluation.reproduce.paper_figures import printed_rows
 from ertacache.evaluation.reproduce.request import Ready, Request, prepare, write
 from ertacache.evaluation.reproduce.settings import FIGURE5
 from ertacache.extras import require
+from ertacache.files import json_object, write_atomic
 
 PRINTED = (
     "Figure 5 of the paper shows PSNR, SSIM and CLIP of FLUX.1-dev on 1000 captions of MS COCO 2014, calibrated on 20, "
@@ -68,12 +70,13 @@ class Sweep:
         """Measure every size whose result file is not there yet; returns all of them.
 
         Raises:
-            InvalidArgument: the folder holds another figure.
+            InvalidArgument: the folder holds another figure, is damaged or in use.
         """
         sizes = self.sizes()
-        self._claim(metrics)
-        schedule = self._schedule(show_progress)
-        rows = [self._row(size, schedule, metrics, show_progress) for size in sizes]
+        with locked(self.out):
+            self._claim(metrics)
+            schedule = self._schedule(show_progress)
+            rows = [self._row(size, schedule, metrics, show_progress) for size in sizes]
         return {"sizes": sizes, "schedule": schedule, "K": schedule.count("#"), "T": len(schedule), "rows": rows}
 
     def _claim(self, metrics: Sequence[str]) -> None:
@@ -88,7 +91,7 @@ class Sweep:
             indent=1,
         )  # fmt: skip
         path = self.out / "setting.json"
-        if path.is_file() and path.read_text() != own:
+        if path.is_file() and path.read_bytes() != own.encode():
             raise InvalidArgument(f"{self.out} holds a figure of other settings; choose another folder with --out")
         write(path, own)
 
@@ -115,7 +118,10 @@ class Sweep:
     def _row(self, size: int, schedule: str, metrics: Sequence[str], show_progress: bool) -> dict[str, Any]:
         path = self.out / f"prompts-{size}.json"
         if path.is_file():
-            return json.loads(path.read_text())
+            try:
+                return json_object(path.read_bytes())
+            except ValueError as error:
+                raise InvalidArgument(f"{path} is damaged ({error}); delete it: it is measured again") from error
         profile = self._calibrate(
             self.calibration_prompts[:size], f"prompts-{size}", show_progress, schedule=schedule,
             timesteps=self.timesteps,
@@ -146,11 +152,9 @@ class Sweep:
         from safetensors.torch import load_file, save
 
         from ertacache.calibration.pipeline_run import call_pipeline
-        from ertacache.files import write_atomic
 
         path = self.out / "references" / f"{batch.seed}.safetensors"
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, save({"images": call_pipeline(self.pipe, batch, call).contiguous()}))
         return load_file(path)["images"]
 

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.evaluation.reproduce.memory import check_memory
 from ertacache.evaluation.reproduce.settings import FIGURE5, Setting, setting_of
+from ertacache.evaluation.separate import check_separate
 from ertacache.files import write_atomic
 from ertacache.pipelines import bundled
-from ertacache.pipelines.loading import call_arguments, load_pipeline, read_prompts
+from ertacache.pipelines.loading import call_arguments, check_placement, load_pipeline, read_prompts
 
 #: Bundled captions that are measured, and that methods are calibrated on.
 _MEASURED, _CALIBRATED = 16, 24
@@ -82,6 +83,7 @@ def prepare(request: Request) -> Ready:
         )
     measured, calibrated = _prompts(request, setting)
     device = request.device or _device(setting)
+    check_placement(device, request.dtype, "model" if request.offload else "none")
     if request.memory_check:
         check_memory(setting, device, request.dtype, offload=request.offload, batch_size=request.batch_size or 1)
     pipe = load(setting, device, request.dtype or setting.dtype, offload=request.offload)
@@ -119,7 +121,6 @@ def load(setting: Setting, device: str, dtype: str, *, offload: bool) -> Any:
 
 def write(path: Path, content: str) -> None:
     """A text file, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content.encode())
 
 
@@ -149,10 +150,7 @@ def _prompts(request: Request, setting: Setting) -> tuple[tuple[str, ...], tuple
         if request.calibration_prompts
         else bundled.calibration_prompts(calibrated, setting.model)
     )
-    if shared := sorted(set(texts) & set(beforehand)):
-        raise InvalidArgument(
-            f"{len(shared)} prompt(s) are calibrated and measured on, such as {shared[0]!r}; separate them"
-        )
+    check_separate(beforehand, texts)
     return tuple(texts[: request.count]), tuple(beforehand)
 
 

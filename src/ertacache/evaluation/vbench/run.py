@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 from ertacache.errors import InvalidArgument, MissingExtra, VBenchFailed
 from ertacache.evaluation.vbench.environment import VERSION, default_folder, python_of, ready, stream
 from ertacache.evaluation.vbench.scores import MODES, VIDEOS_PER_PROMPT, total_score
-from ertacache.files import write_atomic
+from ertacache.files import json_object, write_atomic
 
 _INDEXED = re.compile(rf".+-[0-{VIDEOS_PER_PROMPT - 1}]\.mp4", re.DOTALL)
 _WORKER = Path(__file__).with_name("worker.py")
@@ -132,7 +132,7 @@ def _kept(path: Path, key: str) -> Part | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_bytes())
+        found = json_object(path.read_bytes())
         part, same = _part(found), found["key"] == key
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidArgument(f"{path} is damaged ({error!r}); delete it to score that dimension again") from error
