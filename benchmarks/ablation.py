@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ertacache.cli.commands import group_name, table
+from ertacache.cli.ablation import group_name, table
 from ertacache.evaluation.ablation_run import AblationRun
 from ertacache.evaluation.evaluate import write_rows
 from ertacache.evaluation.report.ablation import write_report

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ertacache.cli.commands import group_name
+from ertacache.cli.ablation import group_name
 from ertacache.evaluation.report.comparison_file import ComparisonFile, Result, Section, read_comparison
 from ertacache.evaluation.reproduce.paper_figures import printed_rows
 from ertacache_zoo import catalogue

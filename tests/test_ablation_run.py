@@ -8,12 +8,13 @@ import torch
 
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.prompts import Prompts
-from ertacache.cli.commands import group_name, number_or_word, table
+from ertacache.cli.ablation import group_name, table
+from ertacache.cli.options import number_or_word
 from ertacache.core.analysis import decompose
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.evaluation.ablation import Ablation
 from ertacache.evaluation.ablation_run import AblationRun
-from ertacache.evaluation.evaluate import Evaluation, Measured, Trial, count_calls
+from ertacache.evaluation.evaluate import Evaluation, Measured, Trial
 from ertacache.runtime.player import Player
 from ertacache_zoo import catalogue
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, flux, wan
@@ -150,14 +151,6 @@ def measured(images: torch.Tensor, latents: torch.Tensor) -> Measured:
 
 def full_reuse():
     return (("output", "residual"),)
-
-
-def test_counting_leaves_no_hook():
-    pipe = flux()
-    with count_calls(pipe) as counter:
-        assert counter.calls == 0
-    part = next(pipe.transformer.transformer_blocks[0].children())
-    assert not part._forward_pre_hooks
 
 
 def test_small_helpers():

@@ -63,7 +63,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
         ({"timesteps": value}, rf"timesteps is {value}; choose 'none', 'paper', 'auto' or a strength from 0 \(none\) t")
         for value in (1.5, -0.1, float("nan"), True)
     ),
-    ({"timesteps": [9, 5]}, r"timesteps is \[9, 5\]; .*DummyPipeline's own argument of that name cannot be given"),
+    ({"timesteps": [9, 5]}, r"timesteps is \[9, 5\]; .*a pipeline's own argument of that name cannot be given"),
     *(
         ({"history": value}, f"history is {value!r}; choose a whole number of 1 or more: a depth, or 'auto'")
         for value in (0, -1, 2.5, True, "all")

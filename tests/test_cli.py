@@ -1,16 +1,26 @@
 """The commands, on a saved pipeline with random weights."""
 
 import json
+import logging
+import re
+import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 import ertacache.cli.app as cli
 from ertacache.baselines.catalogue import METHODS
-from ertacache.profile.profile import Profile
+from ertacache.calibration.defaults import DEFAULTS, Aim, Basis
+from ertacache.cli.calibrate import calibrate
+from ertacache.cli.options import Placement
+from ertacache.core.rectify import Granularity
+from ertacache.pipelines.loading import Offload
+from ertacache.profile.profile import Activation, Profile, Site
 from pipelines import CALL, PROMPTS, flux
 
 RUN = CliRunner()
@@ -42,12 +52,14 @@ def invoke(*arguments: object) -> Any:
     return json.loads(result.stdout.splitlines()[-1]) if "--json" in arguments else result.stdout
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run the entry point; it must exit with 2 and explain itself on one line of standard error."""
+def fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2
+) -> str:
+    """Run the entry point; it must exit with a code and explain itself on one line of standard error."""
     monkeypatch.setattr(sys, "argv", ["ertacache", *(str(argument) for argument in arguments)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    assert stopped.value.code == 2
+    assert stopped.value.code == code
     return capsys.readouterr().err
 
 
@@ -108,30 +120,77 @@ def test_zoo_lists_the_bundled_models():
     assert set(invoke("zoo", "list", "--json")) == {"tiny-flux", "tiny-flux-base", "tiny-wan", "tiny-cogvideox"}
 
 
-def test_bad_input_exits_with_2_and_one_clear_line(model: Path, monkeypatch, capsys):
-    prompts = ("--prompts", model / "prompts.txt")
-    assert "has no bundled prompts; give a file with --prompts" in fails(monkeypatch, capsys, "calibrate", model)
-    assert "say how much to compute" in fails(monkeypatch, capsys, "calibrate", model, *prompts)
-    text = fails(monkeypatch, capsys, "calibrate", model, *prompts, "--compute-steps", 11, "--basis", "residual")
-    assert "compute_steps is 11; choose 2 to 10" in text
-    assert "basis is 'magic'" in fails(
-        monkeypatch, capsys, "calibrate", model, *prompts, "--compute-steps", 5, "--basis", "magic"
-    )
-    assert "budgets is 'many'" in fails(monkeypatch, capsys, "ablation", model, "--budgets", "many")
-    assert "match-cost is 'half'" in fails(monkeypatch, capsys, "compare", "--match-cost", "half")
-    assert "no method 'magic'" in fails(monkeypatch, capsys, "compare", "--methods", "magic")
-    given = ("compare", "--model", model, *prompts, "--calibration-prompts", model / "heldout.txt")
-    assert "none of fewer-steps has published settings" in fails(
-        monkeypatch, capsys, *given, "--methods", "fewer-steps", "--match-cost", "published"
-    )
-    assert "nothing that can be reproduced" in fails(monkeypatch, capsys, "reproduce", "table9")
-    assert "no bundled model 'x'" in fails(monkeypatch, capsys, "demo", "x")
-    missing = fails(monkeypatch, capsys, "inspect", model / "nowhere.safetensors")
-    assert "nowhere.safetensors" in missing
-
-
-def test_a_profile_of_another_step_count_is_refused(model: Path, profile: Path, monkeypatch, capsys):
+def test_a_number_of_steps_that_the_pipeline_lacks_is_named_in_options(model: Path, profile: Path, monkeypatch, capsys):
+    given = ("calibrate", model, "--prompts", model / "prompts.txt", "--basis", "residual", "--out", model / "x")
+    text = fails(monkeypatch, capsys, *given, "--compute-steps", 11)
+    assert text.splitlines()[-1] == "ertacache: --compute-steps is 11; choose 2 to 10 of 10 steps"
     text = fails(
         monkeypatch, capsys, "generate", model, "--prompt", "x", "--profile", profile, "--num-inference-steps", 8
     )
-    assert "num_inference_steps: the profile has 10, this pipeline 8" in text
+    assert "ertacache: --num-inference-steps: the profile has 10, this pipeline 8" in text
+    assert "or apply the profile with --retarget, which fits it" in text
+
+
+def test_several_prompts_make_several_files_and_calibrate_together(model: Path, tmp_path: Path):
+    asked = ("generate", model, "--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--num-inference-steps", 2)
+    result = invoke(*asked, "--out", tmp_path / "new" / "x.png", "--seed", 7, "--json")
+    assert [one["image"] for one in result["images"]] == [str(tmp_path / "new" / f"x-{n}.png") for n in range(2)]
+    invoke(
+        "generate", model, "--prompt", PROMPTS[1], "--num-inference-steps", 2, "--seed", 8, "--out", tmp_path / "1.png"
+    )
+    assert (tmp_path / "new" / "x-1.png").read_bytes() == (tmp_path / "1.png").read_bytes()
+    shown = invoke(*asked, "--out", tmp_path / "x.png")
+    assert [line.partition(":")[0] for line in shown.splitlines()] == [str(tmp_path / f"x-{n}.png") for n in range(2)]
+    given = [part for text in PROMPTS for part in ("--prompt", text)]
+    out = ("--out", tmp_path / "folder" / "p.safetensors", "--compute-steps", 4, "--num-inference-steps", 8)
+    facts = invoke("calibrate", model, *given, *out, "--json")
+    assert facts["prompts"] == {"fitted": 3, "heldout": 1, "seed": 0} and Path(facts["profile"]).is_file()
+
+
+def test_help_and_version_load_no_torch():
+    for words in (["--help"], ["--version"], *([name, "--help"] for name in ("calibrate", "compare", "reproduce"))):
+        code = (
+            f"import sys; sys.argv = ['ertacache', *{words}]; from ertacache.cli.app import main\n"
+            "try: main()\n"
+            "except SystemExit as stop: assert not stop.code\n"
+            "heavy = {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+        )
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        assert done.stdout.startswith("ertacache 0.1.0\n" if words == ["--version"] else "Usage: ertacache")
+
+
+def test_the_defaults_that_help_shows_are_those_of_the_methods():
+    shown = re.sub(r"\s+", " ", invoke("calibrate", "--help"))
+    for name in ("schedule", "basis", "site", "history", "aim", "timesteps", "rectifier", "activation"):
+        rows = ", of ".join(
+            f"{m}: {getattr(row, name)}" for m, row in DEFAULTS.items() if getattr(row, name) is not None
+        )
+        assert f"Default of {rows}." in shown
+
+
+def test_the_words_of_the_options_are_those_of_the_library():
+    hints = typing.get_type_hints(calibrate, include_extras=True)
+    for name, words in (("basis", Basis), ("site", Site), ("aim", Aim), ("activation", Activation)):
+        assert set(typing.get_args(words)) | {None} == set(_literals(hints[name]))
+    assert set(_literals(hints["rectifier"])) == {None, "none", *typing.get_args(Granularity)}
+    assert set(_literals(hints["method"])) == set(DEFAULTS)
+    assert set(_literals(typing.get_type_hints(Placement)["offload"])) == set(typing.get_args(Offload))
+
+
+def _literals(hint: Any) -> list[Any]:
+    """Every value that the literals of an annotation allow."""
+    if hint is type(None):
+        return [None]
+    if typing.get_origin(hint) is typing.Literal:
+        return list(typing.get_args(hint))
+    return [value for part in typing.get_args(hint) if not isinstance(part, OptionInfo) for value in _literals(part)]
+
+
+def test_quiet_and_verbose_say_less_and_more(model: Path, tmp_path: Path, capfd):
+    given = ("generate", model, "--prompt", "x", "--num-inference-steps", 2, "--out", tmp_path / "x.png")
+    level = logging.getLogger("ertacache")
+    for words, expected in (((), logging.INFO), (("-q",), logging.WARNING), (("--verbose",), logging.DEBUG)):
+        invoke(*given, *words)
+        assert level.level == expected
+    invoke("-q", "inspect", "--help")
+    assert level.level == logging.WARNING

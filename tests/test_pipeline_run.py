@@ -155,6 +155,17 @@ def test_prompts_that_cannot_be_split_are_refused():
             split_prompts(["a", "b"], holdout, 0)
 
 
+def test_what_the_pipeline_refuses_is_bad_input(monkeypatch: pytest.MonkeyPatch):
+    def refuses(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError("`height` has to be divisible by 8 but is 37")
+
+    pipe = mixture_pipeline()
+    monkeypatch.setattr(type(pipe), "__call__", refuses)
+    message = r"DummyPipeline refuses the call: `height` has to be divisible by 8 but is 37$"
+    with pytest.raises(InvalidArgument, match=message):
+        run_pipeline(pipe, Prompts(("x",), 0), Controller(), CALL)
+
+
 def test_arguments_of_the_call_are_checked_by_name_and_kind():
     pipe = mixture_pipeline()
     check_call(pipe, {**CALL, "negative_prompt": "", "sigmas": [1.0, 0.5]})

@@ -9,19 +9,21 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ertacache.evaluation.reproduce import cli, request, run
+from ertacache.cli import reproduce
+from ertacache.cli.command import command
+from ertacache.evaluation.reproduce import request, run
 from ertacache.evaluation.reproduce.request import Request
 
 
 @pytest.fixture
-def command() -> Callable[..., Any]:
+def invoke() -> Callable[..., Any]:
     app = typer.Typer()
-    app.command()(cli.reproduce)
+    app.command()(command(reproduce.reproduce))
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
 
 
 def test_the_command_passes_every_option_on(
-    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    invoke: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     seen: list[Request] = []
 
@@ -30,9 +32,9 @@ def test_the_command_passes_every_option_on(
         return {"table": request.table, "text": "the table"}
 
     monkeypatch.setattr(run, "reproduce", answer)
-    assert command("table3").stdout == "the table\n"
+    assert invoke("table3").stdout == "the table\n"
     assert seen[0] == Request("table3", "tiny-flux", Path("out/reproduce/table3-tiny-flux"))
-    result = command(
+    result = invoke(
         "figure5", "--model", "flux.1-dev", "--out", tmp_path, "--prompts", tmp_path / "a.txt", "--calibration-prompts",
         tmp_path / "b.txt", "--count", 9, "--seeds", 2, "--seed", 3, "--device", "cuda", "--dtype", "float16",
         "--offload", "--no-memory-check", "--site", "hidden", "--by", "steps", "--batch-size", 4, "--negative-prompt",
@@ -47,10 +49,10 @@ def test_the_command_passes_every_option_on(
     )  # fmt: skip
 
 
-def test_the_command_shows_printed_figures(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+def test_the_command_shows_printed_figures(invoke: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(request, "load", lambda *arguments, **options: pytest.fail("loaded"))
-    result = command("table4", "--model", "flux.1-dev", "--show")
+    result = invoke("table4", "--model", "flux.1-dev", "--show")
     assert "26988" in result.stdout and "here" not in result.stdout.split("\n\n")[1]
-    assert json.loads(command("table4", "--model", "flux.1-dev", "--show", "--json").stdout)["title"].startswith(
+    assert json.loads(invoke("table4", "--model", "flux.1-dev", "--show", "--json").stdout)["title"].startswith(
         "Table 4"
     )

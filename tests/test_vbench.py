@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from ertacache.cli import vbench as vbench_cli
 from ertacache.errors import InvalidArgument, MissingExtra, VBenchFailed
-from ertacache.evaluation.vbench import cli as vbench_cli
 from ertacache.evaluation.vbench import run as vbench
 from ertacache.evaluation.vbench.scores import MODES, video_name
 from fake_python import Fake
@@ -190,7 +190,7 @@ def test_unfit_results_are_refused(fake: Fake, videos: Path):
 
 
 def invoke(*arguments: object) -> str:
-    result = CliRunner().invoke(vbench_cli.vbench, [str(argument) for argument in arguments], catch_exceptions=False)
+    result = CliRunner().invoke(vbench_cli.vbench(), [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -222,6 +222,6 @@ def test_the_commands(fake: Fake, videos: Path):
 def test_the_table_of_a_complete_run(fake: Fake, videos: Path):
     fake.set_up()
     fake.behave(score=RAW)
-    lines = vbench_cli.describe(run(fake, videos)).splitlines()
+    lines = vbench_cli._described(run(fake, videos)).splitlines()
     assert lines[1] == "subject_consistency        57.31%      50.00%       3        0"
     assert [line.split() for line in lines[-3:]] == [["quality", "53.85%"], ["semantic", "60.56%"], ["total", "55.19%"]]

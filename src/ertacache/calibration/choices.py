@@ -54,30 +54,43 @@ class Budget:
 
 
 def resolve(pipe: Any, method: str, budget: Budget, given: Mapping[str, Any], *, one_call: bool) -> Choices:
-    """The choices of a calibration: those given, the others from the row of the method.
+    """The choices of a calibration: those of `settle`, as far as the pipeline can do them.
 
-    Site, history and aim follow the basis: with another basis than the row's they come from the row that has it, and
-    site `hidden`, which holds residuals, brings that basis along. A threshold brings Algorithm 2's schedule. An aim at
-    the trajectory that nobody asked for becomes "step" where it cannot be had, with a warning in the log.
+    An aim at the trajectory that nobody asked for becomes "step" where it cannot be had, with a warning in the log.
 
     Args:
-        given: by name of the argument, None where it was not given.
         one_call: whether all prompts that are fitted go through the pipeline in one call.
 
     Raises:
-        InvalidArgument: a value that there is not, or two that contradict each other.
+        InvalidArgument: as `settle`, or an aim that contradicts the other choices.
         UnsupportedPipeline: the pipeline cannot do what was asked for.
+    """
+    choices = settle(method, budget, given)
+    _check_pipe(pipe, choices)
+    return replace(choices, aim=_aim(pipe, choices, given.get("aim"), one_call))
+
+
+def settle(method: str, budget: Budget, given: Mapping[str, Any]) -> Choices:
+    """The choices that were given, the others from the row of the method; no pipeline is needed to check them.
+
+    Site, history and aim follow the basis: with another basis than the row's they come from the row that has it, and
+    site `hidden`, which holds residuals, brings that basis along. A threshold brings Algorithm 2's schedule.
+
+    Args:
+        given: by name of the argument, None where it was not given.
+
+    Raises:
+        InvalidArgument: a value that there is not, or two that contradict each other.
     """
     _one_of("method", method, tuple(DEFAULTS))
     given = {name: value for name, value in given.items() if value is not None}
-    _check_words(pipe, given)
+    _check_words(given)
     row = _row(method, given)
     _check_basis(method, row.basis, given)
     choices = replace(row, **{**given, "schedule": _schedule(given.get("schedule"), row, budget)})
     if choices.activation == "sigmoid" and choices.rectifier == "none":
         raise InvalidArgument("activation='sigmoid' belongs to a rectifier, not rectifier='none'; use 'channel', say")
-    _check_pipe(pipe, choices)
-    return replace(choices, aim=_aim(pipe, choices, given.get("aim"), one_call))
+    return choices
 
 
 def _row(method: str, given: Mapping[str, Any]) -> Choices:
@@ -89,14 +102,14 @@ def _row(method: str, given: Mapping[str, Any]) -> Choices:
     return replace(row, basis=basis, site=like.site, history=like.history, aim=like.aim)
 
 
-def _check_words(pipe: Any, given: Mapping[str, Any]) -> None:
+def _check_words(given: Mapping[str, Any]) -> None:
     for name in _WORDS.keys() & given.keys():
         _one_of(name, given[name], _WORDS[name])
     timesteps, history = given.get("timesteps", "none"), given.get("history", "auto")
     if isinstance(timesteps, str):
         _one_of("timesteps", timesteps, get_args(Timesteps))
     else:
-        theirs = f" ({type(pipe).__name__}'s own argument of that name cannot be given)"
+        theirs = " (a pipeline's own argument of that name cannot be given)"
         remedy = "choose 'none', 'paper', 'auto' or a strength from 0 (none) to 1 (the paper)"
         remedy += theirs * (not isinstance(timesteps, int | float))
         check_number("timesteps", timesteps, remedy, lambda x: 0 <= x <= 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ertacache.calibration.checks import check_whole, meant
 from ertacache.calibration.prompts import Prompts
-from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.errors import ErtacacheError, InvalidArgument, UnsupportedPipeline
 from ertacache.pipelines.inputs import Inputs, input_names
 from ertacache.pipelines.models import takes_one_prompt
 from ertacache.pipelines.solvers import read_grid
@@ -80,6 +80,10 @@ def call_pipeline(pipe: Any, prompts: Prompts, call: dict[str, Any], *, decode: 
     Returns:
         Images [B, 3, H, W] (or frames [B, F, 3, H, W]) float32 in [0, 1] on the CPU; the final latents where `decode`
         is False.
+
+    Raises:
+        InvalidArgument: the pipeline refuses the call.
+        UnsupportedPipeline: it returns something else than tensors.
     """
     count = len(prompts.texts)
     generators = [torch.Generator("cpu").manual_seed(prompts.seed + n) for n in range(count)]
@@ -97,7 +101,12 @@ def call_pipeline(pipe: Any, prompts: Prompts, call: dict[str, Any], *, decode: 
         texts = [name for name in arguments if _TEXT.fullmatch(name) and isinstance(arguments[name], list)]
         arguments |= {name: arguments[name][0] for name in (*texts, "generator")}
     with quiet(pipe):
-        output = pipe(**arguments, output_type="pt" if decode else "latent")[0]
+        try:
+            output = pipe(**arguments, output_type="pt" if decode else "latent")[0]
+        except ValueError as error:  # what pipelines raise for sizes and arguments that they do not take
+            if isinstance(error, ErtacacheError):
+                raise
+            raise InvalidArgument(f"{type(pipe).__name__} refuses the call: {error}") from error
     if not isinstance(output, Tensor):
         raise UnsupportedPipeline(f"{type(pipe).__name__} returned {type(output).__name__} for output_type='pt'")
     return output.float().cpu()

@@ -1,17 +1,110 @@
-"""What `ertacache compare` does, returning plain results; the command line only parses and prints."""
+"""`ertacache compare`: many methods at equal counted compute."""
 
-import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ertacache.errors import InvalidArgument
+import typer
+
+from ertacache.cli import options as given
+from ertacache.cli.command import shows_progress
 from ertacache.extras import require
 
-PUBLISHED = "published"
+_PUBLISHED = "published"
 
 
-def list_methods() -> dict[str, Any]:
+def compare(
+    model: Annotated[str, typer.Option(help="Bundled model, diffusers folder or Hub id.")] = "tiny-flux",
+    methods: Annotated[str, typer.Option(help="Names separated by commas, or all; --list prints them.")] = "all",
+    match_cost: Annotated[
+        str,
+        typer.Option(help="Shares of the uncached run to tune every method to, or published: settings as they are."),
+    ] = ".5,.33",
+    prompts: given.PromptFile = None,
+    calibration_prompts: given.CalibrationFile = None,
+    seeds: Annotated[
+        int, typer.Option(callback=given.whole(1), help="Runs of every prompt, each from noise of its own.")
+    ] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for results, samples and report.html.")] = Path("out/compare"),
+    metrics: Annotated[str | None, typer.Option(help="Names separated by commas; all that can be computed.")] = None,
+    samples: given.Samples = 6,
+    batch_size: given.BatchSize = None,
+    offload_history: given.History = None,
+    list_methods: Annotated[bool, typer.Option("--list", help="Print every method with its source, and stop.")] = False,
+    seed: given.Seed = 10_000,
+    *,
+    call: dict[str, Any],
+    placement: given.Placement,
+) -> dict[str, Any]:
+    """Run many methods at equal counted compute on held-out prompts; resumes where it was cut off."""
+    if list_methods:
+        return _methods()
+    require("the report of a comparison", "jinja2")
+    costs, names = _costs(match_cost), None if metrics is None else [name.strip() for name in metrics.split(",")]
+    chosen = _chosen(methods, costs, names, offload_history)
+    files = (prompts, calibration_prompts)
+    job = {"costs": costs, "seeds": seeds, "seed": seed, "samples": samples, "batch_size": batch_size}
+    return _run(model, chosen, files, out, names, job, call, placement)
+
+
+def _run(
+    model: str,
+    methods: Sequence[Any],
+    files: tuple[Path | None, Path | None],
+    out: Path,
+    metrics: Sequence[str] | None,
+    job: dict[str, Any],
+    call: dict[str, Any],
+    placement: given.Placement,
+) -> dict[str, Any]:
+    """Check, load, compare, report."""
+    from ertacache.cli.model import check, held_out, load
+    from ertacache.errors import InvalidArgument
+    from ertacache.evaluation.comparison.entrant import entrants_at, published_entrants
+    from ertacache.evaluation.comparison.job import Job
+    from ertacache.evaluation.comparison.run import run_comparison
+    from ertacache.evaluation.folder_lock import check_results
+    from ertacache.evaluation.report.comparison import write_comparison_report
+    from ertacache.pipelines.loading import call_arguments, with_steps
+
+    check(model, placement)
+    held, texts = held_out(model, *files)
+    check_results(out)
+    pipe = load(model, placement)
+    arguments = with_steps(pipe, call_arguments(model, call))
+    costs = job["costs"]
+    entrants = entrants_at(methods, costs) if costs else published_entrants(methods, pipe)
+    if not entrants:
+        names = ",".join(method.key for method in methods)
+        raise InvalidArgument(f"none of {names} has published settings for this denoiser; give costs with --match-cost")
+    prepared = Job(tuple(held), tuple(texts), arguments, model, **job)
+    run_comparison(pipe, entrants, prepared, out, metrics=metrics, show_progress=shows_progress())
+    report = write_comparison_report(out)
+    return {"out": str(out), "report": str(report), **_summary(out)}
+
+
+def _chosen(
+    methods: str, costs: Sequence[float], metrics: Sequence[str] | None, offload_history: str | None
+) -> list[Any]:
+    """The methods by name; refuses everything that can be wrong without the model."""
+    from ertacache.baselines import catalogue
+    from ertacache.baselines.profile_method import ProfileMethod
+    from ertacache.core.offload import check_offload
+    from ertacache.evaluation.comparison.entrant import entrants_at
+    from ertacache.metrics import SampleMetrics
+
+    offload = check_offload(offload_history)
+    chosen = [
+        replace(method, offload_history=offload) if isinstance(method, ProfileMethod) else method
+        for method in catalogue.methods(methods)
+    ]
+    entrants_at(chosen, costs)
+    SampleMetrics(metrics or ())
+    return chosen
+
+
+def _methods() -> dict[str, Any]:
     """Every method with its source and what it counts as work."""
     from ertacache.baselines.catalogue import METHODS
 
@@ -22,62 +115,7 @@ def list_methods() -> dict[str, Any]:
     return {"methods": rows, "text": text}
 
 
-def compare(
-    model: str,
-    methods: str,
-    match_cost: str,
-    prompts: Path | None,
-    calibration_prompts: Path | None,
-    out: Path,
-    metrics: str | None,
-    job: dict[str, Any],
-    call: dict[str, Any],
-    device: str,
-    dtype: str,
-    offload_history: str | None = None,
-) -> dict[str, Any]:
-    """Compare, and write the report; returns its place and one line per entrant."""
-    require("the report of a comparison", "jinja2")
-    from ertacache.baselines import catalogue as baselines
-    from ertacache.baselines.profile_method import ProfileMethod
-    from ertacache.cli.commands import prompts_of
-    from ertacache.core.offload import check_offload
-    from ertacache.evaluation.comparison.entrant import entrants_at, published_entrants
-    from ertacache.evaluation.comparison.job import Job
-    from ertacache.evaluation.comparison.run import run_comparison
-    from ertacache.evaluation.report.comparison import write_comparison_report
-    from ertacache.pipelines import bundled
-    from ertacache.pipelines.loading import call_arguments, load_pipeline
-
-    offload, costs = check_offload(offload_history), _costs(match_cost)
-    chosen = [
-        replace(method, offload_history=offload) if isinstance(method, ProfileMethod) else method
-        for method in baselines.methods(methods)
-    ]
-    held = prompts_of(model, prompts, bundled.heldout_prompts, "--prompts")
-    texts = prompts_of(model, calibration_prompts, bundled.calibration_prompts, "--calibration-prompts")
-    pipe = load_pipeline(model, device, dtype)
-    arguments = with_steps(pipe, call_arguments(model, call))
-    entrants = entrants_at(chosen, costs) if costs else published_entrants(chosen, pipe)
-    if not entrants:
-        raise InvalidArgument(
-            f"none of {methods} has published settings for this denoiser; give costs to match instead"
-        )
-    names = None if metrics is None else [name.strip() for name in metrics.split(",")]
-    run_comparison(
-        pipe, entrants, Job(tuple(held), tuple(texts), arguments, model, costs=costs, **job), out, metrics=names
-    )
-    report = write_comparison_report(out)
-    return {"out": str(out), "report": str(report), **summary(out)}
-
-
-def with_steps(pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
-    """The call with its number of steps, which is the pipeline's default where nobody said."""
-    default = inspect.signature(pipe.__call__).parameters["num_inference_steps"].default
-    return {"num_inference_steps": default, **call}
-
-
-def summary(folder: Path) -> dict[str, Any]:
+def _summary(folder: Path) -> dict[str, Any]:
     """One line per entrant, for the terminal and for programs."""
     from ertacache.evaluation.report.comparison_file import read_comparison
 
@@ -101,12 +139,14 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def _costs(text: str) -> tuple[float, ...]:
-    if text == PUBLISHED:
+    from ertacache.errors import InvalidArgument
+
+    if text == _PUBLISHED:
         return ()
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise InvalidArgument(
-            f"match-cost is {text!r}; give shares of the uncached run separated by commas, such as .5,.33, or "
-            f"{PUBLISHED}"
+            f"--match-cost is {text!r}; give shares of the uncached run separated by commas, such as .5,.33, or "
+            f"{_PUBLISHED}"
         ) from error

@@ -1,15 +1,17 @@
-"""The whole job on a bundled model, in a few minutes: calibrate, generate with and without, compare, report."""
+"""`ertacache demo`: the whole job on a bundled model, in a few minutes."""
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ertacache.cli import commands
-from ertacache.errors import InvalidArgument
+import typer
+
+from ertacache.cli.ablation import group_name, table
+from ertacache.cli.command import shows_progress
+from ertacache.cli.generate import Drawing
+from ertacache.cli.options import Placement
 from ertacache.extras import require
-from ertacache.pipelines import bundled
-from ertacache.pipelines.loading import call_arguments, load_pipeline
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,29 @@ _SIZES = {
 }
 
 
+_CPU = Placement("cpu", "float32", "none")
+
+
+def demo(
+    model: Annotated[str, typer.Argument(help="Bundled model.")] = "tiny-flux",
+    out: Annotated[Path, typer.Option(help="Folder for profile, pictures or clips, and report.")] = Path("out/demo"),
+) -> dict[str, Any]:
+    """Calibrate, generate and compare on a bundled model: the whole job in a few minutes."""
+    from ertacache.cli.model import check
+    from ertacache.errors import InvalidArgument
+    from ertacache.evaluation.folder_lock import check_results
+    from ertacache.pipelines import bundled
+
+    if model not in bundled.NAMES:
+        raise InvalidArgument(f"no bundled model {model!r}; there are {', '.join(bundled.NAMES)}")
+    require("the report of the demo", "jinja2")
+    if "mp4" in _SIZES[model].kinds:
+        require("the mp4 file of the demo", "imageio_ffmpeg")
+    check(model, _CPU)
+    check_results(out)
+    return run_demo(model, out)
+
+
 def run_demo(model: str, out: Path) -> dict[str, Any]:
     """Calibrate, generate and compare on a bundled model.
 
@@ -51,36 +76,29 @@ def run_demo(model: str, out: Path) -> dict[str, Any]:
 
     Returns:
         Paths, seconds and the text for people.
-
-    Raises:
-        InvalidArgument: no bundled model.
-        MissingExtra: the zoo, or what the report or a clip needs, is not installed.
     """
-    if model not in bundled.NAMES:
-        raise InvalidArgument(f"no bundled model {model!r}; there are {', '.join(bundled.NAMES)}")
-    size = _SIZES[model]
-    require("the report of the demo", "jinja2")
-    if "mp4" in size.kinds:
-        require("the mp4 file of the demo", "imageio_ffmpeg")
     start = time.perf_counter()
     from ertacache.calibration.calibrate import calibrate
+    from ertacache.cli.inspect import inspect
+    from ertacache.cli.model import load
     from ertacache.evaluation.ablation_run import AblationRun
+    from ertacache.pipelines import bundled
+    from ertacache.pipelines.loading import call_arguments
 
-    pipe, call = load_pipeline(model), call_arguments(model, {})
+    size, progress = _SIZES[model], shows_progress()
+    pipe, call = load(model, _CPU), call_arguments(model, {})
     texts = bundled.calibration_prompts(size.calibration, model)
     held = bundled.heldout_prompts(size.prompts, model)
-    options: dict[str, Any] = {"schedule": "uniform", "basis": "fitted", "history": size.history}
-    out.mkdir(parents=True, exist_ok=True)
-    profile = calibrate(pipe, texts, compute_steps=size.budget, **options, **call).save(out / "profile.safetensors")
-    described = commands.inspect(str(profile), None)["text"]
+    profile = calibrate(pipe, texts, compute_steps=size.budget, show_progress=progress, **call)
+    path = profile.save(out / "profile.safetensors")
     drawn = [
-        commands.generate(model, held[0], used, out / f"{name}.{kind}", 0, {}, "cpu", "float32")["text"]
-        for name, used in (("uncached", None), ("ertacache", str(profile)))
+        Drawing(model, used, out=out / f"{name}.{kind}").draw(held[:1], {}, _CPU)[0]["text"]
+        for name, used in (("uncached", None), ("ertacache", str(path)))
         for kind in size.kinds
     ]
-    run = AblationRun(out, held, model=model)
-    rows = run.add(pipe, texts, [size.budget], call, group=commands.group_name(model, call), full=False)
+    run, group = AblationRun(out, held, model=model), group_name(model, call)
+    rows = run.add(pipe, texts, [size.budget], call, group=group, full=False, show_progress=progress)
     report = run.report()
     seconds = time.perf_counter() - start
-    lines = [described, *drawn, commands.table(rows), f"report: {report}", f"demo took {seconds:.0f} s"]
-    return {"profile": str(profile), "report": str(report), "seconds": seconds, "text": "\n\n".join(lines)}
+    lines = [inspect(str(path))["text"], *drawn, table(rows), f"report: {report}", f"demo took {seconds:.0f} s"]
+    return {"profile": str(path), "report": str(report), "seconds": seconds, "text": "\n\n".join(lines)}

@@ -1,0 +1,30 @@
+"""`ertacache inspect`: what a profile holds."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def inspect(
+    profile: Annotated[str, typer.Argument(help="Profile file or Hub id.")],
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw schedule, grid and coefficients to this PNG, SVG or PDF.")
+    ] = None,
+) -> dict[str, Any]:
+    """Print what a profile holds and where it comes from."""
+    from ertacache.cli.summary import describe, summary
+    from ertacache.files import check_output
+    from ertacache.profile.profile import Profile
+
+    if picture is not None:
+        check_output(picture, "picture")
+    loaded = Profile.load(profile)
+    facts = summary(loaded)
+    text = describe(facts)
+    if picture is not None:
+        from ertacache.profile.profile_plot import draw_profile
+
+        draw_profile(loaded, picture)
+        text += f"\ndrawn to {picture}"
+    return {**facts, "text": text}

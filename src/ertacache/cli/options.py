@@ -1,0 +1,123 @@
+"""Options that several commands have, each described once. Words and numbers are checked when they are parsed."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import typer
+
+#: Prompt n starts from seed + n; a profile keeps 63 bits.
+_LARGEST_SEED = 2**63 - 1
+
+
+def whole(least: int, most: int | None = None) -> Callable[[int | None], int | None]:
+    """A check for numbers from `least` to `most`, that names the number, as typer's own does not in every release."""
+    bounds = f"{least} or more" if most is None else f"a number from {least} to {most}"
+
+    def check(value: int | None) -> int | None:
+        if value is not None and (value < least or (most is not None and value > most)):
+            raise typer.BadParameter(f"{value}; give {bounds}.")
+        return value
+
+    return check
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse NaN and infinity, which no range of an option catches."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number.")
+    return value
+
+
+def share(value: float) -> float:
+    """Refuse what is no share between 0 and 1, both excluded."""
+    if not 0 < value < 1:
+        raise typer.BadParameter(f"{value} is no share between 0 and 1, such as 0.25.")
+    return value
+
+
+def number_or_word(text: str | None, number: type[int] | type[float]) -> int | float | str | None:
+    """'3' as a number, 'auto' as itself; None where nothing was given."""
+    if text is None:
+        return None
+    try:
+        return number(text)
+    except ValueError:
+        return text
+
+
+class Placement(NamedTuple):
+    """Where and how a model is loaded; see `pipelines.loading.load_pipeline`."""
+
+    device: str | None
+    dtype: str | None
+    offload: Literal["none", "model", "group", "sequential"]
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+Model = Annotated[str, typer.Argument(help="Bundled model (`zoo list` names them), diffusers folder or Hub id.")]
+Device = Annotated[
+    str | None, typer.Option(help="Where to run, as torch names it; CUDA where there is one, else the CPU.")
+]
+Dtype = Annotated[
+    Literal["float32", "float16", "bfloat16"] | None,
+    typer.Option(help="Of the weights; bfloat16 on an accelerator, float32 on the CPU."),
+]
+_Offload = Annotated[
+    Literal["none", "model", "group", "sequential"],
+    typer.Option(help="What waits in the host's memory: nothing, whole components, layers by groups, or one by one."),
+]
+_Steps = Annotated[int | None, typer.Option("--num-inference-steps", callback=whole(1), help="Solver steps.")]
+_Guidance = Annotated[
+    float | None, typer.Option("--guidance-scale", callback=finite, help="Guidance as the pipeline takes it.")
+]
+_TrueCfg = Annotated[
+    float | None,
+    typer.Option("--true-cfg-scale", callback=finite, help="Two-branch guidance, where it is separate."),
+]
+Negative = Annotated[str | None, typer.Option("--negative-prompt", help="Negative prompt; '' is one too.")]
+_Height = Annotated[int | None, typer.Option(callback=whole(1), help="Pixels.")]
+_Width = Annotated[int | None, typer.Option(callback=whole(1), help="Pixels.")]
+_Frames = Annotated[int | None, typer.Option("--num-frames", callback=whole(1), help="Frames of a video.")]
+SeveralPrompts = Annotated[
+    list[str] | None, typer.Option("--prompt", help="A prompt; give it again for each further one.")
+]
+PromptFile = Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line.")]
+CalibrationFile = Annotated[Path | None, typer.Option(help="Text file; none of them may be in --prompts.")]
+History = Annotated[
+    Literal["cpu"] | None,
+    typer.Option("--offload-history", help="cpu: histories of profiles wait in the host's memory. Same results."),
+]
+Seed = Annotated[
+    int, typer.Option(callback=whole(0, _LARGEST_SEED), help="Prompt n starts from the noise of seed + n.")
+]
+OptionalSeed = Annotated[
+    int | None, typer.Option(callback=whole(0, _LARGEST_SEED), help="Prompt n starts from the noise of seed + n.")
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(callback=whole(1), help="Prompts per pipeline call of a calibration; all at once by default."),
+]
+Samples = Annotated[int, typer.Option(callback=whole(0), help="Prompts whose pictures or clips are kept.")]
+
+
+#: Parameters of commands that stand for several options: what is made of their values, and name, annotation, default.
+GROUPS: dict[str, tuple[Any, dict[str, tuple[Any, Any]]]] = {
+    "call": (
+        _given,
+        {
+            "num_inference_steps": (_Steps, None),
+            "guidance_scale": (_Guidance, None),
+            "true_cfg_scale": (_TrueCfg, None),
+            "negative_prompt": (Negative, None),
+            "height": (_Height, None),
+            "width": (_Width, None),
+            "num_frames": (_Frames, None),
+        },
+    ),
+    "placement": (Placement, {"device": (Device, None), "dtype": (Dtype, None), "offload": (_Offload, "none")}),
+}
