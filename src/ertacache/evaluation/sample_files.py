@@ -125,7 +125,10 @@ def write_clip(frames: Tensor, path: Path, *, fps: float = FPS, lossless: bool =
     if path.suffix.lower() == ".gif":
         kind, options = "GIF", options | {"duration": durations(len(pictures), fps, 10)}
     else:
-        kind, more = "WEBP", {"duration": durations(len(pictures), fps, 1), "lossless": lossless, "quality": 90}
+        kind, more = (
+            "WEBP",
+            {"duration": durations(len(pictures), fps, 1), "lossless": lossless, "quality": 90, "method": 4},
+        )
         options |= more
     save_atomic(path, lambda file: pictures[0].save(file, kind, **options))
 

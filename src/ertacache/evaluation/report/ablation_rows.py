@@ -1,12 +1,11 @@
 """Reading results.jsonl: one header line, then one row per measured method. Every defect names its line."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ertacache.errors import InvalidArgument
-from ertacache.evaluation.report.json_object import JsonObject
+from ertacache.evaluation.report.figures import Decomposition, Stat, decomposition_of, stat_of
+from ertacache.evaluation.report.json_object import JsonObject, read_result_lines
 
 NO_CACHE = "no cache"
 FEWER_STEPS = "fewer steps"
@@ -23,22 +22,6 @@ class Header:
     versions: dict[str, Any]
     call: dict[str, Any]
     machine: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stat:
-    mean: float
-    std: float
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Decomposition:
-    """RMS figures per step i: feature shift and amplified share, T values each; deviation, T + 1 values."""
-
-    feature_shift: tuple[float, ...]
-    amplified: tuple[float, ...]
-    deviation: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,25 +60,7 @@ class Row:
 
 def read_results(path: Path) -> tuple[Header, tuple[Row, ...]]:
     """Header and rows of a results file. Raises `InvalidArgument` naming the file and the line at fault."""
-    if not path.is_file():
-        raise InvalidArgument(f"{path} is not a file; pass the results.jsonl that `ertacache compare` wrote")
-    lines: list[tuple[int, JsonObject]] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        where = f"{path}, line {number}"
-        if not text.strip():
-            continue
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InvalidArgument(
-                f"{where} is not JSON ({error.msg} at column {error.colno}); "
-                "it may have been cut off: delete the line or run the comparison again"
-            ) from error
-        lines.append((number, JsonObject(data, where)))
-    if not lines or lines[0][1].value("kind") != "header":
-        raise InvalidArgument(f'{path} does not start with a {{"kind": "header"}} line; run the comparison again')
-    if len(lines) == 1:
-        raise InvalidArgument(f"{path} has a header and no rows; run the comparison again")
+    lines = read_result_lines(path, growing=False)
     header = _header(lines[0][1])
     return header, tuple(_row(number, line, len(header.prompts)) for number, line in lines[1:])
 
@@ -138,30 +103,15 @@ def _row(number: int, line: JsonObject, prompts: int) -> Row:
         threshold=line.optional_number("threshold"),
         strength=line.optional_number("strength"),
         calls={name: line.part("calls").integer(name) for name in line.object("calls")},
-        psnr=_stat(line.part("psnr")),
-        ssim=_stat(line.part("ssim")),
+        psnr=stat_of(line.part("psnr")),
+        ssim=stat_of(line.part("ssim")),
         latent_error=line.number("latent_error"),
         denoise_seconds=line.number("denoise_seconds"),
         image_seconds=line.number("image_seconds"),
         extra_bytes=line.number("extra_bytes"),
         sigmas=line.numbers("sigmas", len(mask) + 1),
-        decomposition=_decomposition(line, len(mask)),
+        decomposition=decomposition_of(line, len(mask)),
         samples=samples,
-        flicker=None if line.value("flicker") is None else _stat(line.part("flicker")),
+        flicker=None if line.value("flicker") is None else stat_of(line.part("flicker")),
         frame_psnr=None if line.value("frame_psnr") is None else line.numbers("frame_psnr"),
-    )
-
-
-def _stat(line: JsonObject) -> Stat:
-    return Stat(line.number("mean"), line.number("std"), line.numbers("values"))
-
-
-def _decomposition(line: JsonObject, steps: int) -> Decomposition | None:
-    if line.value("decomposition") is None:
-        return None
-    part = line.part("decomposition")
-    return Decomposition(
-        feature_shift=part.numbers("feature_shift", steps),
-        amplified=part.numbers("amplified", steps),
-        deviation=part.numbers("deviation", steps + 1),
     )

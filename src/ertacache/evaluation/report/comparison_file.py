@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 from ertacache.errors import InvalidArgument
-from ertacache.evaluation.report.ablation_rows import Decomposition, Stat
 from ertacache.evaluation.report.comparison_rows import (
     NO_CACHE,
     Entrant,
@@ -24,7 +23,8 @@ from ertacache.evaluation.report.comparison_rows import (
     row_of,
     times_of,
 )
-from ertacache.evaluation.report.json_object import JsonObject, read_json, read_json_lines
+from ertacache.evaluation.report.figures import Decomposition, Stat, mean_decomposition, summarise
+from ertacache.evaluation.report.json_object import JsonObject, read_json, read_json_lines, read_result_lines
 
 #: A cost further than this from its target has missed it.
 TOLERANCE = 0.03
@@ -126,14 +126,7 @@ class Result:
     @property
     def decomposition(self) -> Decomposition | None:
         """Root mean square over the rows that have one."""
-        parts = [row.decomposition for row in self.rows if row.decomposition is not None]
-        if not parts:
-            return None
-        return Decomposition(
-            feature_shift=_rms([part.feature_shift for part in parts]),
-            amplified=_rms([part.amplified for part in parts]),
-            deviation=_rms([part.deviation for part in parts]),
-        )
+        return mean_decomposition([row.decomposition for row in self.rows if row.decomposition is not None])
 
     def gain_over(self, other: "Result") -> Gain | None:
         """Paired by prompt and seed; None where they share none."""
@@ -214,16 +207,14 @@ def read_comparison(folder: Path) -> ComparisonFile:
         InvalidArgument: naming the file and line at fault.
     """
     path = folder / "results.jsonl"
-    lines = read_json_lines(path)
-    if not lines or lines[0][1].value("kind") != "header":
-        raise InvalidArgument(f'{path}, line 1 is not a {{"kind": "header"}} line; run the comparison again')
-    if len(lines) == 1:
-        raise InvalidArgument(f"{path} has a header and no rows yet; let the comparison run on")
+    lines = read_result_lines(path, growing=True)
     header = header_of(lines[0][1])
     entrants = _read_entrants(folder / "entrants.json")
     rows: dict[Key, Row] = {}
+    firsts: dict[str, Row] = {}
     for number, line in lines[1:]:
-        row = row_of(number, line, header)
+        row = row_of(number, line, header, firsts.get(line.text("entrant")))
+        firsts.setdefault(row.entrant, row)
         _check(row.key, line, entrants, rows)
         rows[row.key] = row
     times = _read_times(folder / "timings.jsonl", header, entrants, rows)
@@ -261,7 +252,7 @@ def _check(key: Key, line: JsonObject, entrants: dict[str, Entrant], seen: dict[
 
 def _read_times(path: Path, header: Header, entrants: dict[str, Entrant], rows: dict[Key, Row]) -> dict[Key, Times]:
     """Times by row. Without the file there are none: they belong to a machine and may have been left out."""
-    lines = read_json_lines(path) if path.is_file() else []
+    lines = read_json_lines(path, growing=True) if path.is_file() else []
     times: dict[Key, Times] = {}
     for position, (_, line) in enumerate(lines):
         key = key_of(line, header)
@@ -284,13 +275,3 @@ def _result(entrant: Entrant, rows: dict[Key, Row], times: dict[Key, Times]) -> 
             ratios.append(uncached.seconds / times[row.key].seconds)
     peaks = [times[row.key].peak_bytes for row in own if row.key in times]
     return Result(entrant, own, tuple(ratios), max((peak for peak in peaks if peak is not None), default=None))
-
-
-def summarise(values: Iterable[float]) -> Stat:
-    """Mean, sample standard deviation (0 for one value) and the values."""
-    kept = tuple(values)
-    return Stat(statistics.fmean(kept), statistics.stdev(kept) if len(kept) > 1 else 0.0, kept)
-
-
-def _rms(tables: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    return tuple(statistics.fmean(value * value for value in column) ** 0.5 for column in zip(*tables, strict=True))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from ertacache.evaluation.report.ablation_rows import Decomposition
+from ertacache.evaluation.report.figures import Decomposition, decomposition_of
 from ertacache.evaluation.report.json_object import JsonObject
 
 NO_CACHE = "no-cache"
@@ -149,9 +149,14 @@ def entrant_of(entry: JsonObject) -> Entrant:
     )
 
 
-def row_of(number: int, line: JsonObject, header: Header) -> Row:
-    """One row of results.jsonl."""
+def row_of(number: int, line: JsonObject, header: Header, first: Row | None = None) -> Row:
+    """One row of results.jsonl.
+
+    Args:
+        first: of the same entrant; a row may leave out `step_cost` and `sigmas` where they are those of that one.
+    """
     steps = line.integer("steps", 1)
+    same = first if first and line.value("step_cost") is None and len(first.step_cost) == steps else None
     sample = line.optional_text("sample")
     if sample is not None and (PurePosixPath(sample).is_absolute() or ".." in PurePosixPath(sample).parts):
         raise line.wrong("sample", "a path inside of the folder")
@@ -166,12 +171,16 @@ def row_of(number: int, line: JsonObject, header: Header) -> Row:
         denoiser_calls=line.integer("denoiser_calls", 0),
         block_calls=line.integer("block_calls", 0),
         attention_calls=line.integer("attention_calls", 0),
-        step_cost=line.numbers("step_cost", steps),
-        sigmas=None if line.value("sigmas") is None else line.numbers("sigmas", steps + 1),
-        decomposition=_decomposition(line, header.T),
+        step_cost=same.step_cost if same else line.numbers("step_cost", steps),
+        sigmas=same.sigmas if same else _grid(line, steps),
+        decomposition=decomposition_of(line, header.T),
         sample=sample,
         frame_psnr=None if line.value("frame_psnr") is None else line.numbers("frame_psnr"),
     )
+
+
+def _grid(line: JsonObject, steps: int) -> tuple[float, ...] | None:
+    return None if line.value("sigmas") is None else line.numbers("sigmas", steps + 1)
 
 
 def key_of(line: JsonObject, header: Header) -> Key:
@@ -207,14 +216,3 @@ def _table(context: JsonObject, key: str, count: int) -> tuple[tuple[float, ...]
         raise context.wrong(key, "a list with at least one list of numbers")
     table = JsonObject({f"{key}[{index}]": row for index, row in enumerate(rows)}, context.where)
     return tuple(table.numbers(f"{key}[{index}]", count) for index in range(len(rows)))
-
-
-def _decomposition(line: JsonObject, T: int) -> Decomposition | None:
-    if line.value("decomposition") is None:
-        return None
-    part = line.part("decomposition")
-    return Decomposition(
-        feature_shift=part.numbers("feature_shift", T),
-        amplified=part.numbers("amplified", T),
-        deviation=part.numbers("deviation", T + 1),
-    )

@@ -125,22 +125,39 @@ def read_json(path: Path) -> JsonObject:
         raise InvalidArgument(f"{path}, line {error.lineno} is not JSON ({error.msg}); {_REMEDY}") from error
 
 
-def read_json_lines(path: Path) -> list[tuple[int, JsonObject]]:
-    """The JSON objects of a file, one per line, with the numbers of their lines.
+def read_result_lines(path: Path, *, growing: bool) -> list[tuple[int, JsonObject]]:
+    """The JSON objects of a result file with the numbers of their lines: a header, then at least one row.
 
-    Half a line at the end, which a killed process leaves behind, does not count.
+    Args:
+        growing: whether the file is written line by line: then half a line at its end, which a killed process leaves
+            behind, does not count.
 
     Raises:
-        InvalidArgument: no such file, or a whole line that is no JSON object.
+        InvalidArgument: no such file, no header, no rows, or a line that is no JSON object.
+    """
+    lines = read_json_lines(path, growing=growing)
+    if not lines or lines[0][1].value("kind") != "header":
+        raise InvalidArgument(f'{path}, line 1 is not a {{"kind": "header"}} line; {_REMEDY}')
+    if len(lines) == 1:
+        raise InvalidArgument(f"{path} has a header and no rows yet; let the comparison run on")
+    return lines
+
+
+def read_json_lines(path: Path, *, growing: bool) -> list[tuple[int, JsonObject]]:
+    """The JSON objects of a file, one per line, with the numbers of their lines; `growing` as in `read_result_lines`.
+
+    Raises:
+        InvalidArgument: no such file, or a line that is no JSON object.
     """
     objects: list[tuple[int, JsonObject]] = []
-    whole = _read(path).rpartition("\n")[0]
-    for number, text in enumerate(whole.split("\n"), start=1):
+    text = _read(path)
+    whole = text.rpartition("\n")[0] if growing else text
+    for number, line in enumerate(whole.split("\n"), start=1):
         where = f"{path}, line {number}"
-        if not text.strip():
+        if not line.strip():
             continue
         try:
-            objects.append((number, JsonObject(json.loads(text), where)))
+            objects.append((number, JsonObject(json.loads(line), where)))
         except RecursionError as error:
             raise InvalidArgument(f"{where} is nested too deeply; {_REMEDY}") from error
         except json.JSONDecodeError as error:
