@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ertacache.evaluation.report.sample_view import open_frames
+from ertacache.evaluation.report.samples import Sample, open_frames
 from ertacache.evaluation.sample_files import save_clip_sample, write_image
 from ertacache.files import write_atomic
 
@@ -82,7 +82,7 @@ def rewrite_sample(folder: Path, name: str, frames: int | None) -> None:
     """A sample as a WebP without loss; what was a PNG is read in its stead where there is no WebP yet."""
     path = folder / name
     found = path if path.is_file() else path.with_suffix(".png")
-    pictures = open_frames(found, str(found), frames)
+    pictures = open_frames(Sample(found, str(found), frames, psnr=0.0))
     tensors = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).movedim(-1, 1) / 255
     if frames is None:
         write_image(tensors[0], path, lossless=True)
@@ -111,7 +111,7 @@ def rounded(value: Any) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().split("\n") if line]
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
-"""The README's figures, from the committed result files.
+"""The figures of README.md and docs/results.md, from the committed result files.
 
-`python benchmarks/readme_table.py` rewrites the parts of README.md between its markers.
+`python benchmarks/readme_table.py` rewrites the parts of both between their markers.
 """
 
 import json
@@ -28,6 +28,17 @@ KINDS = (
     ("λ policy, fitted", lambda row: _is(row, "guided", "fitted", "policy")),
     ("uniform, fitted", lambda row: _is(row, "guided", "fitted", "uniform")),
 )
+
+
+#: What the README's table holds, by method, with its name there; of the others the best of their library.
+CHOSEN = {
+    "fitted": "**fitted (ours)**",
+    "uniform-extrapolation": "order-1 extrapolation, no calibration",
+    "fewer-steps": "fewer steps",
+    "uniform": "uniform residual reuse",
+    "ertacache": "ERTACache, the paper's method",
+}
+LIBRARIES = ("diffusers", "cache-dit")
 
 
 def _is(row: dict[str, Any], site: str, basis: str, stage: str) -> bool:
@@ -74,6 +85,24 @@ def _cell(found: list[dict[str, Any]], budget: int) -> str:
     return f"{row['psnr']['mean']:.1f}{note}"
 
 
+def readme_table() -> str:
+    """The few methods that say most, on tiny-flux at its highest cost, from the highest PSNR to the lowest."""
+    section = _at_costs(_compared("tiny-flux"))[0]
+    shown = {method: (section.of(method), name) for method, name in CHOSEN.items()}
+    for library in LIBRARIES:
+        rivals = [result for result in section.results if result.entrant.title.endswith(f"({library})")]
+        best = max(rivals, key=lambda result: result.psnr.mean)
+        title = best.entrant.title.removesuffix(f" ({library})")
+        shown[best.entrant.method] = best, f"{title}, the best in {library}"
+    rows = sorted(((result, name) for result, name in shown.values() if result), key=lambda row: -row[0].psnr.mean)
+    lines = ["| method | PSNR, dB | operations | speed-up |", "|---|---:|---:|---:|"]
+    for result, name in rows:
+        speed = f"{result.speedup.median:.2f}×" if result.speedup else "–"
+        quality = f"{result.psnr.mean:.1f} ± {result.psnr.standard_error:.1f}"
+        lines.append(f"| {name} | {quality} | {result.cost.mean:.0%} | {speed} |")
+    return "\n".join(lines)
+
+
 def compare_tables() -> str:
     """A Markdown table per model of pictures: methods down, wanted costs across."""
     parts: list[str] = []
@@ -118,21 +147,34 @@ def _figures(result: Result | None, best: bool) -> str:
     return f"{f'**{value}**' if best else value} | {result.cost.mean:.2f} | {result.speedup.median:.2f}×"
 
 
-def updated(readme: str) -> str:
-    """README text with the generated parts between their markers."""
-    parts = {
-        "compare": compare_tables(),
-        "compare-video": clips_table(),
-        "results": ablation_table(read_rows("ablation")),
-        "video": ablation_table(read_rows("ablation-video"), printed()),
-        "speed": speed_text(),
-        "zoo": zoo_table(catalogue.IMAGE_NAMES),
-        "zoo-video": zoo_table(catalogue.VIDEO_NAMES),
+def parts() -> dict[str, dict[str, str]]:
+    """The generated parts of every page, by their markers."""
+    return {
+        "README.md": {"results": readme_table()},
+        "docs/results.md": {
+            "compare": compare_tables(),
+            "compare-video": clips_table(),
+            "results": ablation_table(read_rows("ablation")),
+            "video": ablation_table(read_rows("ablation-video"), printed()),
+            "speed": speed_text(),
+            "zoo": zoo_table(catalogue.IMAGE_NAMES),
+            "zoo-video": zoo_table(catalogue.VIDEO_NAMES),
+        },
     }
-    for name, text in parts.items():
+
+
+def updated(page: str, made: dict[str, str]) -> str:
+    """A page's text with generated parts between their markers.
+
+    Raises:
+        ValueError: a page that lacks the markers of a part.
+    """
+    for name, text in made.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        readme = re.sub(f"{begin}.*{end}", lambda _, t=f"{begin}\n{text}\n{end}": t, readme, flags=re.DOTALL)
-    return readme
+        if begin not in page or end not in page:
+            raise ValueError(f"no {begin} ... {end} on the page; put both where its table belongs")
+        page = re.sub(f"{begin}.*{end}", lambda _, t=f"{begin}\n{text}\n{end}": t, page, flags=re.DOTALL)
+    return page
 
 
 def speed_text() -> str:
@@ -160,5 +202,6 @@ def zoo_table(names: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(updated(path.read_text()))
+    for name, made in parts().items():
+        path = ROOT / name
+        path.write_text(updated(path.read_text(), made))

@@ -5,7 +5,8 @@ import pytest
 
 from comparison_folder import FakeComparison, make_entrant, small, with_pictures
 from ertacache.evaluation.report.comparison import write_comparison_report
-from ertacache.evaluation.report.comparison_plots import Point, pareto, short
+from ertacache.evaluation.report.comparison_plots import Point, pareto
+from ertacache.evaluation.report.comparison_tables import percent
 from report_page import Page, words
 
 HOSTILE = "</script><script>alert(1)</script> \"'><img src=x onerror=alert(2)> \u2028 & end"
@@ -42,7 +43,7 @@ def test_the_file_refers_to_nothing_outside_itself(html: str, tmp_path: Path) ->
     assert not page.all("link") and "url(" not in html and "@import" not in html
     assert "default-src 'none'; img-src data:; style-src" in html
     anchors = [a["href"] for a in page.all("a")]
-    assert anchors == ["#best", "#results", "#plots", "#schedules", "#errors", "#changes", "#samples"]
+    assert anchors == ["#best", "#results", "#plots", "#schedules", "#errors", "#changes", "#sheets"]
     assert {f"#{a['id']}" for a in page.all("h2")} == {*anchors, "#zoom-title"}
     assert write_comparison_report(tmp_path) == tmp_path / "report.html"
 
@@ -51,8 +52,8 @@ def test_provenance_says_what_was_measured_and_what_was_not(html: str) -> None:
     top = words(html[html.index("<dl>") : html.index("</dl>")])
     assert top == (
         "Model tiny-flux Call guidance_scale 7.0 num_inference_steps 4 Seeds 1 for each prompt, from 10000 "
-        "Machine two cores Times all rows Versions torch 2.9 Not measured LPIPS: no AlexNet weights: pass them "
-        "Prompts 2 prompts a red circle a blue square"
+        "Machine two cores Times all rows Versions torch 2.9 Not measured LPIPS no AlexNet weights: pass them "
+        "Prompts a red circle a blue square"
     )
     assert "Unfinished" not in html
 
@@ -61,8 +62,12 @@ def test_the_best_is_named_with_its_gains_and_who_loses_to_fewer_steps(html: str
     best = html[html.index('id="best"') : html.index('id="results"')]
     line = words(re.findall(r"<tbody>(.*?)</tbody>", best, re.DOTALL)[0])
     # Gains over 29.5 and 31.5; times 4 / 2 and 4 / 1.
-    assert line == "Cost .50 4 fitted (ours) .505 35.00 ± 1.41 +5.50 2 of 2 +3.50 2 of 2 3.00×"
-    assert "fewer steps (29.50 dB) beats 1 of the 3 methods that cost as much or more: TeaCache (27.50)." in words(best)
+    assert line == (
+        "4 fitted (ours) 50% of the operations 35.00 ± 1.00 3.00× [2.50–3.50] +5.50 2 of 2 +3.50 2 of 2 50.5%"
+    )
+    assert words(re.findall("<h1>(.*?)</h1>", html)[0]) == "3.0× faster at 35.0 ± 1.0 dB, 5.5 dB above fewer steps"
+    assert "has the highest PSNR of 4 methods at 50% of the operations" in words(html)
+    assert "fewer steps (29.50 dB) beats 1 of the 3 methods that cost as much or more TeaCache (27.50)." in words(best)
 
 
 def test_it_is_said_when_nothing_beats_fewer_steps_and_when_it_beats_nothing(tmp_path: Path) -> None:
@@ -70,8 +75,10 @@ def test_it_is_said_when_nothing_beats_fewer_steps_and_when_it_beats_nothing(tmp
     for row in fake.of("fewer-steps@0.5"):
         row["psnr"] = 60.0
     page = words(render(fake, tmp_path))
-    assert "Cost .50: no method is better than fewer steps (60.00 dB)." in page
-    assert "beats 3 of the 3 methods that cost as much or more: fitted (ours) (35.00), uniform" in page
+    assert "50% of the operations: no method is better than fewer steps (60.00 dB)." in page
+    assert "beats 3 of the 3 methods that cost as much or more fitted (ours) (35.00), uniform" in page
+    head = "No method beats fewer steps: 2.0× faster at 60.0 ± 0.0 dB; our best, fitted (ours), is 3.0× faster at 35.0"
+    assert head in page
     for row in fake.of("fewer-steps@0.5"):
         row["psnr"] = 10.0
     assert "fewer steps (10.00 dB) beats no method that costs as much." in words(render(fake, tmp_path))
@@ -86,21 +93,19 @@ def test_a_method_that_costs_less_is_not_said_to_lose_to_fewer_steps(tmp_path: P
 
 def test_every_entrant_has_its_line(html: str) -> None:
     lines = rows(html)
-    labels = ["no cache", "fewer steps", "uniform, residual reuse", "TeaCache", "fitted (ours)", "PAB"]
-    assert list(lines) == [*labels, "TeaCache, very slow"]
+    labels = ["fitted (ours)", "uniform, residual reuse", "fewer steps", "TeaCache", "PAB", "TeaCache, very slow"]
+    assert list(lines) == [*labels, "no cache"]
     assert lines["TeaCache"] == (
-        "3 TeaCache cost .69, not .50 threshold 0.25, ratios [9 values], tuned to cost .500 "
-        ".688 of .50, .62–.75 2.5 2–3 15.0 12–18 12.5 10–15 "
-        "27.50 ± 0.71 0.6375 ± 0.0035 -2.75 ± 0.07 1.60× [1.60–1.60] 1.00 GiB"
+        "3 TeaCache cost 69%, not 50% 27.50 ± 0.50 1.60× [1.60–1.60] 68.8% 62.5%–75.0% 0.6375 ± 0.0025 "
+        "-2.75 ± 0.05 2.5 2–3 15.0 12–18 12.5 10–15 1.00 GiB"
     )
-    assert lines["fitted (ours)"].startswith("4 fitted (ours) best threshold 0.25,")
-    assert lines["fitted (ours)"].endswith("3.00× [2.50–3.50] 2.00 GiB")
+    assert lines["fitted (ours)"].startswith("4 fitted (ours) best 35.00 ± 1.00 3.00× [2.50–3.50] 50.5%")
+    assert lines["fitted (ours)"].endswith("2.00 GiB")
     assert lines["PAB"] == "PAB cannot run here: its blocks are not known"
-    assert lines["no cache"].split()[2:6] == ["1.000", "4", "24", "20"]
-    assert "equal" in lines["no cache"]
-    assert lines["TeaCache, very slow"].startswith("3 TeaCache, very slow threshold 0.1 .812 3 18 15 39.50 ±")
+    assert lines["no cache"].endswith("100.0% 1.0000 ± 0.0000 equal 4 24 20 1.00 GiB")
+    assert lines["TeaCache, very slow"].startswith("3 TeaCache, very slow 39.50 ± 0.50 1.33×")
     heads = re.findall(r'<tr class="head">.*?</tr>', html)
-    assert [words(head) for head in heads] == ["Cost .50 of the uncached operations", "Settings as published"]
+    assert [words(head) for head in heads] == ["50% of the operations", "Settings as published", "For comparison"]
 
 
 def test_columns_can_be_sorted_and_the_best_figures_are_bold(html: str) -> None:
@@ -161,11 +166,11 @@ def test_a_lone_surrogate_does_not_stop_the_report(tmp_path: Path) -> None:
 def test_each_metric_has_both_plots_and_a_menu_shows_one(html: str) -> None:
     figures = Page(html).all("figure")
     pairs = [a["data-row"] for a in figures if a["class"] == "pair"]
-    assert pairs == ["psnr", "ssim", "latent_error"]
+    assert pairs == ["psnr", "ssim", "latent_error", "fitted@0.5"]
     assert all("hidden" not in a for a in figures)  # without the script, everything shows
-    assert [a["value"] for a in Page(html).all("option")] == [*pairs, "fitted@0.5"]
+    assert [a["value"] for a in Page(html).all("option")] == pairs
     labels = [a["aria-label"] for a in Page(html).all("svg", role="img") if a["class"] == "plot"]
-    best = "TeaCache, very slow, as published: cost .812, PSNR, dB 39.50 ± 0.71, 1.33×"
+    best = "TeaCache, very slow, as published: cost 81.2%, PSNR, dB 39.50 ± 0.50, 1.33×"
     assert labels[:2] == [f"PSNR, dB against share of the uncached {of}; best: {best}" for of in ("operations", "time")]
     assert "no cache" not in words(html[html.index('class="choice"') : html.index("legend kinds")])
 
@@ -228,23 +233,39 @@ def test_strips_are_filled_by_the_cost_of_each_step(html: str) -> None:
         "TeaCache, very slow: 4 steps, cost of each: 1, 1, 1, 0.25": ["12.00"] * 3 + ["3.00"],
     }
     frames = [re.findall(r'class="predicted" d="([^"]*)"', body)[0].count("z") for _, body in strips]
-    assert frames == [2, 4, 4, 4, 4]
+    assert frames == [4, 4, 2, 4, 4]  # the highest PSNR first
     assert words(html).count("decides at run time: mean of 2 runs") == 1
     # The grid 1, 0.5, 0 below the uncached one, on an axis from 0.6 to 299.4.
-    assert re.findall(r'<line class="moved" x1="([\d.]+)"', strips[0][1]) == ["0.6", "150.0", "299.4"]
-    assert len(re.findall('class="base"', strips[0][1])) == 5
+    assert re.findall(r'<line class="moved" x1="([\d.]+)"', strips[2][1]) == ["0.6", "150.0", "299.4"]
+    assert len(re.findall('class="base"', strips[2][1])) == 5
 
 
 def test_errors_and_output_changes_are_drawn(html: str) -> None:
     labels = [a["aria-label"] or "" for a in Page(html).all("svg", role="img")]
-    assert "Error decomposition of fitted (ours), cost .50: final deviation 0.2" in labels
+    assert "Error decomposition of fitted (ours), 50% of the operations: final deviation 0.2" in labels
     assert labels[-1] == "Relative l1 change of the cond output at steps 1 to 3, 2 prompts"
-    # The axis runs from 0 at y 262 to 0.5 at y 26: 0.3 and 0.5 have the mean 0.4, and a band between them.
-    assert re.findall(r'<polyline class="truth" points="[\d.]+,([\d.]+)', html)[0] == "73.2"
+    # The axis runs from 0 at y 262 to 0.5 at y 34: 0.3 and 0.5 have the mean 0.4, and a band between them.
+    assert re.findall(r'<polyline class="truth" points="[\d.]+,([\d.]+)', html)[0] == "79.6"
     band = re.findall(r'<polygon class="band truth" points="([^"]*)"', html)[0].split()
-    assert band[0].split(",")[1] == "26.0" and band[-1].split(",")[1] == "120.4"
+    assert band[0].split(",")[1] == "34.0" and band[-1].split(",")[1] == "125.2"
     assert [kind for kind in ("truth", "guess") if f'<polygon class="band {kind}"' in html] == ["truth", "guess"]
 
 
 def test_shares_are_short() -> None:
-    assert [short(0.5), short(1.0), short(0.4981, 3)] == [".50", "1.00", ".498"]
+    assert [percent(0.5), percent(1.0), percent(0.4981), percent(0.33)] == ["50%", "100%", "49.8%", "33%"]
+
+
+def test_settings_are_folded_away_with_the_methods(html: str) -> None:
+    methods = words(html[html.index("What each method is") : html.index('id="plots"')])
+    assert "50% of the operations: threshold 0.25, ratios [9 values], tuned to 50%" in methods
+    assert "Settings as published: threshold 0.1" in methods
+
+
+def test_one_cost_draws_no_plot_against_it(tmp_path: Path) -> None:
+    fake = small()
+    del fake.entrants[-1]
+    fake.rows = [row for row in fake.rows if "slow" not in row["entrant"]]
+    fake.timings = [times for times in fake.timings if "slow" not in times["entrant"]]
+    html = render(fake, tmp_path)
+    assert "share of the uncached operations" not in html and "share of the uncached time" in html
+    assert "All methods have one cost, hence no plot against it." in words(html)

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 from html import escape
 
-from ertacache.evaluation.report.ablation_rows import FEWER_STEPS, NO_CACHE, Decomposition, Row
+from ertacache.evaluation.report.ablation_rows import FEWER_STEPS, NO_CACHE, Row
+from ertacache.evaluation.report.ablation_words import STAGES, family_of, name_of
+from ertacache.evaluation.report.figures import Decomposition
 from ertacache.evaluation.report.frame_plot import Curve
 from ertacache.evaluation.report.svg import Scale, line, rows_of_grid, scale, svg, text, ticks
 
-_WIDTH = 640
-_LEFT, _RIGHT, _TOP = 52, 14, 14
+_WIDTH = 520
+_LEFT, _RIGHT, _TOP = 52, 14, 26
 STRIP_WIDTH = 300
 _SERIES_COLOURS = 7  # .s0 to .s6 in the style sheet
 
@@ -21,15 +23,8 @@ _MARKS: dict[str, Callable[[float, float], str]] = {
 }
 
 
-def family(row: Row) -> str:
-    """Rows of one family share a colour: how and where they predict."""
-    if row.stage in (FEWER_STEPS, NO_CACHE):
-        return row.stage
-    return " · ".join(part for part in (row.basis, row.site) if part) or row.stage
-
-
 def _colour(families: list[str], row: Row) -> str:
-    return f"s{families.index(family(row)) % _SERIES_COLOURS}"
+    return f"s{families.index(family_of(row)) % _SERIES_COLOURS}"
 
 
 def _mark(stage: str, x: float, y: float) -> str:
@@ -56,36 +51,36 @@ def pareto(rows: Sequence[Row]) -> str:
     apart = min(7.0, 0.7 * (centre(1) - centre(0)) / len(families))
 
     def at(row: Row) -> tuple[float, float]:
-        side = families.index(family(row)) - (len(families) - 1) / 2
+        side = families.index(family_of(row)) - (len(families) - 1) / 2
         return centre(row.K) + apart * side, y(row.psnr.mean)
 
     parts = rows_of_grid(marks, y, _LEFT, _WIDTH - _RIGHT)
     parts += [text(centre(k), bottom + 18, str(k)) for k in ks]
-    parts.append(text((_LEFT + _WIDTH - _RIGHT) / 2, height - 8, "computed steps K", "axis"))
-    parts.append(text(_LEFT - 44, 10, "PSNR, dB", "axis", "start"))
-    for label in dict.fromkeys(row.label for row in rows):
-        series = sorted((row for row in rows if row.label == label), key=lambda row: row.K)
+    parts.append(text((_LEFT + _WIDTH - _RIGHT) / 2, height - 8, "computed steps", "axis"))
+    parts.append(text(_LEFT - 44, 14, "PSNR, dB", "axis", "start"))
+    for name in dict.fromkeys(map(name_of, rows)):
+        series = sorted((row for row in rows if name_of(row) == name), key=lambda row: row.K)
         parts.append(f'<g class="{_colour(families, series[0])}">{_joined(series, at)}</g>')
     for budget in {row.budget for row in rows}:
         best = max((row for row in rows if row.budget == budget), key=lambda row: row.psnr.mean)
         parts.append(text(at(best)[0], at(best)[1] - 10, f"{best.psnr.mean:.1f}", "value"))
     best = max(rows, key=lambda row: row.psnr.mean)
-    label = f"PSNR against computed steps; highest: {best.label}, {best.psnr.mean:.2f} dB at K = {best.K}"
+    label = f"PSNR against computed steps; highest: {name_of(best)}, {best.psnr.mean:.2f} dB at K = {best.K}"
     return svg(_WIDTH, height, label, parts)
 
 
 def _joined(series: Sequence[Row], at: Callable[[Row], tuple[float, float]]) -> str:
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, series))
     marks = "".join(
-        f"<g>{_mark(row.stage, *at(row))}<title>{escape(row.label)}: K = {row.K}, "
-        f"{row.psnr.mean:.2f} ± {row.psnr.std:.2f} dB</title></g>"
+        f"<g>{_mark(row.stage, *at(row))}<title>{escape(name_of(row))}: K = {row.K}, "
+        f"{row.psnr.mean:.2f} ± {row.psnr.standard_error:.2f} dB</title></g>"
         for row in series
     )
     return f'<polyline class="joined" points="{points}"/>{marks}'
 
 
 def _families(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(family(row) for row in rows if row.stage != NO_CACHE))
+    return list(dict.fromkeys(family_of(row) for row in rows if row.stage != NO_CACHE))
 
 
 def legend(rows: Sequence[Row]) -> str:
@@ -98,15 +93,17 @@ def legend(rows: Sequence[Row]) -> str:
     items: list[str] = []
     for index, name in enumerate(families):
         drawn = swatch.format(_mark(name, 7, 7)) if name == FEWER_STEPS else stroke
-        items.append(f'<li class="s{index % _SERIES_COLOURS}">{drawn}{escape(name)}</li>')
-    items += [f'<li class="neutral">{swatch.format(_mark(name, 7, 7))}{escape(name)}</li>' for name in stages]
+        items.append(f'<li class="s{index % _SERIES_COLOURS}">{drawn}<span>{escape(name)}</span></li>')
+    for name in stages:
+        drawn = swatch.format(_mark(name, 7, 7))
+        items.append(f'<li class="neutral">{drawn}<span>{escape(STAGES.get(name, name))}</span></li>')
     return f'<ul class="legend" aria-label="Key to the plot">{"".join(items)}</ul>'
 
 
 def curves(shown: Sequence[Row], rows: Sequence[Row]) -> list[Curve]:
     """Rows of clips for `frame_curves`, in the colours that `pareto` gives them among all rows of their group."""
     families = _families(rows)
-    return [Curve(_colour(families, row), row.label, row.frame_psnr) for row in shown if row.frame_psnr]
+    return [Curve(_colour(families, row), name_of(row), row.frame_psnr) for row in shown if row.frame_psnr]
 
 
 def strip(row: Row, base_sigmas: Sequence[float] | None) -> str:
@@ -121,7 +118,7 @@ def strip(row: Row, base_sigmas: Sequence[float] | None) -> str:
     grid = grid_ticks(row.sigmas, base_sigmas)
     parts += grid
     steps = ", ".join(str(i) for i, done in enumerate(row.computed) if done)
-    label = f"{row.label}: {row.K} of {count} steps computed: {steps}"
+    label = f"{name_of(row)}: {row.K} of {count} steps computed: {steps}"
     if grid:
         label += "; on a time grid of its own"
     height = 31 if grid else 14
@@ -146,7 +143,7 @@ def decomposition(row: Row) -> str:
     """`error_panels` of a row."""
     if row.decomposition is None:
         return ""
-    return error_panels(f"{row.label}, K = {row.K}", row.decomposition, row.computed)
+    return error_panels(f"{name_of(row)}, K = {row.K}", row.decomposition, row.computed)
 
 
 def error_panels(label: str, data: Decomposition, computed: Sequence[bool]) -> str:

@@ -9,8 +9,8 @@ from ertacache.evaluation.report.comparison_file import Result
 from ertacache.evaluation.report.comparison_rows import FEWER_STEPS, OutputChange
 from ertacache.evaluation.report.svg import Scale, line, rows_of_grid, scale, svg, text, ticks
 
-_WIDTH, _HEIGHT, _BOTTOM = 600, 430, 382
-_LEFT, _RIGHT, _TOP = 52, 16, 26
+_WIDTH, _HEIGHT, _BOTTOM = 520, 420, 372
+_LEFT, _RIGHT, _TOP = 52, 16, 34
 _TAG_HEIGHT = 11.0
 _REACH = 11  # columns to each side that a tag may move to
 
@@ -20,6 +20,9 @@ KINDS = {
     "published": "other published methods",
     "plain": "fewer steps and uniform schedules",
 }
+
+#: The denoiser's calls of one step, in words.
+CONTEXTS = {"cond": "with the prompt", "uncond": "without the prompt", "cond_uncond": "both at once"}
 
 _Box = tuple[float, float, float, float]
 
@@ -42,11 +45,6 @@ def kind_of(method: str) -> str:
     if method.startswith(("ertacache", "fitted")):
         return "ours"
     return "plain" if method == FEWER_STEPS or method.startswith("uniform") else "published"
-
-
-def short(value: float, digits: int = 2) -> str:
-    """A share as .50, 1.00."""
-    return f"{value:.{digits}f}".removeprefix("0")
 
 
 def mark(kind: str, x: float, y: float) -> str:
@@ -81,9 +79,9 @@ def pareto(points: Sequence[Point], names: tuple[str, str], *, higher: bool | No
     x = scale(across[0], across[-1], _LEFT + 34, _WIDTH - _RIGHT - 34)
     y = scale(up[0], up[-1], _BOTTOM, _TOP)
     parts = rows_of_grid(up, y, _LEFT, _WIDTH - _RIGHT)
-    parts += [text(x(tick), _BOTTOM + 18, short(tick, 2)) for tick in across]
+    parts += [text(x(tick), _BOTTOM + 18, f"{round(100 * tick, 1):g}%") for tick in across]
     parts.append(text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, names[0], "axis"))
-    parts.append(text(4, 12, names[1], "axis", "start"))
+    parts.append(text(4, 14, names[1], "axis", "start"))
     if level is not None:
         parts.append(line(_LEFT, y(level), _WIDTH - _RIGHT, y(level), "level"))
         parts.append(text(_WIDTH - _RIGHT, y(level) - 5, "no cache", anchor="end"))
@@ -203,7 +201,7 @@ def output_change(context: str, change: OutputChange) -> str:
     up = ticks(min(0.0, *values), max(values), 5)
     y = scale(up[0], up[-1], bottom, _TOP)
     parts = rows_of_grid(up, y, _LEFT, _WIDTH - _RIGHT)
-    parts.append(text(4, 12, "relative l1 change of the output", "axis", "start"))
+    parts.append(text(4, 14, "relative l1 change of the output", "axis", "start"))
     for kind, table in tables.items():
         steps = [(x(i + 1.5), column) for i, column in enumerate(zip(*table, strict=True))]
         band = [f"{at:.1f},{y(max(column)):.1f}" for at, column in steps]

@@ -5,12 +5,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageChops, UnidentifiedImageError
 
 from ertacache.errors import InvalidArgument
 from ertacache.evaluation.sample_files import FPS, LOSSLESS_SIDE, durations
 
-DIFFERENCE_GAIN = 4
+#: How much differences are amplified at most.
+LARGEST_GAIN = 64
 #: Frames of a clip that are shown side by side, and the pixels between them.
 STRIP_FRAMES, STRIP_GAP = 5, 2
 # Largest sides: of a picture, of a clip that plays, of a frame beside others.
@@ -59,18 +61,29 @@ def open_clip(path: Path, where: str, count: int) -> list[Image.Image]:
     return frames
 
 
-def amplified_difference(image: Image.Image, truth: Image.Image, where: str) -> Image.Image:
-    """The absolute difference of two RGB images of one size, times `DIFFERENCE_GAIN`.
+def amplified_differences(
+    images: Sequence[Image.Image], truths: Sequence[Image.Image], where: str
+) -> tuple[int, list[Image.Image]]:
+    """Absolute differences of RGB images of one size, all amplified alike until their largest hundredth is bright.
+
+    Returns:
+        How much: a power of two up to `LARGEST_GAIN`; and the differences.
 
     Raises:
         InvalidArgument: two sizes.
     """
-    if image.size != truth.size:
-        raise InvalidArgument(
-            f"{where} has {image.size} pixels and its uncached reference {truth.size}; generate both at one size"
-        )
-    gain = [min(255, DIFFERENCE_GAIN * value) for value in range(256)] * 3
-    return ImageChops.difference(image, truth).point(gain)
+    for image, truth in zip(images, truths, strict=True):
+        if image.size != truth.size:
+            raise InvalidArgument(
+                f"{where} has {image.size} pixels and its uncached reference {truth.size}; generate both at one size"
+            )
+    apart = [ImageChops.difference(image, truth) for image, truth in zip(images, truths, strict=True)]
+    bright = np.quantile(np.stack([np.asarray(one) for one in apart]), 0.99)
+    gain = 1
+    while gain < LARGEST_GAIN and 2 * gain * bright <= 255:
+        gain *= 2
+    table = [min(255, gain * value) for value in range(256)] * 3
+    return gain, [one.point(table) for one in apart]
 
 
 def is_pixel_art(image: Image.Image) -> bool:

@@ -6,8 +6,8 @@ from html import escape
 
 from ertacache.evaluation.report.svg import rows_of_grid, scale, svg, text, ticks
 
-_WIDTH, _HEIGHT, _BOTTOM = 640, 330, 282
-_LEFT, _RIGHT, _TOP = 52, 40, 22
+_WIDTH, _HEIGHT, _BOTTOM = 520, 320, 272
+_LEFT, _RIGHT, _TOP = 52, 40, 34
 _TAG_HEIGHT = 11.0
 
 
@@ -34,7 +34,7 @@ def frame_curves(curves: Sequence[Curve]) -> str:
     every = max(1, round(frames / 12))
     parts += [text(x(f), _BOTTOM + 18, str(f)) for f in range(0, frames, every)]
     parts += [text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, "frame", "axis")]
-    parts.append(text(_LEFT - 44, 10, "PSNR, dB", "axis", "start"))
+    parts.append(text(_LEFT - 44, 14, "PSNR, dB", "axis", "start"))
     heights = _apart([y(curve.values[-1]) for curve in curves])
     for curve, height in zip(curves, heights, strict=True):
         points = " ".join(f"{x(f):.1f},{y(value):.1f}" for f, value in enumerate(curve.values))

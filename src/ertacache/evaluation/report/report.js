@@ -24,43 +24,18 @@ document.querySelectorAll(".pick").forEach((pick) => {
   pick.hidden = false;
   show();
 });
-const dialog = document.querySelector("dialog");
-let current = null;
-function enlarge(button) {
-  current = button;
-  const line = button.closest("tr");
-  const own = button.querySelectorAll("img");
-  const reference = line.querySelector(".zoom");
-  const shown = button === reference ? own : [...reference.querySelectorAll("img"), ...own];
-  dialog.querySelector("h2").textContent = own[0].alt;
-  dialog.querySelector("#zoom-prompt").textContent = line.previousElementSibling.textContent;
-  dialog.querySelector(".row").replaceChildren(...[...shown].map((image) => {
-    const figure = document.createElement("figure");
-    const text = document.createElement("figcaption");
-    text.textContent = image.alt;
-    figure.append(image.cloneNode(), text);
-    return figure;
-  }));
-  if (!dialog.open) dialog.showModal();
-}
-document.querySelectorAll(".zoom").forEach((button) => button.addEventListener("click", () => enlarge(button)));
-dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-dialog.addEventListener("keydown", (event) => {
-  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!step) return;
-  const buttons = [...current.closest("tr").querySelectorAll(".zoom")];
-  enlarge(buttons[(buttons.indexOf(current) + step + buttons.length) % buttons.length]);
-  event.preventDefault();
+document.querySelectorAll("[data-method] > span:last-child").forEach((name) => {
+  const item = name.parentElement;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.setAttribute("aria-pressed", "false");
+  button.title = "Single out in the plots";
+  button.append(...item.childNodes);
+  item.append(button);
+  button.addEventListener("click", () => {
+    const picked = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", picked);
+    document.querySelectorAll(`g[data-method="${item.dataset.method}"]`).forEach((mark) => mark.classList.toggle("picked", picked));
+    item.closest("section").classList.toggle("picking", Boolean(item.parentElement.querySelector("[aria-pressed=true]")));
+  });
 });
-dialog.addEventListener("close", () => current.focus());
-const page = document.documentElement.classList;
-const clips = document.querySelectorAll(".clips");
-function showStill(still) {
-  page.toggle("still", still);
-  clips.forEach((part) => { part.firstElementChild.textContent = still ? "Play the clips" : "Show frames only"; });
-}
-clips.forEach((part) => {
-  part.firstElementChild.addEventListener("click", () => showStill(!page.contains("still")));
-  part.hidden = false;
-});
-showStill(matchMedia("(prefers-reduced-motion: reduce)").matches);

@@ -49,7 +49,8 @@ def read_folder(path: Path) -> Folder:
         InvalidArgument: there is none, or it is damaged.
     """
     comparison = read_comparison(path)
-    times = {key_of(line, comparison.header): times_of(line) for _, line in read_json_lines(path / "timings.jsonl")}
+    lines = read_json_lines(path / "timings.jsonl", growing=True)
+    times = {key_of(line, comparison.header): times_of(line) for _, line in lines}
     results = (comparison.reference, *comparison.results)
     return Folder(comparison, {result.entrant.id: _measured(result, comparison, times) for result in results})
 
