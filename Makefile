@@ -64,20 +64,24 @@ bench: .venv/.ok
 # The ablation table; about 25 minutes on two cores. Rewrites benchmarks/results/ablation.
 ablation: .venv/.ok
 	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python benchmarks/compact.py benchmarks/results/ablation
 
 # The same on clips, with the two video models and their published solvers. Rewrites benchmarks/results/ablation-video.
 ablation-video: .venv/.ok
 	$(BIN)/python benchmarks/ablation.py --models videos
+	$(BIN)/python benchmarks/compact.py benchmarks/results/ablation-video
 
 # Every compared method at half and a third of the operations; about 25 minutes on two cores.
 compare: .venv/.ok
 	$(BIN)/ertacache compare --model tiny-flux --out benchmarks/results/compare/tiny-flux
 	$(BIN)/ertacache compare --model tiny-flux-base --true-cfg-scale 7 --out benchmarks/results/compare/tiny-flux-base
+	$(BIN)/python benchmarks/compact.py benchmarks/results/compare/tiny-flux benchmarks/results/compare/tiny-flux-base
 
 # The same on clips, at half of the operations; about 80 minutes on two cores.
 compare-video: .venv/.ok
 	$(BIN)/ertacache compare --model tiny-wan --match-cost .5 --out benchmarks/results/compare/tiny-wan
 	$(BIN)/ertacache compare --model tiny-cogvideox --match-cost .5 --out benchmarks/results/compare/tiny-cogvideox
+	$(BIN)/python benchmarks/compact.py benchmarks/results/compare/tiny-wan benchmarks/results/compare/tiny-cogvideox
 
 .venv/.ok: pyproject.toml zoo/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -99,7 +99,7 @@ def test_the_files_are_complete(compared):
     assert lines[0]["kind"] == "header" and lines[0]["prompts"] == HELD
     assert lines[1:] == rows
     assert all((out / name).is_file() for row in rows for name in row["samples"])
-    assert "fitted, guided: uniform" in (out / "report.html").read_text()
+    assert "fitted, evenly spaced" in (out / "report.html").read_text()
 
 
 @pytest.mark.slow

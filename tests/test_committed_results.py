@@ -10,6 +10,7 @@ from PIL import Image
 import ablation_results
 from benchmark_scripts import ROOT, load
 from comparison_folder import small, with_clips, with_pictures
+from ertacache.evaluation.comparison.folder import Folder
 from ertacache.evaluation.report.comparison_file import ComparisonFile, read_comparison
 
 
@@ -54,6 +55,9 @@ def test_a_compact_comparison_says_the_same_in_fewer_letters(compact: Any, tmp_p
     done = content(folder)
     compact.compact(folder)
     assert content(folder) == done
+    # A comparison knows its finished rows again.
+    kept = Folder(folder, fake.header)
+    assert all(kept.has(n, row["entrant"], row["prompt"], row["seed"]) for n, row in enumerate(fake.rows))
 
 
 def test_only_the_samples_that_are_shown_stay(compact: Any, tmp_path: Path) -> None:
