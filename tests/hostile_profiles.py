@@ -9,10 +9,13 @@ from ertacache.profile.profile import MAX_STEPS
 from profile_maker import (
     FACTS,
     deep,
+    edited,
     framed,
     make,
+    older,
     poisoned,
     reaching_too_far,
+    thousands_of_steps,
     with_document,
     with_facts,
     with_header,
@@ -33,8 +36,23 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", r"file: has 0 bytes"),
     "shorter than its prefix": (lambda: b"\x10\0\0", r"file: has 3 bytes"),
     "truncated header": (lambda: make().to_bytes()[:200], r"header: claims \d+ bytes where 192 are left"),
-    "truncated data": (lambda: make().to_bytes()[:-1], r"tensors: .*not fully covered"),
-    "trailing bytes": (lambda: make().to_bytes() + b"\0", r"tensors: .*not fully covered"),
+    "truncated data": (lambda: make().to_bytes()[:-1], r"checksum: is [0-9a-f]{16}... and the content has "),
+    "trailing bytes": (lambda: make().to_bytes() + b"\0", r"checksum: is .*; the file is damaged"),
+    "truncated data of version 2": (lambda: older(2)[:-1], r"tensors: .*not fully covered"),
+    "trailing bytes of version 2": (lambda: older(2) + b"\0", r"tensors: .*not fully covered"),
+    "checksum missing": (lambda: with_text(json.dumps({"version": 3})), r"checksum: is None, not 64 hexadecimal"),
+    "checksum not hexadecimal": (
+        lambda: edited(make(), lambda d: d.update(checksum="A" * 64)),
+        r"checksum: is 'AAAA.*', not 64 hexadecimal digits",
+    ),
+    "checksum of other content": (
+        lambda: edited(make(), lambda d: d.update(site="output")),
+        r"checksum: is [0-9a-f]{16}... and the content has [0-9a-f]{16}...; the file is damaged",
+    ),
+    "checksum in version 2": (
+        lambda: edited(make(), lambda d: d.update(version=2)),
+        r"document: 'checksum' is unknown in version 2",
+    ),
     "garbage": (lambda: b"PK\x03\x04" * 99, r"header: claims \d+ bytes, over the cap of 1048576"),
     "oversized header": (
         lambda: (2**20 + 1).to_bytes(8, "little") + b" " * (2**20 + 1),
@@ -80,7 +98,14 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_facts(seed=float("nan")),
         r"__metadata__.ertacache: .*NaN is not a JSON number",
     ),
-    "wrong version": (lambda: with_document(version=1), r"version: is 1 where this release reads 2"),
+    "wrong version": (
+        lambda: with_document(version=4),
+        r"version: is 4 where this release reads 1 to 3; install a newer release: pip install --upgrade ertacache",
+    ),
+    "no such version": (
+        lambda: with_document(version=0),
+        r"version: is 0 where this release reads 1 to 3; copy it again",
+    ),
     "version not whole": (lambda: with_document(version=True), r"version: is True where"),
     "version missing": (lambda: without("version"), r"version: is None where"),
     "document key missing": (lambda: without("site"), r"document: 'site' is missing"),
@@ -90,7 +115,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         r"site is 'attention'; it must be one of output, guided",
     ),
     "unknown activation": (
-        lambda: with_tensors("linear").replace(rb"\"activation\": \"linear\"", rb"\"activation\": \"lineal\""),
+        lambda: edited(make(activation="linear"), lambda d: d.update(activation="lineal"), seal=True),
         r"rectifier.activation is 'lineal'; it must be one of linear, sigmoid",
     ),
     "schedule not text": (lambda: with_document(schedule=[True]), r"schedule is \[True\]; it must be a text"),
@@ -106,7 +131,11 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         r"base_sigmas has shape \[6\] where the schedule of 6 steps needs \[7\]",
     ),
     "schedule unlike the predictor": (
-        lambda: with_tensors(predictor__a=A[:4], predictor__d=A[:4, :, 0, 0], predictor__b=A[:4, :, 0, 0]),
+        lambda: with_tensors(predictor__a=A[:1], predictor__d=A[:1, :, 0, 0], predictor__b=A[:1, :, 0, 0]),
+        r"predictor.a has shape \[1, 1, 2, 2, 1, 3\] where the 2 predicted steps of '#.#.#' need \[2, ",
+    ),
+    "schedule unlike the predictor in version 2": (
+        lambda: older(2, predictor__a=A[:4], predictor__d=A[:4, :, 0, 0], predictor__b=A[:4, :, 0, 0]),
         r"the predictor has 4 steps and the schedule 5",
     ),
     "names not a list": (
@@ -150,28 +179,58 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         r"tensor 'rectifier.beta': holds",
     ),
     "wrong shape of the predictor": (
-        lambda: with_tensors(predictor__d=torch.zeros(5, 1)),
+        lambda: with_tensors(predictor__d=torch.zeros(2, 1)),
         r"content: d has shape \(5, 1\) where \(5, 1, 1, 3\) fits",
     ),
     "wrong shape of the rectifier": (
-        lambda: with_tensors("linear", rectifier__beta=torch.zeros(5, 1)),
+        lambda: with_tensors("linear", rectifier__beta=torch.zeros(2, 1)),
         r"rectifier.kappa has shape \[5, 1, 1, 3\] and rectifier.beta has \[5, 1\]",
     ),
     "wrong steps of the rectifier": (
-        lambda: with_tensors("linear", rectifier__beta=torch.zeros(4, 1), rectifier__kappa=torch.zeros(4, 1)),
-        r"rectifier.kappa has shape \[4, 1\] where 5 steps and 1 targets need \[5, 1, ",
+        lambda: with_tensors("linear", rectifier__beta=torch.zeros(3, 1), rectifier__kappa=torch.zeros(3, 1)),
+        r"rectifier.(beta|kappa) has shape \[3, 1\] where the 2 predicted steps of '#.#.#' need \[2, ",
+    ),
+    "wrong targets of the rectifier": (
+        lambda: with_tensors("linear", rectifier__beta=torch.zeros(2, 3), rectifier__kappa=torch.zeros(2, 3)),
+        r"rectifier.kappa has shape \[5, 3\] where 5 steps and 1 targets need \[5, 1, ",
+    ),
+    "precisions of the rectifier": (
+        lambda: with_tensors("linear", rectifier__beta=torch.zeros(2, 1, 1, 3).half()),
+        r"in torch.float32 and torch.float16; both must be",
+    ),
+    "half of the predictor": (
+        lambda: with_tensors(predictor__b=torch.zeros(2, 1, 1, 3).half()),
+        r"b is torch.float16 on cpu; give table.float\(\)",
+    ),
+    "rows for thousands of steps": (
+        lambda: thousands_of_steps(),
+        r"predictor.a takes 536870912 bytes in memory at 4096 steps, over the cap of 268435456",
     ),
     "wrong dtype": (
         lambda: with_tensors(sigmas=GRID.double()),
-        r"tensor 'sigmas': has dtype 'F64' where every",
+        r"tensor 'sigmas': has dtype 'F64' where tensors are F32 or F16",
+    ),
+    "half of the grid": (lambda: with_tensors(sigmas=GRID.half()), r"content: sigmas is torch.float16 on cpu"),
+    "half in version 2": (
+        lambda: older(2, sigmas=GRID.half()),
+        r"tensor 'sigmas': has dtype 'F16' where tensors are F32;",
     ),
     "shape not positive": (
-        lambda: with_header(lambda h: h["sigmas"].update(shape=[0, 6])),
-        r"tensor 'sigmas': has shape \[0, 6\] where a list of at most 12 positive sizes",
+        lambda: with_header(lambda h: h["sigmas"].update(shape=[-1, 6])),
+        r"tensor 'sigmas': has shape \[-1, 6\] where a list of at most 12 sizes from 0 on",
+    ),
+    "shape of nothing": (lambda: with_tensors(sigmas=torch.zeros(0, 6)), r"content: sigmas has shape \[0, 6\] where"),
+    "shape of nothing in version 2": (
+        lambda: older(2, sigmas=torch.zeros(0, 6)),
+        r"tensor 'sigmas': has shape \[0, 6\] where a list of at most 12 sizes from 1 on",
+    ),
+    "shape of nothing, and vast": (
+        lambda: with_header(lambda h: h["sigmas"].update(shape=[0, 2**40], data_offsets=[0, 0])),
+        r"tensor 'sigmas': has shape \[0, 1099511627776\], more than a file of 67108864 bytes holds",
     ),
     "shape of too many axes": (
         lambda: with_header(lambda h: h["sigmas"].update(shape=[6] + [1] * 12)),
-        r"tensor 'sigmas': has shape \[6, 1, .* at most 12 positive sizes",
+        r"tensor 'sigmas': has shape \[6, 1, .* at most 12 sizes from 0",
     ),
     "shape unlike its bytes": (
         lambda: with_header(lambda h: h["sigmas"].update(shape=[5])),
@@ -206,15 +265,23 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         r"base_sigmas goes from 0.5625 to 0.3125 at step 1; it must rise at every step",
     ),
     "grids end apart": (
-        lambda: with_tensors(sigmas=GRID - (GRID == 0) / 8),
-        r"sigmas\[-1\] is -0.125 where base",
+        lambda: with_tensors(sigmas=GRID + (GRID == 0) / 8),
+        r"sigmas\[-1\] is 0.125 where base",
+    ),
+    "grid below zero": (
+        lambda: with_tensors(base_sigmas=BASE - 0.125, sigmas=BASE - 0.125),
+        r"base_sigmas reaches from -0.125 to 0.875; noise levels lie between 0 and 1e\+06",
+    ),
+    "grid beyond any noise": (
+        lambda: with_tensors(base_sigmas=BASE * 1e7, sigmas=BASE * 1e7),
+        r"base_sigmas reaches from 0 to 1e\+07; noise levels lie between",
     ),
     "grids start apart": (
         lambda: with_tensors(sigmas=GRID + (GRID == 1) / 8),
         r"sigmas\[0\] is 1.125 where base",
     ),
     "history too short": (
-        lambda: with_tensors(predictor__a=reaching_too_far()),
+        lambda: with_tensors(predictor__a=reaching_too_far()[[1, 3]]),
         r"step 1 of '#.#.#' needs the last 2 computed",
     ),
     "boundaries not rising": (
@@ -238,19 +305,19 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         r"step 3 of '#.#.#' needs the last 2 computed steps and its denoiser has made 1",
     ),
     "coefficients at a computed step": (
-        lambda: with_tensors(predictor__a=AT_COMPUTED),
+        lambda: older(2, predictor__a=AT_COMPUTED),
         r"content: step 2 .*computed",
     ),
     "input term at site hidden": (
-        lambda: with_document(site="hidden"),
+        lambda: edited(make("output"), lambda d: d.update(site="hidden"), seal=True),
         r"predictor.d is not 0 at site 'hidden', which holds residuals; set it to 0",
     ),
     "rectifier at a computed step": (
-        lambda: with_tensors("linear", rectifier__kappa=EVERYWHERE),
-        r"the rectifier is not zero at step 0, which is computed",
+        lambda: older(2, "linear", rectifier__kappa=EVERYWHERE),
+        r"the rectifier is not zero at step 0, which is computed; nothing is corrected there: set it to 0",
     ),
     "offset at a computed step": (
-        lambda: with_tensors("linear", rectifier__beta=EVERYWHERE),
-        r"the rectifier is not zero at step 0, which is computed",
+        lambda: older(2, "linear", rectifier__beta=EVERYWHERE),
+        r"the rectifier is not zero at step 0, which is computed; nothing is corrected there: set it to 0",
     ),
 }

@@ -16,7 +16,14 @@ from ertacache.core.schedule import Schedule
 from ertacache.profile.fingerprint import config_hash, prompt_hash
 from ertacache.profile.profile import Profile, Provenance, Rectifier
 
-GOLDEN = "7d6635962b507ce783ccd7ab7c796a00ff554222d579da2937c1c6d7c49f1631"  # sha256 of make()
+# sha256 of make() as each version of the format wrote it; those of older ones are what their releases wrote.
+GOLDEN = "9fceb6f962be98682e8f489b93096854eea2f3c9a93ce675a621033eb1e60801"
+OLDER = {
+    1: "1a566a23233720dbb7454a0ef404185b1a276035ae60e00652d8b93e5b347f07",
+    2: "853bece2b7792a272bc1512f52ae960b9868857b30fe9e4c7e7358512c8f7088",
+}
+#: What a version added to the provenance.
+ADDED = {2: ("boundaries", "later_weights"), 3: ("measured",)}
 FACTS: dict[str, Any] = {
     "model_class": "FluxTransformer2DModel",
     "model_config_hash": "0123456789abcdef",
@@ -39,6 +46,7 @@ FACTS: dict[str, Any] = {
     "heldout": {"psnr": {"mean": 31.4159, "std": 2.5}, "ssim": {"mean": 0.97, "std": 0.01}, "K": 3},
     "boundaries": (),
     "later_weights": (),
+    "measured": {"speed_up": 1.5, "uncached_seconds": 3.0, "cached_seconds": 2.0},
 }
 
 
@@ -55,16 +63,21 @@ def table(*shape: int) -> torch.Tensor:
 
 
 def make(site: Any = "guided", activation: Any = None, **changes: Any) -> Profile:
-    """Five steps, two contexts, history 2 where there is one, per-channel coefficients of latents [16, 3]."""
+    """Five steps, two contexts, history 2 where there is one, per-channel coefficients of latents [16, 3].
+
+    At site hidden, whose residuals have other channels, the predictor's are plain numbers.
+    """
     schedule = Schedule.from_mask("#.#.#")
-    a = rows(table(5, 1, 2, 2, 1, 3), schedule)
+    targets = ("guided",) if site == "guided" else ("cond", "uncond")
+    coef, M = () if site == "hidden" else (1, 3), len(targets)
+    a = rows(table(5, M, 2, 2, *coef), schedule)
     a[1, :, :, 1] = 0  # only one step is computed before step 1
-    b = rows(table(5, 1, 1, 3), schedule)
-    kappa = rows(table(5, 1, 1, 3), schedule)
+    b = rows(table(5, M, *coef), schedule)
+    kappa = rows(table(5, M, 1, 3), schedule)
     parts: dict[str, Any] = {
         "schedule": schedule,
         "site": site,
-        "predictor": Predictor(targets=("guided",), sources=("cond", "uncond"), a=a, d=b / 2 * (site != "hidden"), b=b),
+        "predictor": Predictor(targets, ("cond", "uncond"), a, b / 2 * (site != "hidden"), b),
         "base_sigmas": torch.tensor([1.0, 0.875, 0.75, 0.5, 0.25, 0.0]),
         "sigmas": torch.tensor([1.0, 0.875, 0.8125, 0.5625, 0.3125, 0.0]),
         "rectifier": Rectifier(kappa, kappa / 4, activation) if activation else None,
@@ -84,6 +97,39 @@ def reaching_too_far() -> torch.Tensor:
     return a
 
 
+BLANK = "0" * 64
+
+
+def sealed(header: dict[str, Any], blob: bytes) -> bytes:
+    """The file of a header, its checksum set right by the rule of the specification where it has one."""
+    text = header.get("__metadata__", {}) if isinstance(header.get("__metadata__"), dict) else {}
+    try:
+        document = json.loads(text["ertacache"])
+        document["checksum"] = BLANK if "checksum" in document else document["checksum"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return framed(json.dumps(header), blob)
+    sealing = json.loads(json.dumps(header))
+    sealing["__metadata__"]["ertacache"] = json.dumps(document, sort_keys=True)
+    data = framed(json.dumps(sealing), blob)
+    return data.replace(BLANK.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def older(version: int, activation: str | None = None, **changes: torch.Tensor) -> bytes:
+    """make() as versions 1 and 2 wrote it: a row for every step, and no checksum."""
+    profile = make(activation=activation)
+    document = parts_of(profile.to_bytes())[1]
+    del document["checksum"]
+    for added in (name for since, names in ADDED.items() if since > version for name in names):
+        del document["provenance"][added]
+    tensors = {name: getattr(profile, name) for name in ("base_sigmas", "sigmas")}
+    tensors |= {f"predictor.{name}": getattr(profile.predictor, name) for name in "abd"}
+    if profile.rectifier is not None:
+        tensors |= {f"rectifier.{name}": getattr(profile.rectifier, name) for name in ("beta", "kappa")}
+    tensors |= {name.replace("__", "."): value for name, value in changes.items()}
+    text = json.dumps({**document, "version": version}, sort_keys=True)
+    return save_tensors({name: tensor.clone() for name, tensor in tensors.items()}, {"ertacache": text})
+
+
 def parts_of(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """Header, document and tensor bytes."""
     end = 8 + int.from_bytes(data[:8], "little")
@@ -98,7 +144,7 @@ def framed(header: str, blob: bytes = b"") -> bytes:
 def with_header(edit: Callable[[dict[str, Any]], None]) -> bytes:
     header, _, blob = parts_of(make().to_bytes())
     edit(header)
-    return framed(json.dumps(header), blob)
+    return sealed(header, blob)
 
 
 def with_text(text: str) -> bytes:
@@ -125,7 +171,27 @@ def with_tensors(activation: str | None = None, **changes: torch.Tensor | None) 
     tensors: dict[str, Any] = load_tensors(data)
     tensors.update({name.replace("__", "."): value for name, value in changes.items()})
     kept = {name: value.clone() for name, value in tensors.items() if value is not None}
-    return save_tensors(kept, parts_of(data)[0]["__metadata__"])
+    header, _, blob = parts_of(save_tensors(kept, parts_of(data)[0]["__metadata__"]))
+    return sealed(header, blob)
+
+
+def edited(profile: Profile, edit: Callable[[dict[str, Any]], None], *, seal: bool = False) -> bytes:
+    """The file of a profile with another document, and the old checksum unless it is sealed anew."""
+    header, document, blob = parts_of(profile.to_bytes())
+    edit(document)
+    header["__metadata__"]["ertacache"] = json.dumps(document, sort_keys=True)
+    return sealed(header, blob) if seal else framed(json.dumps(header), blob)
+
+
+def thousands_of_steps() -> bytes:
+    """One predicted step in 4096, whose coefficients for every step would fill half a gigabyte."""
+    grid = torch.linspace(1, 0, 4097)
+    row = torch.ones(1, 1, 1, 1, 2**15)
+    tensors = {"base_sigmas": grid, "sigmas": grid.clone(), "predictor.a": row, "predictor.b": row[0].clone()}
+    document = parts_of(make().to_bytes())[1] | {"schedule": "#" * 4095 + ".", "sources": ["guided"]}
+    tensors["predictor.d"] = tensors["predictor.b"].clone()
+    header, _, blob = parts_of(save_tensors(tensors, {"ertacache": json.dumps(document)}))
+    return sealed(header, blob)
 
 
 def poisoned(name: str, value: float) -> bytes:

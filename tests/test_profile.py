@@ -21,7 +21,7 @@ from ertacache.errors import InvalidArgument, PredictorInvalid, ProfileInvalid, 
 from ertacache.profile import profile_file
 from ertacache.profile.fingerprint import config_hash, prompt_hash
 from ertacache.profile.profile import Profile, Provenance, Rectifier
-from ertacache.profile.profile_file import FILE_NAME
+from ertacache.profile.profile_source import FILE_NAME
 from profile_maker import FACTS, GOLDEN, facts, make, parts_of, reaching_too_far
 
 # -- round trips and stable bytes ------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def test_round_trip_is_exact(tmp_path: Path, activation: Any) -> None:
 
     assert path == tmp_path / "p.safetensors"
     assert (loaded.schedule, loaded.site) == (profile.schedule, "hidden")
-    assert (loaded.predictor.targets, loaded.predictor.sources) == (("guided",), ("cond", "uncond"))
+    assert (loaded.predictor.targets, loaded.predictor.sources) == (("cond", "uncond"), ("cond", "uncond"))
     for name in ("a", "d", "b"):
         assert torch.equal(getattr(loaded.predictor, name), getattr(profile.predictor, name))
     assert torch.equal(loaded.sigmas, profile.sigmas) and torch.equal(loaded.base_sigmas, profile.base_sigmas)
@@ -61,7 +61,7 @@ def test_profiles_differ_when_one_number_differs() -> None:
     assert profile != "a profile"
 
 
-def test_bytes_are_those_of_version_2() -> None:
+def test_bytes_are_those_of_version_3() -> None:
     assert hashlib.sha256(make().to_bytes()).hexdigest() == GOLDEN
 
 
@@ -105,7 +105,7 @@ def test_metadata_is_one_key_of_sorted_json() -> None:
     text = header["__metadata__"]["ertacache"]
     assert list(header["__metadata__"]) == ["ertacache"]
     assert text == json.dumps(document, sort_keys=True)
-    assert (document["version"], document["schedule"], document["activation"]) == (2, "#.#.#", None)
+    assert (document["version"], document["schedule"], document["activation"]) == (3, "#.#.#", None)
 
 
 # -- writing ---------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_parts_that_do_not_fit_are_refused_in_memory_too() -> None:
         make(schedule=Schedule.from_mask("###.#"))
     with pytest.raises(InvalidArgument, match=r"rectifier.activation is 'relu'"):
         make(activation="relu")
-    with pytest.raises(InvalidArgument, match=r"rectifier.beta is torch.float16"):
+    with pytest.raises(InvalidArgument, match=r"in torch.float32 and torch.float16; both must be"):
         Rectifier(torch.zeros(5, 1), torch.zeros(5, 1).half())
 
 
@@ -215,8 +215,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
             calls.append(("upload", options))
             return "commit address"
 
-    def download(repo_id: str, filename: str, revision: str | None = None) -> str:
-        calls.append(("download", repo_id, filename, revision))
+    def download(repo_id: str, filename: str, *, subfolder: Any = None, revision: Any = None) -> str:
+        calls.append(("download", repo_id, filename, subfolder, revision))
         if not stored.exists():
             raise LocalEntryNotFoundError("no network")
         return str(stored)
@@ -237,7 +237,7 @@ def test_push_to_hub_and_load_from_it(hub: list[Any]) -> None:
             "upload",
             {"path_in_repo": "profile.safetensors", "repo_id": "org/name", "token": "t", "revision": "main"},
         ),
-        ("download", "org/name", FILE_NAME, "v1"),
+        ("download", "org/name", FILE_NAME, None, "v1"),
     ]
 
 
@@ -252,5 +252,5 @@ def test_a_local_folder_wins_over_the_hub(hub: list[Any], tmp_path: Path) -> Non
     make().save(folder / "profile.safetensors")
     assert Profile.load("org/name") == make()
     assert hub == []
-    with pytest.raises(InvalidArgument, match="revision 'v1' was given for the local file"):
+    with pytest.raises(InvalidArgument, match="revision 'v1' was given for org/name on this disk"):
         Profile.load("org/name", revision="v1")

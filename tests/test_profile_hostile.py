@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 import test_profile
+import test_profile_shapes
+import test_profile_versions
 import test_provenance
-from ertacache.errors import ProfileInvalid
+from ertacache.errors import InvalidArgument, ProfileInvalid
 from ertacache.profile import profile_file
 from ertacache.profile.profile import Profile, Provenance
+from hostile_contents import INCONSISTENT, Case, told
 from hostile_profiles import HOSTILE
 from profile_maker import (
     with_document,
@@ -33,6 +36,25 @@ def test_a_hostile_file_is_refused(tmp_path: Path, case: str) -> None:
     assert text.startswith(f"{path}: ")
     assert re.search(r"; .*(calibrate|download|check the path|no ertacache profile)", text), "no remedy"
     assert len(text) < 1000
+
+
+@pytest.mark.parametrize("case", INCONSISTENT)
+def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path, case: str) -> None:
+    """In a file whose checksum is right, and in memory by the same words."""
+    path = tmp_path / "p.safetensors"
+    path.write_bytes(INCONSISTENT[case].in_file())
+    with pytest.raises(ProfileInvalid, match=INCONSISTENT[case].message) as loaded:
+        Profile.load(path)
+    with pytest.raises(InvalidArgument, match=INCONSISTENT[case].message) as built:
+        INCONSISTENT[case].in_memory()
+    assert str(loaded.value) == f"{path}: content: {built.value}; {profile_file._REWRITE}"
+    assert ";" in str(built.value), "no remedy"
+
+
+@pytest.mark.parametrize("site", ["output", "guided", "hidden"])
+def test_the_sound_profile_behind_the_inconsistent_ones_loads(site: str) -> None:
+    case = Case("", site, "linear", facts=told(site=site))
+    assert Profile.from_bytes(case.in_file()) == case.in_memory()
 
 
 @pytest.mark.parametrize("case", ["oversized file", "oversized header", "truncated header", "garbage"])
@@ -63,14 +85,23 @@ def test_every_rule_of_the_specification_names_its_test() -> None:
     text = SPECIFICATION.read_text(encoding="utf-8")
     rules = re.findall(r"^\| (R\d+) \| (.+) \| (.+) \|$", text, flags=re.MULTILINE)
     assert [rule for rule, _, _ in rules] == [f"R{i + 1}" for i in range(len(rules))] and len(rules) > 20
-    known = {*HOSTILE, *globals(), *vars(test_profile), *vars(test_provenance)}
+    known = {
+        *HOSTILE,
+        *INCONSISTENT,
+        *globals(),
+        *vars(test_profile),
+        *vars(test_profile_shapes),
+        *vars(test_profile_versions),
+        *vars(test_provenance),
+    }
     named: set[str] = set()
     for rule, body, evidence in rules:
         assert re.search(r"\b(MUST|MAY)\b", body), f"{rule} is no rule"
         cases = set(re.findall(r"`([^`]+)`", evidence))
         assert cases and cases <= known, f"{rule}: {cases - known}"
         named |= cases
-    assert HOSTILE.keys() <= named, HOSTILE.keys() - named
+    unnamed = {*HOSTILE, *INCONSISTENT} - named
+    assert not unnamed, unnamed
 
 
 def test_the_specification_lists_every_provenance_field() -> None:

@@ -41,8 +41,8 @@ def test_provenance_is_kept_as_json_gives_it_back() -> None:
     class Width(int):
         pass
 
-    kept = facts(contexts=["cond"], call={"sizes": (Width(1), (2.5, None))}, guidance_weight=4)
-    assert kept.contexts == ("cond",)
+    kept = facts(contexts=["cond", "uncond"], call={"sizes": (Width(1), (2.5, None))}, guidance_weight=4)
+    assert kept.contexts == ("cond", "uncond")
     assert kept.call == {"sizes": [1, [2.5, None]]} and type(kept.call["sizes"][0]) is int
     assert type(kept.guidance_weight) is float
     assert Profile.from_bytes(make(provenance=kept).to_bytes()).provenance == kept

@@ -7,6 +7,7 @@ ErtacacheError
 ├── CalibrationError    calibration cannot reach a result from what it was given
 ├── ProfileInvalid      a profile file that is damaged, hostile or of another version
 ├── ProfileMismatch     a sound profile that belongs to another model, solver or call
+├── PredictionDiverged  a predicted step gave NaN or infinity
 ├── UnsupportedPipeline a pipeline, denoiser or scheduler that cannot be served
 ├── CacheConflict       something already caches or predicts on this denoiser
 ├── MissingExtra        an optional dependency, or the weights of a metric, are not there
@@ -40,6 +41,10 @@ class ProfileInvalid(ErtacacheError):
 
 class ProfileMismatch(ErtacacheError):
     """A sound profile that belongs to another model, solver or call."""
+
+
+class PredictionDiverged(ErtacacheError):
+    """A predicted step gave NaN or infinity; the message names the step and what to do."""
 
 
 class UnsupportedPipeline(ErtacacheError):

@@ -17,7 +17,9 @@ from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.pipelines.models import denoisers_of, family_of, unwrapped
 from ertacache.pipelines.solvers import check_free_grid
 from ertacache.profile.profile import Profile, Site
-from ertacache.runtime.apply import apply
+from ertacache.runtime.hooks import attached
+from ertacache.runtime.matching import check_pipeline
+from ertacache.runtime.player import Player, RunStats
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ class ProfileMethod(Baseline):
             raise CalibrationError(
                 f"{self.key} has no profile for these {steps_of(call)} steps yet; call planned() first"
             )
-        return apply(pipe, self.profile, offload_history=self.offload_history)
+        check_pipeline(self.profile, pipe)
+        # A plan that diverged is compared as what a person would see.
+        player = Player(self.profile, RunStats(), self.offload_history, keep_nan=True)
+        return attached(pipe, player, hidden=self.profile.site == "hidden")
 
     def _options(self, calibrator: Calibrator, K: int) -> list[Method]:
         """What is still open at this number of steps, for the held-out part of the calibration prompts to decide."""

@@ -15,6 +15,7 @@ from ertacache.calibration.checks import check_number, check_whole
 from ertacache.calibration.choices import Budget, resolve
 from ertacache.calibration.defaults import HOLDOUT, METHOD, RIDGE, Aim, Basis, Choices, MethodName, Timesteps
 from ertacache.calibration.effort import effort, estimating
+from ertacache.calibration.element_rectifier import announce_price
 from ertacache.calibration.pipeline_run import check_call
 from ertacache.calibration.progress import run_progress, say
 from ertacache.calibration.prompts import split_prompts
@@ -128,6 +129,9 @@ def calibrate(
         f"{len(fitted.texts)} prompts to fit and {len(held.texts)} held out; about {expected.calls} pipeline calls, "
         f"the work of {expected.work:.0f} uncached runs of one prompt"
     )
+    if choices.rectifier == "element":
+        computed = choices.schedule.K if isinstance(choices.schedule, Schedule) else compute_steps
+        announce_price(pipe, fitted, call, choices.site, computed)
     with run_progress(show_progress, expected=expected.calls) as progress:
         calibrator = Calibrator(
             pipe, prompts, holdout=holdout, seed=seed, batch_size=batch_size, checkpoint=checkpoint, inputs=inputs,

@@ -87,7 +87,7 @@ def _reference(calibrator: Calibrator, n: int) -> dict[str, Any]:
 
 def _play(calibrator: Calibrator, batch: Prompts, profile: Profile | None = None) -> dict[str, Any]:
     """Images, final latents and seconds of one batch under a profile, or uncached."""
-    clocked = Clocked(Player(profile, RunStats()) if profile is not None else Controller())
+    clocked = Clocked(Player(profile, RunStats(), keep_nan=True) if profile is not None else Controller())
     images = calibrator.run(
         batch,
         clocked,

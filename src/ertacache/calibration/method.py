@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.element_rectifier import rectifier_tables, with_room
 from ertacache.calibration.plan import Plan, Solved, feature_names
 from ertacache.calibration.reference_log import Reference
 from ertacache.core.predictor import Predictor
@@ -16,7 +17,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.inputs import input_names
 from ertacache.profile.fingerprint import config_hash, prompt_hash
-from ertacache.profile.profile import Activation, Profile, Rectifier, Site
+from ertacache.profile.profile import Activation, Profile, Site
 from ertacache.profile.provenance import Provenance
 from ertacache.runtime.matching import model_of
 
@@ -105,8 +106,11 @@ def assemble(
     reference = calibrator.reference
     predictor, rectifier = _predictor(method, schedule, reference, solved), None
     if solved.affine:
-        rectifier = _rectifier_tables(solved, schedule, predictor.targets, method.activation)
-        if method.site != "hidden" and method.activation == "linear":
+        rectifier = rectifier_tables(solved, schedule, predictor.targets, method.activation)
+        if method.rectifier == "element":
+            rectifier = with_room(rectifier, schedule)
+        # Folded, one coefficient per element would be stored once for each term of formula (P).
+        elif method.site != "hidden" and method.activation == "linear":
             predictor, rectifier = predictor.rectified(rectifier.kappa, rectifier.beta), None
     sigmas = reference.sigmas if grid is None else grid.float()
     return Profile(
@@ -150,18 +154,6 @@ def _predictor(method: Method, schedule: Schedule, reference: Reference, solved:
         for (source, level), weight in zip(names, weights, strict=True):
             a[i, targets.index(target), sources.index(source), level] += float(weight)
     return Predictor(targets, sources, a, plain.d, plain.b)
-
-
-def _rectifier_tables(
-    solved: Solved, schedule: Schedule, targets: tuple[str, ...], activation: Activation
-) -> Rectifier:
-    shape = next(iter(solved.affine.values())).kappa.shape
-    kappa = torch.zeros(schedule.T, len(targets), *shape)
-    beta = torch.zeros_like(kappa)
-    for (i, target), affine in solved.affine.items():
-        kappa[i, targets.index(target)] = affine.kappa
-        beta[i, targets.index(target)] = affine.beta
-    return Rectifier(kappa, beta, activation)
 
 
 def _provenance(calibrator: Calibrator, method: Method, change: float, heldout: dict[str, Any]) -> Provenance:

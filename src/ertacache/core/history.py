@@ -98,6 +98,11 @@ class History:
             raise PredictorInvalid(f"d needs an input of '{source}' and none is held; push(source, output, x)")
         return x
 
+    @property
+    def finite(self) -> bool:
+        """Whether all that is held is free of NaN and infinity."""
+        return all(bool(self._fetch(kept).isfinite().all()) for kept in self._held())
+
     def clear(self) -> None:
         """Forget everything, as at the start of a run."""
         self._outputs.clear()

@@ -17,7 +17,27 @@ from ertacache.core.precision import wide, widen
 from ertacache.core.schedule import Schedule
 from ertacache.errors import PredictorInvalid
 
-__all__ = ["History", "Predictor", "Terms"]
+__all__ = ["LARGEST_COEFFICIENT", "History", "Predictor", "Terms", "check_coefficients"]
+
+#: Beyond any use: what a prediction weighs is rounded to 8 bits (bfloat16) up to 24 (float32), and ten thousand times
+#: that rounding drowns it. Fitted coefficients and lines in sigma stay below a hundred.
+LARGEST_COEFFICIENT = 1e4
+
+
+def check_coefficients(table: Tensor, name: str) -> None:
+    """Refuse coefficients [T, *] that no prediction can use.
+
+    Raises:
+        PredictorInvalid: NaN, infinity, or one beyond `LARGEST_COEFFICIENT`.
+    """
+    if not table.isfinite().all():
+        raise PredictorInvalid(f"{name} holds NaN or infinite coefficients; fit it again with a ridge")
+    if (beyond := (table.abs() > LARGEST_COEFFICIENT).nonzero()).numel():
+        step, value = int(beyond[0, 0]), float(table[tuple(beyond[0])])
+        raise PredictorInvalid(
+            f"{name} holds {value:.4g} at step {step}, beyond ±{LARGEST_COEFFICIENT:g}, where rounding drowns a "
+            "prediction; fit it again with a larger ridge, fewer levels of history or more computed steps"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +97,8 @@ class Predictor:
     (1, C) for packed [N, C], (C, 1, 1) for [C, H, W], or the full latent shape.
 
     Raises:
-        PredictorInvalid: shapes that disagree, another dtype or device, a value that is not finite,
-            a name that is missing or doubled.
+        PredictorInvalid: shapes that disagree, another dtype or device, a value that is not finite or beyond
+            `LARGEST_COEFFICIENT`, a name that is missing or doubled.
     """
 
     targets: tuple[str, ...]
@@ -105,8 +125,7 @@ class Predictor:
                 raise PredictorInvalid(f"{name} has shape {tuple(table.shape)} where {shape} fits; reshape it")
             if table.dtype != torch.float32 or table.device.type != "cpu":
                 raise PredictorInvalid(f"{name} is {table.dtype} on {table.device}; give table.float().cpu()")
-            if not table.isfinite().all():
-                raise PredictorInvalid(f"{name} holds NaN or infinite coefficients; fit it again with a ridge")
+            check_coefficients(table, name)
 
     @property
     def T(self) -> int:

@@ -158,7 +158,11 @@ class Evaluation:
         parts: list[Measured] = []
         for batch in self.prompts.batches(self.batch_size):
             stats = RunStats()
-            inner = Player(trial.profile, stats, self.offload_history) if trial.profile is not None else Controller()
+            inner = (
+                Player(trial.profile, stats, self.offload_history, keep_nan=True)
+                if trial.profile is not None
+                else Controller()
+            )
             timed = Timed(inner, keep_outputs=True)
             with Watch(self.pipe) as watch:
                 start = now()

@@ -1,14 +1,14 @@
-"""The bytes of a profile file: packing, reading with caps, atomic writing, and where files come from.
+"""The bytes of a profile file: packing and reading, with caps and a checksum.
 
-Knows nothing of what a profile means: it moves one JSON document and named float32 tensors. The format is
-specified in `docs/profile-format.md`. Everything here treats a file as written by a stranger.
+Knows nothing of what a profile means: it moves one JSON document and named tensors. The format is specified in
+`docs/profile-format.md`. Everything here treats a file as written by a stranger.
 """
 
+import hashlib
 import json
-import os
+import math
 import re
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from reprlib import repr as short  # hostile values may be long or deep
 from typing import Any, TypeGuard
@@ -21,8 +21,7 @@ from torch import Tensor
 
 from ertacache.errors import InvalidArgument, ProfileInvalid
 
-VERSION = 2
-FILE_NAME = "profile.safetensors"
+VERSION = 3
 SIZE_CAP = 64 * 2**20
 HEADER_CAP = 2**20
 KEY = "ertacache"
@@ -30,7 +29,9 @@ KEY = "ertacache"
 _PREFIX = 8  # the header's length, unsigned 64-bit little-endian
 _MAX_RANK = 12  # the predictor's four axes and those of a latent, with room to spare
 _ENTRY = {"dtype", "shape", "data_offsets"}
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_SEALED = 3  # the first version with a checksum, with tensors of float16 and with tables of no rows
+_CHECKSUM = re.compile(r"[0-9a-f]{64}")
+_BLANK = "0" * 64  # what stands in for the checksum while it is taken
 _COPY = "the file is damaged or is no profile: copy or download it again"
 _REWRITE = "write the profile again with `ertacache calibrate`"
 
@@ -41,13 +42,13 @@ def invalid(where: str, field: str, problem: str, remedy: str = _REWRITE) -> Pro
 
 
 def pack(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-    """File bytes for a JSON document (without its version) and float32 tensors; equal input, equal bytes.
+    """File bytes for a JSON document (without version and checksum) and tensors; equal input, equal bytes.
 
     Raises:
         InvalidArgument: the result is over a cap.
     """
     # One metadata key: with several, safetensors writes them in an order that differs between processes.
-    text = json.dumps({**document, "version": VERSION}, sort_keys=True, allow_nan=False)
+    text = json.dumps({**document, "checksum": _BLANK, "version": VERSION}, sort_keys=True, allow_nan=False)
     # Copies, because safetensors refuses tensors that share memory, as an unadjusted grid does with its base.
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     data = save_tensors(owned, {KEY: text})
@@ -59,13 +60,13 @@ def pack(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     if len(data) > SIZE_CAP:
         raise InvalidArgument(
             f"the profile has {len(data)} bytes, over the cap of {SIZE_CAP}; "
-            "calibrate with granularity 'channel' or 'scalar' in place of 'element'"
+            "calibrate with rectifier 'channel' or 'scalar' in place of 'element'"
         )
-    return data
+    return data.replace(_BLANK.encode(), _checksum(data, _BLANK).encode(), 1)
 
 
-def unpack(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The JSON document (version checked) and the tensors (float32, finite, not empty) in `data`.
+def unpack(data: bytes, where: str) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+    """The format's version, the JSON document without version and checksum, and the finite tensors in `data`.
 
     Args:
         where: names the file in errors.
@@ -75,8 +76,11 @@ def unpack(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     header = _header(data, where)
     document = _document(header.pop("__metadata__", None), where)
+    version = _version(document.pop("version", None), where)
+    if version >= _SEALED:
+        _check_checksum(data, document.pop("checksum", None), where)
     for name, entry in header.items():
-        _check_entry(name, entry, where)
+        _check_entry(name, entry, version, where)
     try:
         tensors = load_tensors(data)
     except SafetensorError as error:
@@ -84,7 +88,7 @@ def unpack(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise invalid(where, f"tensor {short(name)}", "holds NaN or infinity, so every prediction would be lost")
-    return document, tensors
+    return version, document, tensors
 
 
 def is_object(value: object) -> TypeGuard[dict[str, Any]]:
@@ -97,57 +101,18 @@ def is_list(value: object) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 
-def require_keys(found: Mapping[str, Any], expected: set[str], where: str, field: str) -> None:
-    """Exactly the expected keys, or ProfileInvalid naming one that is missing or unknown."""
+def require_keys(found: Mapping[str, Any], expected: set[str], where: str, field: str, version: int) -> None:
+    """Exactly the keys that a version has, or ProfileInvalid naming one that is missing or unknown."""
     for key in sorted(expected - found.keys()):
         raise invalid(where, field, f"{key!r} is missing")
     for key in sorted(found.keys() - expected):
-        raise invalid(where, field, f"{short(key)} is unknown in version {VERSION}")
+        raise invalid(where, field, f"{short(key)} is unknown in version {version}")
 
 
 def read_capped(path: Path) -> bytes:
     """The bytes of `path`, or one more than the cap, which `unpack` then refuses."""
     with path.open("rb") as file:
         return file.read(SIZE_CAP + 1)
-
-
-def locate(source: str | os.PathLike[str], revision: str | None) -> Path:
-    """The local file behind a path, a folder that holds one, or a Hub id such as `"org/name"` (downloaded).
-
-    What exists on this disk wins over the Hub.
-
-    Raises:
-        InvalidArgument: there is nothing to load.
-    """
-    path = Path(source)
-    if path.is_dir() and (path / FILE_NAME).is_file():
-        path = path / FILE_NAME
-    if path.is_file():
-        if revision is not None:
-            raise InvalidArgument(f"revision {revision!r} was given for the local file {path}; it is for Hub ids only")
-        return path
-    if not isinstance(source, str) or source.endswith(".safetensors") or not _HUB_ID.fullmatch(source):
-        raise InvalidArgument(
-            f"there is no profile at {str(source)!r}, and it is not a Hub id such as 'org/name'; "
-            "check the path, or make a profile with `ertacache calibrate`"
-        )
-    hub: Any = import_module("huggingface_hub")  # slow to import, and few loads need it
-    try:
-        return Path(hub.hf_hub_download(source, FILE_NAME, revision=revision))
-    except (OSError, ValueError) as error:  # the roots of everything huggingface_hub raises here
-        raise InvalidArgument(
-            f"no {FILE_NAME} came from Hub repository {source!r} at revision {revision!r}: {error}; "
-            "check the name (no such path exists on this disk), the revision, the network and `hf auth login`"
-        ) from error
-
-
-def upload(data: bytes, repo_id: str, *, private: bool | None, options: Mapping[str, Any]) -> str:
-    """Create the Hub repository if there is none, commit `data` to it, and return the commit's address."""
-    hub: Any = import_module("huggingface_hub")
-    api = hub.HfApi(token=options.get("token"))
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    commit = api.upload_file(path_or_fileobj=data, path_in_repo=FILE_NAME, repo_id=repo_id, **options)
-    return str(commit)
 
 
 def _header(data: bytes, where: str) -> dict[str, Any]:
@@ -169,25 +134,44 @@ def _document(metadata: object, where: str) -> dict[str, Any]:
     if metadata.keys() != {KEY} or not isinstance(metadata[KEY], str):
         problem = f"holds {short(sorted(metadata))} where exactly one text under {KEY!r} belongs"
         raise invalid(where, "__metadata__", problem, "this is no ertacache profile")
-    document = _json_object(metadata[KEY], where, f"__metadata__.{KEY}")
-    version = document.pop("version", None)
-    if type(version) is not int or version != VERSION:
-        problem = f"is {short(version)} where this release reads {VERSION}"
-        raise invalid(where, "version", problem, f"install the release that wrote it, or {_REWRITE}")
-    return document
+    return _json_object(metadata[KEY], where, f"__metadata__.{KEY}")
 
 
-def _check_entry(name: str, entry: object, where: str) -> None:
+def _version(version: object, where: str) -> int:
+    if type(version) is not int or not 1 <= version <= VERSION:
+        problem = f"is {short(version)} where this release reads 1 to {VERSION}"
+        newer = type(version) is int and version > VERSION
+        remedy = "install a newer release: pip install --upgrade ertacache" if newer else "copy it again"
+        raise invalid(where, "version", problem, f"{remedy}, or {_REWRITE}")
+    return version
+
+
+def _checksum(data: bytes, written: str) -> str:
+    """SHA-256 of the whole file, zeros in place of the checksum that is written in it."""
+    return hashlib.sha256(data.replace(written.encode(), _BLANK.encode(), 1)).hexdigest()
+
+
+def _check_checksum(data: bytes, written: object, where: str) -> None:
+    if not isinstance(written, str) or not _CHECKSUM.fullmatch(written):
+        raise invalid(where, "checksum", f"is {short(written)}, not 64 hexadecimal digits", _COPY)
+    if (found := _checksum(data, written)) != written:
+        raise invalid(where, "checksum", f"is {written[:16]}... and the content has {found[:16]}...", _COPY)
+
+
+def _check_entry(name: str, entry: object, version: int, where: str) -> None:
     field = f"tensor {short(name)}"
     if not is_object(entry):
         raise invalid(where, field, f"is {short(entry)}, not an object", _COPY)
-    require_keys(entry, _ENTRY, where, field)
-    if entry["dtype"] != "F32":
-        raise invalid(where, field, f"has dtype {short(entry['dtype'])} where every tensor is F32")
+    require_keys(entry, _ENTRY, where, field, version)
+    dtypes, least = (("F32", "F16"), 0) if version >= _SEALED else (("F32",), 1)
+    if entry["dtype"] not in dtypes:
+        raise invalid(where, field, f"has dtype {short(entry['dtype'])} where tensors are {' or '.join(dtypes)}")
     shape = entry["shape"]
-    if not is_list(shape) or len(shape) > _MAX_RANK or not all(type(n) is int and n > 0 for n in shape):
-        problem = f"has shape {short(shape)} where a list of at most {_MAX_RANK} positive sizes belongs"
+    if not is_list(shape) or len(shape) > _MAX_RANK or not all(type(n) is int and n >= least for n in shape):
+        problem = f"has shape {short(shape)} where a list of at most {_MAX_RANK} sizes from {least} on belongs"
         raise invalid(where, field, problem)
+    if math.prod(max(n, 1) for n in shape) > SIZE_CAP:  # no bytes at all may claim any size beside a 0
+        raise invalid(where, field, f"has shape {short(shape)}, more than a file of {SIZE_CAP} bytes holds")
 
 
 def _json_object(text: str | bytes, where: str, field: str) -> dict[str, Any]:

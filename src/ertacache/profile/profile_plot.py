@@ -5,17 +5,32 @@ from typing import Any
 
 from ertacache.errors import InvalidArgument
 from ertacache.extras import require
-from ertacache.profile.profile import Profile
+from ertacache.profile.content import Content
+from ertacache.profile.profile_summary import printable
 
 
-def draw_profile(profile: Profile, path: Path) -> None:
-    """Write a PNG, SVG or PDF of a profile.
+def coefficient_lines(profile: Content) -> list[tuple[str, list[float]]]:
+    """The weights a of past outputs, each by its name: mean over channels or elements on every predicted step."""
+    predictor, steps = profile.predictor, list(profile.schedule.predicted_steps)
+    lines: list[tuple[str, list[float]]] = []
+    for m, target in enumerate(predictor.targets):
+        for s, source in enumerate(predictor.sources):
+            for level in range(predictor.levels):
+                values = predictor.a[:, m, s, level].reshape(predictor.T, -1).mean(1)[steps]
+                if bool(values.any()):
+                    name = f"{printable(target)} from {printable(source)}"
+                    lines.append((f"{name}, {level + 1} back" if predictor.levels > 1 else name, values.tolist()))
+    return lines
+
+
+def draw_profile(profile: Content, path: Path | None = None) -> Any:
+    """The `matplotlib.figure.Figure` of a profile, also written as PNG, SVG or PDF where a path is given.
 
     Raises:
         MissingExtra: matplotlib is not installed.
         InvalidArgument: an unknown kind of picture.
     """
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+    if path is not None and path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InvalidArgument(f"cannot draw to {path}; name a .png, .svg or .pdf file")
     require("the picture of a profile", "matplotlib")
     from matplotlib.figure import Figure
@@ -26,11 +41,13 @@ def draw_profile(profile: Profile, path: Path) -> None:
     _grid(middle, profile)
     _coefficients(bottom, profile)
     bottom.set_xlabel("step (0 = noisiest)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=140)
+    return figure
 
 
-def _schedule(axes: Any, profile: Profile) -> None:
+def _schedule(axes: Any, profile: Content) -> None:
     colours = ["#1f5f8b" if computed else "#d9e4ec" for computed in profile.schedule.computed]
     axes.bar(range(profile.schedule.T), 1, width=0.9, color=colours)
     axes.set_yticks([])
@@ -39,7 +56,7 @@ def _schedule(axes: Any, profile: Profile) -> None:
     )
 
 
-def _grid(axes: Any, profile: Profile) -> None:
+def _grid(axes: Any, profile: Content) -> None:
     axes.plot(profile.base_sigmas.tolist(), color="#8a8f98", label="solver's grid")
     if not bool((profile.sigmas == profile.base_sigmas).all()):
         axes.plot(profile.sigmas.tolist(), color="#c2571a", label="adjusted grid")
@@ -47,21 +64,14 @@ def _grid(axes: Any, profile: Profile) -> None:
     axes.legend(frameon=False)
 
 
-def _coefficients(axes: Any, profile: Profile) -> None:
+def _coefficients(axes: Any, profile: Content) -> None:
     """Mean over channels or elements of each coefficient, on predicted steps."""
-    predictor, steps = profile.predictor, list(profile.schedule.predicted_steps)
-    for m, target in enumerate(predictor.targets):
-        for s, source in enumerate(predictor.sources):
-            for level in range(predictor.levels):
-                values = predictor.a[:, m, s, level].reshape(predictor.T, -1).mean(1)[steps]
-                if bool(values.any()):
-                    name = (
-                        f"{target} from {source}, {level + 1} back"
-                        if predictor.levels > 1
-                        else f"{target} from {source}"
-                    )
-                    axes.plot(steps, values.tolist(), marker="o", markersize=3, linewidth=1, label=name)
+    lines = coefficient_lines(profile)
+    for name, values in lines:
+        # A dollar sign of a foreign name would start a formula.
+        label = name.replace("$", r"\$")
+        axes.plot(profile.schedule.predicted_steps, values, marker="o", markersize=3, linewidth=1, label=label)
     axes.axhline(0, color="#8a8f98", linewidth=0.6)
     axes.set_ylabel("coefficient a")
-    if steps:
+    if lines:
         axes.legend(frameon=False, fontsize=8, ncols=2)

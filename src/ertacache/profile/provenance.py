@@ -36,8 +36,8 @@ class Provenance:
             cost in uncached runs of one prompt and in seconds; empty in older files.
 
     Raises:
-        InvalidArgument: a value of another type, one that JSON cannot hold, or a number that is not finite
-            (write an unbounded PSNR as None); the text names the key.
+        InvalidArgument: a value of another type, one that JSON cannot hold, a number that is not finite (write an
+            unbounded PSNR as None), or fields that contradict each other; the text names the key.
     """
 
     model_class: str
@@ -81,11 +81,45 @@ class Provenance:
                 f"provenance.later_weights has {len(weights)} entries and provenance.boundaries "
                 f"{len(self.boundaries)}; give one weight, or None, for each denoiser that takes over"
             )
+        self._check_counts()
+        self._check_calls()
+
+    def _check_counts(self) -> None:
+        for name, least in (("num_inference_steps", 1), ("prompt_count", 0), ("holdout_count", 0)):
+            if (count := getattr(self, name)) < least:
+                raise InvalidArgument(f"provenance.{name} is {count}; it must be {least} or more")
+        rank = len(self.latent_shape)
+        if not rank:
+            raise InvalidArgument("provenance.latent_shape is []; give the sizes of one latent without its batch axis")
+        if not 1 <= abs(self.channel_axis) <= rank:  # the batch is axis 0, and never the channels'
+            raise InvalidArgument(
+                f"provenance.channel_axis is {self.channel_axis} where provenance.latent_shape has {rank} axes; count "
+                f"the batch as axis 0 and choose 1 to {rank}, or -1 to -{rank}"
+            )
+
+    def _check_calls(self) -> None:
+        if not self.contexts or len(set(self.contexts)) < len(self.contexts) or "" in self.contexts:
+            raise InvalidArgument(f"provenance.contexts is {short(list(self.contexts))}; name each call of a step once")
+        # u + w (c - u) has two branches: those of two calls, or of one call with both in its batch.
+        if len(self.contexts) > 2 and any(weight is not None for weight in self.weights):
+            raise InvalidArgument(
+                f"provenance has the guidance weights {short(self.weights)} and the {len(self.contexts)} calls "
+                f"{short(list(self.contexts))}; write None where a step makes other than one or two calls"
+            )
 
     @property
     def weights(self) -> tuple[float | None, ...]:
         """The guidance weight of each denoiser."""
         return (self.guidance_weight, *self.later_weights)
+
+
+#: The version of the file format that a field came with, where that was not the first.
+_SINCE = {"boundaries": 2, "later_weights": 2, "measured": 3}
+
+
+def names_in(version: int) -> set[str]:
+    """The fields of a provenance in one version of the file format."""
+    return {part.name for part in fields(Provenance) if _SINCE.get(part.name, 1) <= version}
 
 
 def _plain(value: object, key: str, depth: int = 0) -> Any:

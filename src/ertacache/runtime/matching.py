@@ -82,16 +82,36 @@ def check_shape(profile: Profile, shape: tuple[int, ...]) -> None:
     facts = profile.provenance
     axis = facts.channel_axis if facts.channel_axis < 0 else facts.channel_axis - 1
     _same("latent channels", facts.latent_shape[axis], shape[axis], "use the model it was calibrated on")
-    tables = [profile.predictor.coef_shape]
-    if profile.rectifier is not None:
-        tables.append(tuple(profile.rectifier.kappa.shape[2:]))
-    if any(sum(size > 1 for size in table) > 1 for table in tables):
+    if any(sum(size > 1 for size in table) > 1 for table in _coefficient_shapes(profile)):
         _same(
             "latent shape",
             facts.latent_shape,
             shape,
             "use the size of the calibration, or rectifier='channel'",
         )
+
+
+def check_output(profile: Profile, context: str, shape: tuple[int, ...]) -> None:
+    """Whether the coefficients of sites output and hidden can meet what a call of the first step returned.
+
+    Args:
+        shape: without the batch axis.
+
+    Raises:
+        ProfileMismatch: they do not broadcast.
+    """
+    for table in _coefficient_shapes(profile) if profile.site != "guided" else ():
+        pairs = zip(reversed(table), reversed(shape), strict=False)
+        if len(table) > len(shape) or any(size not in (1, own) for size, own in pairs):
+            raise ProfileMismatch(
+                f"coefficients: the profile has them of shape {list(table)}, call {context!r} returns {list(shape)}; "
+                "use the size of the calibration, or calibrate on this model"
+            )
+
+
+def _coefficient_shapes(profile: Profile) -> list[tuple[int, ...]]:
+    own = [profile.predictor.coef_shape]
+    return own if profile.rectifier is None else [*own, tuple(profile.rectifier.kappa.shape[2:])]
 
 
 def check_call(profile: Profile, run: Run, weight: float | None) -> None:

@@ -9,19 +9,21 @@ from torch import Tensor
 
 from ertacache.core.offload import Offload, check_offload, history_for
 from ertacache.core.predictor import Terms
-from ertacache.core.rectify import Affine
 from ertacache.errors import CacheConflict
 from ertacache.pipelines.branches import split
 from ertacache.pipelines.denoiser_call import Shapes, leading
 from ertacache.pipelines.guidance import TwoBranchGuidance
 from ertacache.pipelines.solvers import write_grid
 from ertacache.profile.profile import Profile
+from ertacache.runtime.coefficients import Coefficients
+from ertacache.runtime.finite_watch import FiniteWatch
 from ertacache.runtime.hooks import Controller, Run
 from ertacache.runtime.matching import (
     check_boundary,
     check_call,
     check_context,
     check_grid,
+    check_output,
     check_shape,
 )
 from ertacache.runtime.retarget import retargeted, warn_of_loss
@@ -48,12 +50,24 @@ class RunStats:
 
 
 class Player(Controller):
-    """Runs one profile: the schedule decides, formula (P) predicts."""
+    """Runs one profile: the schedule decides, formula (P) predicts.
+
+    Args:
+        keep_nan: go on where a prediction is NaN or infinite, for those who measure how far off it is; otherwise that
+            raises PredictionDiverged.
+    """
 
     def __init__(
-        self, profile: Profile, stats: RunStats, offload_history: Offload = None, *, retarget: bool = False
+        self,
+        profile: Profile,
+        stats: RunStats,
+        offload_history: Offload = None,
+        *,
+        retarget: bool = False,
+        keep_nan: bool = False,
     ) -> None:
         self.stats = stats
+        self._keep_nan = keep_nan
         self._offload: Offload = check_offload(offload_history)
         self._retarget = retarget
         self._calibrated = profile
@@ -70,9 +84,7 @@ class Player(Controller):
         self._stored = set(predictor.sources)
         # The newest input is kept only where something is measured from it.
         self._inputs = bool(predictor.d.any())
-        self._terms: dict[tuple[int, str], Terms] = {}
-        self._affine: dict[tuple[int, str], Affine] = {}
-        self._device: torch.device | None = None
+        self._coefficients = Coefficients(profile)
         self._reset()
 
     def _reset(self) -> None:
@@ -80,6 +92,8 @@ class Player(Controller):
         self._held = 0
         self._shapes = Shapes()
         self._placeholder: dict[str, Tensor] = {}
+        self._returned: dict[str, tuple[int, ...]] = {}
+        self._finite = FiniteWatch(self._calibrated.provenance.dtype)
         self._serving, self._fresh = -1, True
         self._guidance = TwoBranchGuidance(self.profile.provenance.contexts)
 
@@ -116,6 +130,7 @@ class Player(Controller):
             self._follow(run)
         self._shapes.check(run.step, f"the latent of call {context!r}", x)
         if not (self._predicts(run) and self._answers(context)):
+            self._finite.read(self.history)
             output = compute()
             self._record(run, context, x, output)
             return output
@@ -149,6 +164,7 @@ class Player(Controller):
         self._shapes.check(run.step, f"the output of call {context!r}", output)
         if run.steps_done == 0:
             check_context(self.profile, context)
+            self._returned[context] = tuple(output.shape[1:])
         if self._fresh:
             self._guidance.observe(context, output)
         if self.profile.site == "guided" and context not in self._placeholder:
@@ -169,14 +185,16 @@ class Player(Controller):
         if stack is None:
             raise CacheConflict("site 'hidden' ran without its block stack; apply the profile again")
         like = self.history.like(context)
-        residual = self._term(run, context)(self.history, like)  # no d term here: Profile refuses one
-        return self._correct(run.step, context, stack.with_residual(residual, compute))
+        residual = self._terms(run, context)(self.history, like)  # no d term here: Profile refuses one
+        return self._finished(run.step, context, stack.with_residual(residual, compute))
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
         if self._fresh:
             check_call(self.profile, run, self._guidance.weight(output))
         if run.steps_done == 0:
             check_shape(self.profile, tuple(output.shape[1:]))
+            for context, shape in self._returned.items():
+                check_output(self.profile, context, shape)
         if self.profile.site != "guided":
             return output
         self._shapes.check(run.step, "what the solver receives", output)
@@ -193,38 +211,23 @@ class Player(Controller):
             self.stats.extra_bytes = max(self.stats.extra_bytes, self._bytes_held())
             self.stats.host_bytes = max(self.stats.host_bytes, self.history.host_nbytes)
         if last:
+            self._finite.read(self.history)
             self._reset()  # the decoder may need the room
 
     def _bytes_held(self) -> int:
-        tables = [t for terms in self._terms.values() for t in (*(a for _, _, a in terms.a), terms.d, terms.b)]
-        tables += [t for affine in self._affine.values() for t in (affine.kappa, affine.beta)]
-        return self.history.nbytes + sum(table.nbytes for table in tables if isinstance(table, Tensor))
+        return self.history.nbytes + self._coefficients.nbytes
 
     def _predict(self, run: Run, target: str, x: Tensor) -> Tensor:
-        return self._correct(run.step, target, self._term(run, target)(self.history, x))
+        return self._finished(run.step, target, self._terms(run, target)(self.history, x))
 
-    def _term(self, run: Run, target: str) -> Terms:
-        device = self.history.device
-        self._to(device)
-        key = (run.step, target)
-        if key not in self._terms:
-            self._terms[key] = self.profile.predictor.terms(run.step, target, device)
-        return self._terms[key]
+    def _terms(self, run: Run, target: str) -> Terms:
+        return self._coefficients.terms(run.step, target, self.history.device)
 
-    def _to(self, device: torch.device) -> None:
-        if device != self._device:
-            self._terms.clear()
-            self._affine.clear()
-            self._device = device
-
-    def _correct(self, step: int, target: str, value: Tensor) -> Tensor:
-        rectifier = self.profile.rectifier
-        if rectifier is None:
-            return value
-        key = (step, target)
-        if key not in self._affine:
-            m = self.profile.predictor.targets.index(target)
-            tables = (rectifier.kappa[step, m], rectifier.beta[step, m])
-            self._affine[key] = Affine(*(table.to(value.device) for table in tables))
-        affine = self._affine[key]
-        return affine.apply(value) if rectifier.activation == "linear" else affine.apply_sigmoid(value)
+    def _finished(self, step: int, target: str, value: Tensor) -> Tensor:
+        """A prediction after its rectifier; NaN and infinity are refused at once or at the next computed step."""
+        value = self._coefficients.correct(step, target, value)
+        if not self._keep_nan:
+            self._finite.note(step, target, value)
+            if value.device.type == "cpu":
+                self._finite.read(self.history)
+        return value

@@ -1,0 +1,120 @@
+"""The size of a rectifier with one coefficient per element: said before the first run, and kept to after it."""
+
+import logging
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ertacache.calibration.pipeline_run import check_call, run_pipeline
+from ertacache.calibration.plan import Solved
+from ertacache.calibration.prompts import Prompts
+from ertacache.core.schedule import Schedule
+from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.profile.profile import Activation, Rectifier, Site
+from ertacache.profile.profile_file import SIZE_CAP
+from ertacache.runtime.hooks import Controller, Run
+
+#: Of the file's size, what header, grids and the other tables may take.
+_REST = 2**21
+_ROOM = SIZE_CAP - _REST
+_LOG = logging.getLogger(__name__)
+
+
+def announce_price(pipe: Any, prompts: Prompts, call: dict[str, Any], site: Site, computed: int | None) -> int:
+    """Say how many bytes an element-wise rectifier will take in the profile, after one step of one prompt.
+
+    Args:
+        prompts: of which the first is taken.
+        computed: number of computed steps; None where a threshold will decide, which may leave two.
+
+    Returns:
+        The bytes in the precision that it will be kept in.
+
+    Raises:
+        InvalidArgument: it is over the cap of the file format in half precision too.
+
+    Warns:
+        UserWarning: it is over the cap in float32 and will be kept in float16.
+    """
+    check_call(pipe, call, prompts.inputs)
+    T, targets, elements = _measure(pipe, prompts.first(1), call, site)
+    steps = max(0, T - (2 if computed is None else computed))
+    whole = 2 * 4 * steps * targets * elements
+    what = (
+        f"an element-wise rectifier takes {whole} bytes in float32 (κ and β of {elements} elements for {targets} "
+        f"target(s) at {'up to ' * (computed is None)}{steps} predicted steps)"
+    )
+    if whole <= _ROOM:
+        _LOG.info("%s", what)
+        return whole
+    if whole // 2 > _ROOM:
+        least = T - _ROOM // (2 * 2 * targets * elements)
+        enough = f"compute {least} of {T} steps or more, or " if least <= T - 1 else ""
+        raise InvalidArgument(
+            f"{what} and {whole // 2} in float16, where a profile has room for {_ROOM}; {enough}use rectifier='channel'"
+        )
+    warnings.warn(
+        f"{what}, where a profile has room for {_ROOM}: it is kept in float16, {whole // 2} bytes, which rounds each "
+        "coefficient by up to 0.05 %",
+        stacklevel=3,
+    )
+    return whole // 2
+
+
+def rectifier_tables(solved: Solved, schedule: Schedule, targets: tuple[str, ...], activation: Activation) -> Rectifier:
+    """What a fit solved as tables [T, targets, *coef], zero at computed steps."""
+    shape = next(iter(solved.affine.values())).kappa.shape
+    kappa = torch.zeros(schedule.T, len(targets), *shape)
+    beta = torch.zeros_like(kappa)
+    for (i, target), affine in solved.affine.items():
+        kappa[i, targets.index(target)] = affine.kappa
+        beta[i, targets.index(target)] = affine.beta
+    return Rectifier(kappa, beta, activation)
+
+
+def with_room(rectifier: Rectifier, schedule: Schedule) -> Rectifier:
+    """The rectifier as it is where a profile has room for it, otherwise in float16; see `announce_price`."""
+    row = rectifier.kappa[0].nbytes + rectifier.beta[0].nbytes
+    return rectifier if len(schedule.predicted_steps) * row <= _ROOM else rectifier.half()
+
+
+class _Measured(Exception):
+    """Ends a run after its first step."""
+
+
+class _FirstStep(Controller):
+    """Computes the calls of one step and keeps the shapes of one prompt's outputs."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.outputs: dict[str, tuple[int, ...]] = {}
+        self.received: tuple[int, ...] = ()
+
+    def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
+        output = compute()
+        self.outputs[context] = tuple(output.shape[1:])
+        return output
+
+    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
+        self.steps, self.received = run.T, tuple(output.shape[1:])
+        raise _Measured
+
+
+def _measure(pipe: Any, prompt: Prompts, call: dict[str, Any], site: Site) -> tuple[int, int, int]:
+    """Number of steps, of targets, and of elements of one target."""
+    seen = _FirstStep()
+    try:
+        run_pipeline(pipe, prompt, seen, call, decode=False)
+    except _Measured:
+        pass
+    finally:
+        if free := getattr(pipe, "maybe_free_model_hooks", None):  # as the end of a whole run would
+            free()
+    if not seen.outputs:
+        raise UnsupportedPipeline(f"{type(pipe).__name__} ran no step of its denoiser; give it one step or more")
+    if site == "guided":
+        return seen.steps, 1, math.prod(seen.received)
+    return seen.steps, len(seen.outputs), max(math.prod(shape) for shape in seen.outputs.values())

@@ -1,0 +1,110 @@
+"""What a profile holds, checked: schedule, site, coefficients, time grids, rectifier and provenance."""
+
+from dataclasses import dataclass
+from typing import Literal, Self, get_args
+
+import torch
+from torch import Tensor
+
+from ertacache.core.predictor import Predictor, check_coefficients
+from ertacache.core.schedule import Schedule
+from ertacache.errors import InvalidArgument
+from ertacache.profile.checks import (
+    MAX_STEPS,
+    check_boundaries,
+    check_coefficient_shape,
+    check_finite,
+    check_grids,
+    check_names,
+    check_one_of,
+    check_predicts,
+    check_rectifier_rows,
+    check_told_again,
+)
+from ertacache.profile.provenance import Provenance
+
+Site = Literal["output", "guided", "hidden"]
+Activation = Literal["linear", "sigmoid"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rectifier:
+    """The affine correction of a prediction where it is not folded into the predictor (Eq. 15-21).
+
+    That is at site `hidden`, where it acts on the output of the head, with the paper's literal sigmoid, and with one
+    coefficient per element, which the predictor would have to hold several times.
+
+    Args:
+        kappa, beta: CPU tensors [T, targets, *coef] of float32, or both of float16, zero at computed steps; coef
+            broadcasts against one output without its batch axis.
+        activation: linear is v − (κ v + β); sigmoid is v − sigmoid(K v + B) with K = 4κ and B = 4β − 2.
+
+    Raises:
+        InvalidArgument: an unknown activation, or tables that are not finite, of one dtype and of one shape;
+            PredictorInvalid, a kind of it, for a coefficient beyond any use.
+    """
+
+    kappa: Tensor
+    beta: Tensor
+    activation: Activation = "linear"
+
+    def __post_init__(self) -> None:
+        check_one_of(self.activation, get_args(Activation), "rectifier.activation")
+        if self.kappa.shape != self.beta.shape or self.kappa.ndim < 2 or self.kappa.dtype != self.beta.dtype:
+            raise InvalidArgument(
+                f"rectifier.kappa has shape {list(self.kappa.shape)} and rectifier.beta has {list(self.beta.shape)}, "
+                f"in {self.kappa.dtype} and {self.beta.dtype}; both must be [steps, targets, *coefficient] in one dtype"
+            )
+        for table, key in ((self.kappa, "rectifier.kappa"), (self.beta, "rectifier.beta")):
+            check_finite(table, key, (torch.float32, torch.float16))
+            check_coefficients(table, key)
+
+    def half(self) -> Self:
+        """The same in float16: half the bytes, each coefficient off by at most 2⁻¹¹ (0.05 %) of itself or 3e-8."""
+        return type(self)(self.kappa.half(), self.beta.half(), self.activation)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Content:
+    """What to compute, how to predict the rest, and the grid to integrate on.
+
+    Args:
+        base_sigmas: float32 CPU tensor [T+1], strictly decreasing or increasing: the solver's own grid.
+        sigmas: the grid to run on (Eq. 13-14), of the same kind and with the same first and last entry; equal
+            to the base where nothing was adjusted.
+        rectifier: None where there is no correction or where it is folded into the predictor.
+
+    Raises:
+        InvalidArgument: parts that do not fit together; ScheduleInvalid and PredictorInvalid are kinds of it.
+    """
+
+    schedule: Schedule
+    site: Site
+    predictor: Predictor
+    base_sigmas: Tensor
+    sigmas: Tensor
+    rectifier: Rectifier | None
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        schedule, predictor, facts = self.schedule, self.predictor, self.provenance
+        check_one_of(self.site, get_args(Site), "site")
+        if schedule.T > MAX_STEPS:
+            raise InvalidArgument(f"schedule has {schedule.T} steps; use at most {MAX_STEPS}")
+        check_grids(self.base_sigmas, self.sigmas, schedule.T)
+        predictor.for_schedule(schedule)
+        check_boundaries(facts.boundaries, schedule, predictor)
+        check_names(self.site, predictor, facts.contexts)
+        check_told_again(schedule, self.site, facts)
+        if self.site == "hidden" and bool(predictor.d.any()):
+            raise InvalidArgument("predictor.d is not 0 at site 'hidden', which holds residuals; set it to 0")
+        if self.site == "hidden" and predictor.coef_shape:
+            raise InvalidArgument(
+                f"predictor has coefficients of shape {list(predictor.coef_shape)} at site 'hidden', whose residuals "
+                "have no channels of the latent; use plain numbers"
+            )
+        check_predicts(predictor, schedule)
+        check_coefficient_shape(predictor.coef_shape, "predictor", self.site, facts)
+        if self.rectifier is not None:
+            check_rectifier_rows(self.rectifier.kappa, self.rectifier.beta, schedule, len(predictor.targets))
+            check_coefficient_shape(tuple(self.rectifier.kappa.shape[2:]), "rectifier", self.site, facts)

@@ -1,0 +1,177 @@
+"""A profile in words and as plain facts: one place for the command line, `str`, and notebooks.
+
+A profile file may come from a stranger: its texts are escaped, and its free dictionaries may hold anything.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+from ertacache.profile.content import Content
+from ertacache.profile.provenance import Provenance
+
+#: Held-out prompts below which a mean says nothing.
+FEWEST_PROMPTS = 4
+_LONGEST = 200
+
+
+def printable(value: object) -> str:
+    """A text, or the `repr` of another value, on one line: control and bidirectional characters, line breaks and lone
+    surrogates are escaped, and what is too long is cut."""
+    text = value if isinstance(value, str) else repr(value)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:_LONGEST])
+    return shown + "..." * (len(text) > _LONGEST)
+
+
+def summary_facts(profile: Content) -> dict[str, Any]:
+    """The facts of a profile as JSON."""
+    facts = profile.provenance
+    return {
+        "schedule": str(profile.schedule),
+        "K": profile.schedule.K,
+        "T": profile.schedule.T,
+        "site": profile.site,
+        "method": facts.method,
+        "adjusted_grid": _adjusted(profile),
+        "coefficients": list(profile.predictor.a.shape),
+        "model": facts.model_class,
+        "scheduler": facts.scheduler_class,
+        "contexts": list(facts.contexts),
+        "guidance_weight": facts.guidance_weight,
+        "embedded_guidance": facts.embedded_guidance,
+        "latent_shape": list(facts.latent_shape),
+        "call": facts.call,
+        "prompts": {"fitted": facts.prompt_count, "heldout": facts.holdout_count, "seed": facts.seed},
+        "heldout": facts.heldout,
+        "measured": facts.measured,
+        "versions": facts.versions,
+    }
+
+
+def one_line(profile: Content) -> str:
+    """The profile in one line, as a prompt or a debugger shows it."""
+    facts = profile.provenance
+    parts = [
+        printable(facts.model_class),
+        f"{profile.schedule.K} of {profile.schedule.T} steps",
+        f"{_basis(profile)} at {profile.site}".strip(),
+    ]
+    if psnr := _spread(facts.heldout, "psnr", _prompts(facts)):
+        parts.append(f"{psnr} dB on {_prompts(facts)} prompts")
+    return f"Profile({', '.join(parts)})"
+
+
+def summary_text(profile: Content) -> str:
+    """The profile in lines for people."""
+    head = f"{profile.schedule}  computes {profile.schedule.K} of {profile.schedule.T} steps"
+    return "\n".join([head, *(f"{label}: {words}" for label, words in summary_rows(profile))])
+
+
+def summary_rows(profile: Content) -> list[tuple[str, str]]:
+    """What there is to say of a profile beside its schedule: (label, words), escaped for a terminal."""
+    facts, method = profile.provenance, profile.provenance.method
+    calls = ", ".join(map(printable, facts.contexts))
+    rows = [
+        ("model", f"{printable(facts.model_class)} with {printable(facts.scheduler_class)}, calls {calls}"),
+        ("method", f"{_basis(profile)} at site {profile.site}{_history(profile)}".strip()),
+    ]
+    if facts.guidance_weight is not None or facts.embedded_guidance is not None:
+        weights = [f"{weight:g}" for weight in (*facts.weights, facts.embedded_guidance) if weight is not None]
+        rows.append(("guidance", ", ".join(weights)))
+    if profile.rectifier is not None or method.get("rectifier"):
+        kind = method.get("rectifier") or "given"
+        activation = profile.rectifier.activation if profile.rectifier is not None else "linear"
+        rows.append(("rectifier", f"{printable(kind)}, {activation}"))
+    if _adjusted(profile):
+        strength = _number(method, "strength")
+        rows.append(("time grid", "adjusted" + (f", strength {strength:g}" if strength is not None else "")))
+    if (threshold := _number(method, "threshold")) is not None:
+        rows.append(("threshold", f"{threshold:g}"))
+    return rows + _quality(facts) + _cost(facts)
+
+
+def _basis(profile: Content) -> str:
+    basis = profile.provenance.method.get("basis")
+    return printable(basis) if isinstance(basis, str) else ""
+
+
+def _history(profile: Content) -> str:
+    levels = profile.predictor.levels
+    both = len(profile.predictor.sources) > len(profile.predictor.targets)
+    depth = f", from the last {levels} computed steps" if levels > 1 else ", from the last computed step"
+    return depth + (" of both branches" if both else "")
+
+
+def _adjusted(profile: Content) -> bool:
+    return bool((profile.sigmas != profile.base_sigmas).any())
+
+
+def _quality(facts: Provenance) -> list[tuple[str, str]]:
+    """What was measured on held-out prompts, and what it is worth."""
+    held, prompts = facts.heldout, _prompts(facts)
+    if not (psnr := _spread(held, "psnr", prompts)):
+        return [("quality", "not measured")]
+    count = f"{prompts} held-out prompt{'s' * (prompts != 1)}"
+    rows = [("quality", f"PSNR {psnr} dB{_ssim(held, prompts)} on {count} (± standard error)")]
+    fewer = held.get("fewer_steps")
+    if reached := _spread(fewer, "psnr", prompts):
+        steps = _number(fewer, "steps")
+        at = f" at {steps:g} steps" if steps is not None else ""
+        rows.append(("fewer steps", f"PSNR {reached} dB{_ssim(fewer, prompts)}{at}, the same cost without a profile"))
+    if (gain := _number(held, "gain", "mean")) is not None:
+        error = _number(held, "gain", "standard_error")
+        spread = f" ± {error:.1f}" if error is not None else ""
+        rows.append(("gain", f"{gain:+.1f}{spread} dB over fewer steps"))
+    if held.get("wins") is False:
+        rows.append(("warning", "loses to fewer steps: run the pipeline with fewer steps, or calibrate another plan"))
+    if prompts < FEWEST_PROMPTS:
+        rows.append(("warning", f"fewer than {FEWEST_PROMPTS} held-out prompts: no measurement"))
+    return rows
+
+
+def _cost(facts: Provenance) -> list[tuple[str, str]]:
+    """What a run costs with and without the profile, and what making it cost."""
+    measured, rows = facts.measured, list[tuple[str, str]]()
+    if (speed_up := _number(measured, "speed_up")) is not None:
+        cached, uncached = _number(measured, "cached_seconds"), _number(measured, "uncached_seconds")
+        known = cached is not None and uncached is not None
+        rows.append(("speed", f"{speed_up:.2f}× faster" + (f", {cached:.3g} s for {uncached:.3g} s" if known else "")))
+    runs, seconds = _number(measured, "uncached_runs"), _number(measured, "calibration_seconds")
+    parts = [
+        *([f"{runs:.3g} uncached runs of one prompt"] if runs is not None else []),
+        *([f"{seconds:.3g} s"] if seconds is not None else []),
+    ]
+    return [*rows, ("calibration", "cost " + ", ".join(parts))] if parts else rows
+
+
+def _prompts(facts: Provenance) -> int:
+    given = _number(facts.heldout, "prompts")
+    return facts.holdout_count if given is None else int(given)
+
+
+def _spread(table: object, name: str, prompts: int, digits: int = 1) -> str:
+    """Mean ± standard error; empty where there is no mean. Older files hold the deviation of one prompt instead."""
+    mean, error = _number(table, name, "mean"), _number(table, name, "standard_error")
+    if mean is None:
+        return ""
+    deviation = _number(table, name, "std")
+    if error is None and deviation is not None and prompts > 1:
+        error = deviation / math.sqrt(prompts)
+    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None and prompts > 1 else "")
+
+
+def _ssim(table: object, prompts: int) -> str:
+    spread = _spread(table, "ssim", prompts, 4)
+    return f", SSIM {spread}" if spread else ""
+
+
+def _number(table: object, *path: str) -> float | None:
+    """The finite number at a path of keys, whatever lies on the way."""
+    value = table
+    for key in path:
+        if not isinstance(value, Mapping):
+            return None
+        value = cast("Mapping[str, object]", value).get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None

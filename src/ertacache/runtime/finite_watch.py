@@ -1,0 +1,58 @@
+"""Whether predictions are finite, asked without waiting for the device at every step."""
+
+import torch
+from torch import Tensor
+
+from ertacache.core.history import History
+from ertacache.core.precision import wide
+from ertacache.errors import PredictionDiverged
+
+
+class FiniteWatch:
+    """Notes one number per prediction on its device; `read` brings the notes to the host together.
+
+    A computed step is where that costs nothing to speak of: it takes many times what the wait does.
+
+    Args:
+        dtype: of the calibration, for the message.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = dtype
+        self._notes: list[tuple[int, str, Tensor]] = []
+
+    def note(self, step: int, target: str, value: Tensor) -> None:
+        """Remember the prediction [B, *] of a step: its sum is finite where every entry is."""
+        self._notes.append((step, target, value.sum(dtype=wide(value.dtype))))
+
+    def read(self, history: History) -> None:
+        """Forget what was noted, or refuse it.
+
+        Args:
+            history: what the noted steps were predicted from.
+
+        Raises:
+            PredictionDiverged: at the first step that is not finite.
+        """
+        if not self._notes:
+            return
+        notes, self._notes = self._notes, []
+        finite = torch.stack([total for _, _, total in notes]).isfinite().tolist()
+        for (step, target, _), sound in zip(notes, finite, strict=True):
+            if not sound:
+                raise PredictionDiverged(self._message(step, target, history))
+
+    def _message(self, step: int, target: str, history: History) -> str:
+        if history.finite:
+            cause = (
+                "what it was predicted from is finite, so that the coefficients do not belong to this run: check that "
+                "the profile was calibrated for this model, compute more steps, or use a wider dtype"
+            )
+        else:
+            cause = (
+                "so is what the model computed before it: run the pipeline without the profile to see, and use a wider "
+                "dtype"
+            )
+        return (
+            f"the prediction of {target!r} at step {step} holds NaN or infinity; {cause} (calibrated in {self._dtype})"
+        )
