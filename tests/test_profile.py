@@ -254,3 +254,33 @@ def test_a_local_folder_wins_over_the_hub(hub: list[Any], tmp_path: Path) -> Non
     assert hub == []
     with pytest.raises(InvalidArgument, match="revision 'v1' was given for org/name on this disk"):
         Profile.load("org/name", revision="v1")
+
+
+def test_a_file_of_another_name_is_found_in_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "fast"
+    folder.mkdir(parents=True)
+    make().save(folder / "k15.safetensors")
+    for found in (
+        Profile.load(tmp_path / "runs", subfolder="fast", filename="k15.safetensors"),
+        Profile.load(str(folder), filename="k15.safetensors"),
+        Profile.load(tmp_path, subfolder="runs/fast", filename="k15.safetensors"),
+    ):
+        assert found == make()
+    with pytest.raises(
+        InvalidArgument, match=r"no profile.safetensors in the folder .*; it holds k15.safetensors: name"
+    ):
+        Profile.load(folder)
+    with pytest.raises(InvalidArgument, match=r"no k9.safetensors in the folder .*it holds k15.safetensors"):
+        Profile.load(folder, filename="k9.safetensors")
+    with pytest.raises(InvalidArgument, match=r"no profile.safetensors in the folder .*slow; check filename and subf"):
+        Profile.load(tmp_path, subfolder="slow")
+    with pytest.raises(InvalidArgument, match=r"filename 'x' was given beside the file .*k15.safetensors; give"):
+        Profile.load(folder / "k15.safetensors", filename="x")
+    with pytest.raises(InvalidArgument, match=r"subfolder 'x' was given beside the file"):
+        Profile.load(folder / "k15.safetensors", subfolder="x")
+
+
+def test_a_file_of_another_name_is_asked_of_the_hub(hub: list[Any]) -> None:
+    with pytest.raises(InvalidArgument, match=r"no fast/k15.safetensors came from Hub repository 'org/name'"):
+        Profile.load("org/name", filename="k15.safetensors", subfolder="fast", revision="v1")
+    assert hub == [("download", "org/name", "k15.safetensors", "fast", "v1")]

@@ -209,6 +209,10 @@ def test_for_schedule_accepts_its_own_schedule_and_refuses_others():
         predictor.for_schedule(Schedule.from_mask("#..#."))
 
 
+def test_a_coefficient_may_be_as_large_as_the_cap():
+    assert table(a=A + 10000, b=ROW - 10000).a.max() == 10000
+
+
 A, ROW = torch.zeros(2, 1, 1, 1), torch.zeros(2, 1)
 
 
@@ -230,6 +234,8 @@ def table(a: Tensor = A, d: Tensor = ROW, b: Tensor = ROW, targets=("v",), sourc
         (lambda: table(d=ROW.to("meta")), r"d is torch.float32 on meta; give table\.float\(\)\.cpu\(\)"),
         (lambda: table(a=A * math.nan), "a holds NaN or infinite .* with a ridge"),
         (lambda: table(b=ROW + math.inf), "b holds NaN or infinite"),
+        (lambda: table(a=A + 10001), r"a holds 1e\+04 at step 0, beyond ±10000, .*; fit it again with a larger ridge"),
+        (lambda: table(d=ROW - 1e30), r"d holds -1e\+30 at step 0, beyond ±10000"),
         (lambda: table().terms(0, "u"), r"'u' .* targets are \('v',\)"),
         (lambda: table().rectified(ROW[:1], ROW), r"kappa .* \(1, 1\); start .* \[T, targets\] = \(2, 1\)"),
         (lambda: table().rectified(ROW, ROW.T), r"beta .* \(1, 2\); start .* \[T, targets\] = \(2, 1\)"),

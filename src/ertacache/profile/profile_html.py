@@ -51,14 +51,16 @@ def _strip(computed: Sequence[bool]) -> str:
         f'aria-label="{sum(computed)} of {len(computed)} steps computed" style="margin-top:.5rem">'
         f'<path d="{cells(True)}" fill="{_COLOURS[0]}"/>'
         f'<path d="{cells(False)}" fill="currentColor" fill-opacity=".15"/></svg>'
-        '<span class="note">step 0, the noisiest, on the left; filled steps are computed, the others predicted</span>'
+        '<span class="note">step 0, the noisiest, on the left; blue steps are computed, grey ones predicted</span>'
     )
 
 
 def _curve(profile: Content) -> str:
     """The largest coefficients over the steps, under their cells of the strip."""
-    lines = sorted(coefficient_lines(profile), key=lambda line: -max(map(abs, line[1])))
-    shown, steps = list(zip(lines, _COLOURS, strict=False)), profile.schedule.predicted_steps
+    lines = coefficient_lines(profile)
+    largest = sorted(lines, key=lambda line: -max(map(abs, line[1])))[: len(_COLOURS)]
+    shown = list(zip((line for line in lines if line in largest), _COLOURS, strict=False))
+    steps = profile.schedule.predicted_steps
     if not shown:
         return ""
     values = [0.0, *(value for (_, row), _ in shown for value in row)]

@@ -1,5 +1,7 @@
 """Whether predictions are finite, asked without waiting for the device at every step."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,9 +39,9 @@ class FiniteWatch:
         if not self._notes:
             return
         notes, self._notes = self._notes, []
-        finite = torch.stack([total for _, _, total in notes]).isfinite().tolist()
-        for (step, target, _), sound in zip(notes, finite, strict=True):
-            if not sound:
+        totals = [notes[0][2].item()] if len(notes) == 1 else torch.stack([total for _, _, total in notes]).tolist()
+        for (step, target, _), total in zip(notes, totals, strict=True):
+            if not math.isfinite(total):
                 raise PredictionDiverged(self._message(step, target, history))
 
     def _message(self, step: int, target: str, history: History) -> str:
