@@ -122,13 +122,13 @@ def test_ablation_takes_the_option(model: Path, tmp_path: Path) -> None:
 
 def test_compare_takes_the_option(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places: list[Any] = []
-    real = profile_method.apply
+    real = profile_method.Player
 
-    def apply(*args: Any, **kwargs: Any) -> Any:
-        places.append(kwargs["offload_history"])
-        return real(*args, **kwargs)
+    def player(profile: Any, stats: Any, offload_history: Any, **kwargs: Any) -> Any:
+        places.append(offload_history)
+        return real(profile, stats, offload_history, **kwargs)
 
-    monkeypatch.setattr(profile_method, "apply", apply)
+    monkeypatch.setattr(profile_method, "Player", player)
     files = ("--prompts", model / "heldout.txt", "--calibration-prompts", model / "prompts.txt", "--out", tmp_path)
     job = ("compare", "--model", model, *files, "--methods", "uniform", "--match-cost", ".5", "--metrics", "psnr")
     invoke(*job, "--offload-history", "cpu")
