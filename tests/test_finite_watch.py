@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from cached import MASK, SITES, latents, profile
 from ertacache.core.history import History
 from ertacache.core.predictor import Predictor

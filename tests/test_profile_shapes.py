@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-import ertacache.runtime.player as ertacache
+import ertacache.runtime.apply as ertacache
 from cached import T, latents, profile, provenance
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
