@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from ertacache.profile.profile import MAX_STEPS
+from hostile_grids import GRID, GRIDS
 from profile_maker import (
     FACTS,
     deep,
@@ -24,8 +25,6 @@ from profile_maker import (
     without,
 )
 
-GRID = make().sigmas
-BASE = make().base_sigmas
 A = make().predictor.a
 AT_COMPUTED = A.clone()
 AT_COMPUTED[2, 0, 0, 0] = 1.0
@@ -33,6 +32,7 @@ EVERYWHERE = torch.ones(5, 1, 1, 3)
 
 # id: (file content, what the message must say). The ids are the evidence column of docs/profile-format.md.
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    **GRIDS,
     "empty": (lambda: b"", r"file: has 0 bytes"),
     "shorter than its prefix": (lambda: b"\x10\0\0", r"file: has 3 bytes"),
     "truncated header": (lambda: make().to_bytes()[:200], r"header: claims \d+ bytes where 192 are left"),
@@ -251,34 +251,6 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "offsets out of range": (
         lambda: with_header(lambda h: h["sigmas"].update(data_offsets=[10**6, 10**6 + 24])),
         r"tensors: .*(offset|covered)",
-    ),
-    "grid not falling": (
-        lambda: with_tensors(sigmas=GRID[[0, 1, 2, 2, 4, 5]]),
-        r"sigmas goes from 0.8125 to 0.8125 at step 2; it must fall",
-    ),
-    "base grid not falling": (
-        lambda: with_tensors(base_sigmas=BASE[[0, 2, 1, 3, 4, 5]]),
-        r"base_sigmas goes from 0.75 to 0.875 at step 1; it must fall",
-    ),
-    "grid not rising": (
-        lambda: with_tensors(base_sigmas=GRID.flip(0)[[0, 2, 1, 3, 4, 5]]),
-        r"base_sigmas goes from 0.5625 to 0.3125 at step 1; it must rise at every step",
-    ),
-    "grids end apart": (
-        lambda: with_tensors(sigmas=GRID + (GRID == 0) / 8),
-        r"sigmas\[-1\] is 0.125 where base",
-    ),
-    "grid below zero": (
-        lambda: with_tensors(base_sigmas=BASE - 0.125, sigmas=BASE - 0.125),
-        r"base_sigmas reaches from -0.125 to 0.875; noise levels lie between 0 and 1e\+06",
-    ),
-    "grid beyond any noise": (
-        lambda: with_tensors(base_sigmas=BASE * 1e7, sigmas=BASE * 1e7),
-        r"base_sigmas reaches from 0 to 1e\+07; noise levels lie between",
-    ),
-    "grids start apart": (
-        lambda: with_tensors(sigmas=GRID + (GRID == 1) / 8),
-        r"sigmas\[0\] is 1.125 where base",
     ),
     "history too short": (
         lambda: with_tensors(predictor__a=reaching_too_far()[[1, 3]]),
