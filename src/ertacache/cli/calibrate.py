@@ -87,10 +87,10 @@ def _run(
 ) -> dict[str, Any]:
     """Check, load, calibrate, save."""
     from ertacache.cli.model import check, load, prompts_of
-    from ertacache.cli.summary import describe, outcome, summary
     from ertacache.files import check_output, rescued
     from ertacache.pipelines import bundled
     from ertacache.pipelines.loading import call_arguments
+    from ertacache.profile.profile_summary import summary_facts
 
     check(model, placement)
     prompts = prompts_of(model, file, bundled.calibration_prompts, "--prompts", texts)
@@ -103,9 +103,8 @@ def _run(
 
     profile = run(pipe, prompts, show_progress=shows_progress(), **choices, **call_arguments(model, call))
     rescued(out, profile.save)
-    facts = summary(profile)
-    text = f"{describe(facts)}\n{outcome(profile.provenance)}\nwritten to {out} ({out.stat().st_size} bytes)"
-    return {"profile": str(out), **facts, "text": text}
+    text = f"{profile.summary()}\nwritten to {out} ({out.stat().st_size} bytes)"
+    return {"profile": str(out), **summary_facts(profile), "text": text}
 
 
 def _check(prompts: Sequence[str], choices: dict[str, Any]) -> None:

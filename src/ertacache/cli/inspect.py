@@ -13,18 +13,15 @@ def inspect(
     ] = None,
 ) -> dict[str, Any]:
     """Print what a profile holds and where it comes from."""
-    from ertacache.cli.summary import describe, summary
     from ertacache.files import check_output
     from ertacache.profile.profile import Profile
+    from ertacache.profile.profile_summary import summary_facts
 
     if picture is not None:
         check_output(picture, "picture")
     loaded = Profile.load(profile)
-    facts = summary(loaded)
-    text = describe(facts)
+    text = loaded.summary()
     if picture is not None:
-        from ertacache.profile.profile_plot import draw_profile
-
-        draw_profile(loaded, picture)
+        loaded.plot(picture)
         text += f"\ndrawn to {picture}"
-    return {**facts, "text": text}
+    return {**summary_facts(loaded), "text": text}
