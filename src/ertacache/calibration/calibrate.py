@@ -140,12 +140,12 @@ def calibrate(
         if calibrator.T < _FEW_STEPS:
             warnings.warn(f"{calibrator.T} steps leave caching little to save; use it on longer runs", stacklevel=2)
         best = _best(calibrator, choices, budget, ridge)
-        found = outcome.judge(calibrator, best)
-    for line in outcome.describe(found).splitlines():
+        profile = outcome.judge(calibrator, best)
+    for line in profile.summary().splitlines():
         tell(line)
-    if (text := outcome.warning(found.profile)) is not None:
+    if (text := outcome.warning(profile)) is not None:
         warnings.warn(text, stacklevel=2)
-    return found.profile
+    return profile
 
 
 def _best(calibrator: Calibrator, choices: Choices, budget: Budget, ridge: float) -> Candidate:

@@ -46,5 +46,3 @@ METHOD: MethodName = "fitted"
 HOLDOUT = 0.25
 #: Shrinkage of the fitted predictor toward residual reuse, relative to the features' energy.
 RIDGE = 1e-3
-#: Held-out prompts below which figures are no measurement.
-FEWEST_HELD_OUT = 4

@@ -44,7 +44,8 @@ def run_progress(show: bool = True, title: str = "calibrate", expected: int = 1)
 
 def say(text: str, *, title: str, show: bool = True) -> None:
     """A line in the log and, where it shall be shown, on standard error (above the bar, while there is one)."""
-    logger.info("%s: %s", title, text)
+    # Marked, so that a handler that writes to standard error too need not say it twice.
+    logger.info("%s: %s", title, text, extra={"shown": show})
     if show:
         Console(file=sys.stderr).print(f"{title}: {text}", markup=False, highlight=False, soft_wrap=True)
 

@@ -86,6 +86,7 @@ def _log_to_stderr() -> Generator[None]:
     """The log and Python's warnings as lines of this program."""
     log, handler = logging.getLogger("ertacache"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("ertacache: %(message)s"))
+    handler.addFilter(lambda record: not getattr(record, "shown", False))
     log.addHandler(handler)
     try:
         with warnings.catch_warnings():

@@ -103,7 +103,9 @@ def _run(
 
     profile = run(pipe, prompts, show_progress=shows_progress(), **choices, **call_arguments(model, call))
     rescued(out, profile.save)
-    text = f"{profile.summary()}\nwritten to {out} ({out.stat().st_size} bytes)"
+    written = f"written to {out} ({out.stat().st_size} bytes)"
+    # With progress on, the calibration has said it.
+    text = written if shows_progress() else f"{profile.summary()}\n{written}"
     return {"profile": str(out), **summary_facts(profile), "text": text}
 
 
