@@ -77,7 +77,10 @@ def test_a_pipeline_that_cannot_make_fewer_steps_says_so(caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (ValueError("distilled for 14 steps"), "the call with num_inference_steps=5 failed: DummyPipeline refuses the call: distilled for 14 steps"),
+        (
+            ValueError("distilled for 14 steps"),
+            "the call with num_inference_steps=5 failed: DummyPipeline refuses the call: distilled for 14 steps",
+        ),
         (None, "num_inference_steps=5 made 14 steps"),
     ],
 )
