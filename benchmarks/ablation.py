@@ -18,8 +18,8 @@ from typing import Any
 
 from ertacache.cli.ablation import group_name, table
 from ertacache.evaluation.ablation_run import AblationRun
-from ertacache.evaluation.evaluate import write_rows
 from ertacache.evaluation.report.ablation import write_report
+from ertacache.evaluation.row_figures import write_rows
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache_zoo import catalogue
 

@@ -27,7 +27,7 @@ from ertacache.calibration.prompts import Prompts
 from ertacache.core.history import storage_bytes
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
-from ertacache.evaluation.evaluate import header
+from ertacache.evaluation.row_figures import header
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance, Site
 from ertacache.runtime.hooks import Controller, attached

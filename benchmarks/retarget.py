@@ -17,7 +17,7 @@ from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.core.predictor import Predictor
-from ertacache.evaluation.evaluate import header
+from ertacache.evaluation.row_figures import header
 from ertacache.metrics import psnr
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.profile.profile import Profile

@@ -16,7 +16,8 @@ import torch
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.calibration.prompts import Prompts
-from ertacache.evaluation.evaluate import Timed, header
+from ertacache.evaluation.evaluate import Timed
+from ertacache.evaluation.row_figures import header
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.runtime.hooks import Controller, Run
 from ertacache.runtime.player import Player, RunStats

@@ -15,7 +15,7 @@ from torch import Tensor
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.calibration.prompts import Prompts
-from ertacache.evaluation.evaluate import header
+from ertacache.evaluation.row_figures import header
 from ertacache.metrics import psnr
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.profile.profile import Profile

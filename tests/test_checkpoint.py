@@ -226,17 +226,6 @@ def failing() -> None:
     raise ConnectionError("the machine went away")
 
 
-def test_a_checkpoint_that_cannot_be_written_is_said_and_costs_no_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("ertacache.calibration.checkpoint.write_atomic", full)
-    assert RunStore(tmp_path / "runs.pt", "x").get("a", lambda: 1) == 1
-    assert "runs.pt cannot be written ([Errno 28] No space left on device); calibrating on without it" in caplog.text
-
-
 def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     RunStore(None, "x").get("a", lambda: 1)

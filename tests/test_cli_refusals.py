@@ -96,7 +96,7 @@ REFUSALS = [
     (f"{CALIBRATE} --schedule ?", "ertacache: '?' has ['?']; write '#' for computed, '.' for predicted"),
     (
         "calibrate m --prompts p.txt",
-        "ertacache: say how much to compute: --compute-steps K, --threshold λ or a schedule",
+        "ertacache: say how much to compute: --compute-steps K or a schedule such as '#.#.##'",
     ),
     ("calibrate tiny-flx --compute-steps 5", "ertacache: no model 'tiny-flx'; did you mean tiny-flux?"),
     ("calibrate none --compute-steps 5", "ertacache: no model 'none'; there are tiny-flux, tiny-flux-base, tiny-wan, "),

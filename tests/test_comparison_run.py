@@ -140,7 +140,7 @@ def test_bad_jobs_are_refused():
 def test_bad_entrants_are_refused(tmp_path):
     with pytest.raises(InvalidArgument, match=r"cost is 1\.5; choose shares"):
         entrants_at([Uniform()], [1.5])
-    with pytest.raises(InvalidArgument, match="give each once"):
+    with pytest.raises(InvalidArgument, match=r"match_cost is 0\.5, 0\.5; give each share once"):
         entrants_at([Uniform()], [0.5, 0.5])
     with pytest.raises(InvalidArgument, match="two entrants have one id"):
         run_comparison(flux(), entrants_at([Uniform(), Uniform()], [0.5]), JOB, tmp_path, show_progress=False)

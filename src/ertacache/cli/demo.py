@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -21,20 +21,18 @@ class Size:
     Attributes:
         budget: steps to compute.
         calibration, prompts: how many to calibrate on and to measure.
-        history: of the fitted predictor.
         kinds: files to write.
     """
 
     budget: int
     calibration: int = 24
     prompts: int = 16
-    history: int | Literal["auto"] = "auto"
     kinds: tuple[str, ...] = ("png",)
 
 
 def of_clips(budget: int) -> Size:
     """A clip takes many times as long as a picture."""
-    return Size(budget, calibration=6, prompts=4, history=3, kinds=("mp4", "gif"))
+    return Size(budget, calibration=6, prompts=4, kinds=("mp4", "gif"))
 
 
 _SIZES = {

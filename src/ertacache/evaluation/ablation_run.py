@@ -1,6 +1,5 @@
 """Every row of the ablation on held-out prompts, as JSON lines and one report."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,9 @@ from ertacache.errors import InvalidArgument
 from ertacache.evaluation.ablation import REUSE, Ablation
 from ertacache.evaluation.evaluate import Evaluation, Trial
 from ertacache.evaluation.folder_lock import locked
-from ertacache.evaluation.row_figures import made_with
+from ertacache.evaluation.row_figures import header, write_rows
 from ertacache.evaluation.separate import check_separate
 from ertacache.extras import require
-from ertacache.files import write_atomic
 from ertacache.pipelines.loading import with_steps
 
 
@@ -77,21 +75,15 @@ class AblationRun:
         with locked(self.out), run_progress(show_progress, f"ablation {group}", expected=expected) as progress:
             calibrator = Calibrator(pipe, calibration_prompts, holdout=1 / 3, seed=0, call=call, progress=progress)
             evaluation = Evaluation(pipe, held, call, group, self.out, samples=samples, offload_history=offload_history)
-            head = self._header(group, call, calibrator.T)
+            head = header(self.model or group, held, call, calibrator.T)
             new = [evaluation.row(Trial("no cache", "no cache"))]
             for budget in budgets:
                 for trial in Ablation(calibrator, budget, REUSE if full else REUSE[:1], full).trials():
                     new.append(evaluation.row(trial))
                     progress(trial.label)
-                    lines = [json.dumps(line) + "\n" for line in (head, *self.rows, *new)]
-                    write_atomic(self.out / "results.jsonl", "".join(lines).encode())
+                    write_rows(self.out / "results.jsonl", (head, *self.rows, *new))
         self.rows += new
         return new
-
-    def _header(self, group: str, call: dict[str, Any], steps: int) -> dict[str, Any]:
-        """First line of results.jsonl."""
-        prompts = {"prompts": list(self.prompts), "seed": self.seed}
-        return {"kind": "header", "model": self.model or group, **prompts, **made_with(), "call": call, "T": steps}
 
     def report(self) -> Path:
         """Write `report.html` beside the results; returns its path."""

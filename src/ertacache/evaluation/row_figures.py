@@ -1,12 +1,17 @@
 """What the result files of a comparison and of an ablation say alike: the machine, and figures of a row."""
 
+import json
 import platform
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ertacache.calibration.deviation import deviation
+from ertacache.calibration.prompts import Prompts
+from ertacache.files import write_atomic
 from ertacache.metrics import frame_psnr
 
 #: log10 of a deviation that is zero, and of a run that ended in NaN or infinity.
@@ -26,6 +31,17 @@ def made_with() -> dict[str, Any]:
         },
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
     }
+
+
+def header(model: str, prompts: Prompts, call: dict[str, Any], steps: int) -> dict[str, Any]:
+    """First line of a result file of one set of prompts."""
+    given = {"prompts": list(prompts.texts), "seed": prompts.seed}
+    return {"kind": "header", "model": model, **given, **made_with(), "call": call, "T": steps}
+
+
+def write_rows(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write a whole result file of JSON lines, all or nothing."""
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def latent_error(latents: Tensor, reference: Tensor) -> float:
