@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -171,13 +170,6 @@ def test_videos_are_compared_and_kept_as_clips(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_runs(tmp_path, monkeypatch, capsys):
-    page = (Path(__file__).parent.parent / "docs" / "compare.md").read_text()
-    monkeypatch.chdir(tmp_path)
-    exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), {})
-    assert "out/compare-python/report.html" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_file(tmp_path):
     prompts = tmp_path / "prompts.txt"

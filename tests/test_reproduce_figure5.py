@@ -13,7 +13,8 @@ import ertacache
 from ertacache.calibration.pipeline_run import call_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import InvalidArgument, MissingExtra
-from ertacache.evaluation.reproduce import figure5, run
+from ertacache.evaluation.reproduce import figure5
+from ertacache.evaluation.reproduce import request as requests
 from ertacache.evaluation.reproduce.figure5 import Sweep, run_figure, sweep_of
 from ertacache.evaluation.reproduce.figure5_plot import draw
 from ertacache.evaluation.reproduce.request import Ready, Request
@@ -51,7 +52,7 @@ def test_all_sizes_share_one_schedule_and_are_measured_against_the_uncached_run(
     result = sweep.run(["psnr", "ssim"], show_progress=False)
     assert result["sizes"] == [2, 4]
     assert [(call["prompts"], call.get("rectifier"), call.get("timesteps")) for call in calibrations] == [
-        (4, None, None), (2, "channel", "auto"), (4, "channel", "auto"),
+        (4, "none", "none"), (2, None, "auto"), (4, None, "auto"),  # None: what method="ertacache" has
     ]  # fmt: skip
     assert calibrations[0]["compute_steps"] == 6
     assert {call["schedule"] for call in calibrations[1:]} == {result["schedule"]}
@@ -130,8 +131,8 @@ def test_the_schedule_is_that_of_the_papers_full_method(
 
 def test_the_figure_is_drawn_written_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(figure5, "SIZES", (2, 3))
-    monkeypatch.setattr(run, "load", lambda setting, device, dtype, offload: flux())
-    monkeypatch.setattr(run, "call_arguments", lambda source, overrides: dict(CALL))
+    monkeypatch.setattr(requests, "load", lambda setting, device, dtype, offload: flux())
+    monkeypatch.setattr(requests, "call_arguments", lambda source, overrides: dict(CALL))
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:3]))
     request = Request("figure5", "tiny-flux", tmp_path / "out", count=2, calibration_prompts=tmp_path / "prompts.txt")
     document = run_figure(request)

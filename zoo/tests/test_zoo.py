@@ -174,7 +174,7 @@ def test_unknown_names_are_refused(tmp_path: Path):
         catalogue.folder("huge-flux")
     with pytest.raises(InvalidArgument, match=r"dtype is 'float8'; choose one of float32, float16, bfloat16"):
         load_pipeline("tiny-flux", dtype="float8")
-    with pytest.raises(InvalidArgument, match=r"cannot load .*nowhere.*give a bundled model"):
+    with pytest.raises(InvalidArgument, match=r"no model '.*nowhere'; there are tiny-flux, tiny-flux-base"):
         load_pipeline(str(tmp_path / "nowhere"))
 
 

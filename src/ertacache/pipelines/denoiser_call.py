@@ -27,17 +27,21 @@ class OutputForm:
     listed: bool = False
     further: bool = False
 
-    def wrap(self, value: Tensor, denoiser: nn.Module) -> Any:
-        """A tensor [B, *] as the denoiser would have returned it.
-
-        Raises:
-            UnsupportedPipeline: it would have returned further tensors.
-        """
+    def check(self, denoiser: nn.Module) -> None:
+        """Refuse a denoiser that returns further tensors: `UnsupportedPipeline`."""
         if self.further:
             raise UnsupportedPipeline(
                 f"{type(unwrapped(denoiser)).__name__} returns several tensors, of which only the first is predicted; "
                 "this denoiser cannot be served"
             )
+
+    def wrap(self, value: Tensor, denoiser: nn.Module) -> Any:
+        """A tensor [B, *] as the denoiser would have returned it.
+
+        Raises:
+            UnsupportedPipeline: as `check`.
+        """
+        self.check(denoiser)
         sample = list(value.unbind(0)) if self.listed else value
         return (sample,) if self.kind is tuple else self.kind(sample=sample)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ertacache.errors import InvalidArgument
 from ertacache.extras import require
+from ertacache.files import save_atomic
 from ertacache.profile.content import Content
 from ertacache.profile.profile_summary import printable
 
@@ -42,8 +43,8 @@ def draw_profile(profile: Content, path: Path | None = None) -> Any:
     _coefficients(bottom, profile)
     bottom.set_xlabel("step (0 = noisiest)")
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=140)
+        kind = path.suffix.lower()[1:]
+        save_atomic(path, lambda file: figure.savefig(file, format=kind, dpi=140))
     return figure
 
 

@@ -161,6 +161,8 @@ class Attachment(Overrides):
                 "where each frame has a noise level of its own; only pipelines with one solver per call are served"
             )
         if self.controller.placeholders:
+            if self._form is not None:
+                self._form.check(self._denoisers[0])
             raise UnsupportedPipeline(
                 "a copy of the scheduler steps on what the denoiser returned, which at site 'guided' is nothing on a "
                 "predicted step; calibrate with site='output'"
