@@ -14,6 +14,9 @@ ErtacacheError
 └── VBenchFailed        VBench, in its own environment, failed or cannot run
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class ErtacacheError(Exception):
     """Root of every error raised on purpose by this package; its text says what to do next."""
@@ -61,3 +64,9 @@ class MissingExtra(ErtacacheError):
 
 class VBenchFailed(ErtacacheError):
     """VBench, in its own environment, failed or cannot run there; the message holds its last words."""
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean ...?" with the known name that is nearest to an unknown one; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

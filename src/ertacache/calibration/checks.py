@@ -1,8 +1,7 @@
 """Checks of what was given, each answered with the value and the remedy."""
 
-import difflib
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ertacache.errors import InvalidArgument
 
@@ -26,9 +25,3 @@ def check_number(name: str, value: object, remedy: str, fits: Callable[[float], 
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
         raise InvalidArgument(f"{name} is {reprlib.repr(value)}; {remedy}")
-
-
-def meant(name: str, known: Iterable[str]) -> str:
-    """ ", did you mean ...?" for the known name that is nearest to an unknown one; empty where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""

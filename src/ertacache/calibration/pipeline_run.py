@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ertacache.calibration.checks import check_whole, meant
+from ertacache.calibration.checks import check_whole
 from ertacache.calibration.prompts import Prompts
-from ertacache.errors import ErtacacheError, InvalidArgument, UnsupportedPipeline
+from ertacache.errors import ErtacacheError, InvalidArgument, UnsupportedPipeline, meant
 from ertacache.pipelines.inputs import Inputs, input_names
 from ertacache.pipelines.models import takes_one_prompt
 from ertacache.pipelines.solvers import read_grid

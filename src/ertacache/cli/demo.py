@@ -52,12 +52,10 @@ def demo(
 ) -> dict[str, Any]:
     """Calibrate, generate and compare on a bundled model: the whole job in a few minutes."""
     from ertacache.cli.model import check
-    from ertacache.errors import InvalidArgument
     from ertacache.evaluation.folder_lock import check_results
     from ertacache.pipelines import bundled
 
-    if model not in bundled.NAMES:
-        raise InvalidArgument(f"no bundled model {model!r}; there are {', '.join(bundled.NAMES)}")
+    bundled.check_name(model)
     require("the report of the demo", "jinja2")
     if "mp4" in _SIZES[model].kinds:
         require("the mp4 file of the demo", "imageio_ffmpeg")

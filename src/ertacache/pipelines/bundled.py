@@ -4,13 +4,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ertacache.errors import InvalidArgument
+from ertacache.errors import InvalidArgument, meant
 from ertacache.extras import require
 
 #: Known without the zoo, so that a name is never taken for a Hub id.
 IMAGE_NAMES = ("tiny-flux", "tiny-flux-base")
 VIDEO_NAMES = ("tiny-wan", "tiny-cogvideox")
 NAMES = (*IMAGE_NAMES, *VIDEO_NAMES)
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no bundled model, with the name that was meant where one is near: `InvalidArgument`."""
+    if name not in NAMES:
+        raise InvalidArgument(f"no bundled model {name!r}; there are {', '.join(NAMES)}{meant(name, NAMES)}")
 
 
 def folder(name: str) -> Path:
@@ -42,7 +48,6 @@ def heldout_prompts(n: int = 32, name: str = "tiny-flux") -> list[str]:
 
 
 def _catalogue(name: str) -> Any:
-    if name not in NAMES:
-        raise InvalidArgument(f"no bundled model {name!r}; there are {', '.join(NAMES)}")
+    check_name(name)
     require(f"the bundled model {name!r}", "ertacache_zoo")
     return import_module("ertacache_zoo.catalogue")

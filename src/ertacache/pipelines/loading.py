@@ -1,12 +1,11 @@
 """Pipelines by id, path or zoo name, with the call arguments that belong to them."""
 
-import difflib
 import inspect
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ertacache.errors import InvalidArgument
+from ertacache.errors import InvalidArgument, meant
 from ertacache.files import json_object
 from ertacache.pipelines import bundled
 
@@ -67,9 +66,8 @@ def check_model(model: str) -> str:
         return model
     if _HUB_ID.fullmatch(model):
         return model
-    near = difflib.get_close_matches(model, bundled.NAMES, n=1)
-    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(bundled.NAMES)}, folders and Hub ids"
-    raise InvalidArgument(f"no model {model!r}; {meant}")
+    known = f"; there are {', '.join(bundled.NAMES)}, folders and Hub ids"
+    raise InvalidArgument(f"no model {model!r}{meant(model, bundled.NAMES) or known}")
 
 
 def check_placement(

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from ertacache.errors import InvalidArgument
-from ertacache.pipelines.bundled import IMAGE_NAMES, NAMES, VIDEO_NAMES
+from ertacache.pipelines.bundled import IMAGE_NAMES, NAMES, VIDEO_NAMES, check_name
 
 __all__ = ["IMAGE_NAMES", "NAMES", "VIDEO_NAMES", "calibration_prompts", "folder", "heldout_prompts"]
 
@@ -15,8 +14,7 @@ def folder(name: str) -> Path:
     Raises:
         InvalidArgument: no such model.
     """
-    if name not in NAMES:
-        raise InvalidArgument(f"no bundled model {name!r}; there are {', '.join(NAMES)}")
+    check_name(name)
     return Path(__file__).parent / "models" / name
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ertacache.errors import InvalidArgument
+from ertacache.errors import InvalidArgument, meant
 from ertacache.evaluation.reproduce.paper_figures import TITLES
 
 FIGURE5 = "figure5"
@@ -171,7 +171,8 @@ def setting_of(table: str, model: str) -> Setting:
         if setting.model == model:
             break
     else:
-        raise InvalidArgument(f"{model!r} has no settings here; choose {', '.join(s.model for s in SETTINGS)}")
+        names = [s.model for s in SETTINGS]
+        raise InvalidArgument(f"{model!r} has no settings here; choose {', '.join(names)}{meant(model, names)}")
     if table not in setting.tables:
         served = ", ".join(s.model for s in SETTINGS if table in s.tables)
         raise InvalidArgument(f"the paper has no {table} for {model}; choose {served}")
