@@ -144,8 +144,8 @@ REFUSALS = [
     (f"{COMPARE} --out /proc/x", "ertacache: cannot write the folder /proc/x ("),
     (
         "demo tiny-flx",
-        "ertacache: no bundled model 'tiny-flx'; there are tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox; did you "
-        "mean tiny-flux?",
+        "ertacache: no bundled model 'tiny-flx'; there are tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox; did "
+        "you mean tiny-flux?",
     ),
     (
         "reproduce table1 --model tiny-flx",
