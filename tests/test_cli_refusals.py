@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ertacache.cli.model
 from ertacache.evaluation.folder_lock import locked
@@ -56,8 +57,8 @@ REFUSALS = [
     (f"{CALIBRATE} --batch-size 0", "Error: Invalid value for '--batch-size': 0; give 1 or more."),
     (f"{CALIBRATE} --num-inference-steps 0", "Error: Invalid value for '--num-inference-steps': 0; give 1 or more."),
     (f"{CALIBRATE} --num-inference-steps -3", "Error: Invalid value for '--num-inference-steps': -3; give 1 or more."),
-    (f"{CALIBRATE} --height -64", "Error: Invalid value for '--height': -64; give 1 or more."),
-    (f"{CALIBRATE} --width 0", "Error: Invalid value for '--width': 0; give 1 or more."),
+    (f"{CALIBRATE} --height -64", "Error: Invalid value for '--height': -64; give 16 or more."),
+    (f"{CALIBRATE} --width 0", "Error: Invalid value for '--width': 0; give 16 or more."),
     (f"{CALIBRATE} --num-frames 0", "Error: Invalid value for '--num-frames': 0; give 1 or more."),
     (f"{CALIBRATE} --guidance-scale inf", "Error: Invalid value for '--guidance-scale': inf is no finite number."),
     (
@@ -87,6 +88,11 @@ REFUSALS = [
     (f"{CALIBRATE} --out h.txt/p", "ertacache: cannot write the profile h.txt/p: a file is where one of its folders"),
     (f"{CALIBRATE} --out /proc/p", "ertacache: cannot write the profile /proc/p ("),
     (f"{CALIBRATE} --checkpoint m", "ertacache: m is a folder; name a file for the checkpoint"),
+    (
+        f"{CALIBRATE} --out new/p --checkpoint new/../new/p",
+        "ertacache: --checkpoint and --out are both new/p; name two files",
+    ),
+    (f"{CALIBRATE} --height 1", "Error: Invalid value for '--height': 1; give 16 or more."),
     (f"{CALIBRATE} --history 0", "ertacache: --history is 0; choose a whole number of 1 or more: a depth, or 'auto'"),
     (f"{CALIBRATE} --timesteps 7", "ertacache: --timesteps is 7.0; choose 'none', 'paper', 'auto' or a strength from"),
     (
@@ -204,6 +210,12 @@ def test_what_the_system_refuses_is_one_line_and_an_interruption_130(folder: Pat
         raise OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(ertacache.cli.model, "load", full)
+    assert "ertacache: out of memory; use --offload" in fails(monkeypatch, capsys, *DRAW.split())
+
+    def too_many(*given: Any) -> None:
+        torch.empty(2**48)
+
+    monkeypatch.setattr(ertacache.cli.model, "load", too_many)
     assert "ertacache: out of memory; use --offload" in fails(monkeypatch, capsys, *DRAW.split())
 
     def interrupted(*given: Any) -> None:

@@ -135,6 +135,12 @@ def test_four_held_out_prompts_are_a_measurement():
     assert "no measurement" not in text and "on 4 held-out prompts" in text
 
 
+def test_one_held_out_prompt_has_no_spread():
+    with pytest.warns(UserWarning, match=r"cost the same, by \d+\.\d\d dB; compute more steps"):
+        text = calibrated(mixture_pipeline(), basis="reuse", holdout=0.1).summary()
+    assert "gain: -" in text and " ± 0.0" not in text
+
+
 def test_profiles_without_the_figures_are_not_warned_about():
     profile = calibrated(mixture_pipeline())
     older = replace(profile, provenance=replace(profile.provenance, heldout={}, measured={}))

@@ -59,7 +59,9 @@ def warning(profile: Profile) -> str | None:
     held = profile.provenance.heldout
     if held.get("wins", True):
         return None
+    # One prompt has no spread.
+    spread = f" ± {held['gain']['standard_error']:.2f}" if held["prompts"] > 1 else ""
     return (
         f"this plan loses to {held['fewer_steps']['steps']} solver steps without a cache, which cost the same, by "
-        f"{-held['gain']['mean']:.2f} ± {held['gain']['standard_error']:.2f} dB; compute more steps, or use fewer steps"
+        f"{-held['gain']['mean']:.2f}{spread} dB; compute more steps, or use fewer steps"
     )

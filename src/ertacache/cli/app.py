@@ -66,8 +66,9 @@ def main() -> None:
             say(f"{error.filename}: {reason(error)}" if error.filename is not None else str(error))
             sys.exit(2)
         except (MemoryError, RuntimeError) as error:
-            # torch's own error for it is a RuntimeError of this name.
-            if type(error).__name__ not in ("MemoryError", "OutOfMemoryError"):
+            # torch's own errors for it: a RuntimeError of this name, and on the CPU one that only its words tell.
+            named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+            if not named and "can't allocate memory" not in str(error):
                 raise
             say("out of memory; use --offload, a smaller --batch-size, or fewer pixels or frames")
             sys.exit(2)

@@ -87,6 +87,7 @@ def _run(
 ) -> dict[str, Any]:
     """Check, load, calibrate, save."""
     from ertacache.cli.model import check, load, prompts_of
+    from ertacache.errors import InvalidArgument
     from ertacache.files import check_output, rescued
     from ertacache.pipelines import bundled
     from ertacache.pipelines.loading import call_arguments
@@ -96,8 +97,10 @@ def _run(
     prompts = prompts_of(model, file, bundled.calibration_prompts, "--prompts", texts)
     _check(prompts, choices)
     check_output(out, "profile")
-    if choices["checkpoint"] is not None:
-        check_output(choices["checkpoint"], "checkpoint")
+    if (checkpoint := choices["checkpoint"]) is not None:
+        check_output(checkpoint, "checkpoint")
+        if checkpoint.resolve() == out.resolve():
+            raise InvalidArgument(f"--checkpoint and --out are both {out}; name two files")
     pipe = load(model, placement)
     from ertacache.calibration.calibrate import calibrate as run
 

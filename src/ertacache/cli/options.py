@@ -80,8 +80,9 @@ _TrueCfg = Annotated[
     typer.Option("--true-cfg-scale", callback=finite, help="Two-branch guidance, where it is separate."),
 ]
 Negative = Annotated[str | None, typer.Option("--negative-prompt", help="Negative prompt; '' is one too.")]
-_Height = Annotated[int | None, typer.Option(callback=whole(1), help="Pixels.")]
-_Width = Annotated[int | None, typer.Option(callback=whole(1), help="Pixels.")]
+#: Fewer pixels than this leave the smallest latent without an entry.
+_Height = Annotated[int | None, typer.Option(callback=whole(16), help="Pixels.")]
+_Width = Annotated[int | None, typer.Option(callback=whole(16), help="Pixels.")]
 _Frames = Annotated[int | None, typer.Option("--num-frames", callback=whole(1), help="Frames of a video.")]
 SeveralPrompts = Annotated[
     list[str] | None, typer.Option("--prompt", help="A prompt; give it again for each further one.")

@@ -120,7 +120,7 @@ def _quality(facts: Provenance) -> list[tuple[str, str]]:
         rows.append(("fewer steps", f"PSNR {reached} dB{_ssim(fewer, prompts)}{at}, the same cost without a profile"))
     if (gain := _number(held, "gain", "mean")) is not None:
         error = _number(held, "gain", "standard_error")
-        spread = f" ± {error:.1f}" if error is not None else ""
+        spread = f" ± {error:.1f}" if error is not None and prompts > 1 else ""
         rows.append(("gain", f"{gain:+.1f}{spread} dB over fewer steps"))
     if held.get("wins") is False:
         rows.append(("warning", "loses to fewer steps: run the pipeline with fewer steps, or calibrate another plan"))
