@@ -157,3 +157,28 @@ def test_the_trajectory_needs_a_step_that_can_be_inverted():
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     message = "inverts a step of the solver, which cannot be done for FlowMatchEuler.*it draws noise.*use aim='step'"
     refused(UnsupportedPipeline, message, pipe, compute_steps=5, aim="trajectory")
+
+
+@pytest.mark.parametrize("pipe", [None, 3, "tiny-flux"])
+def test_what_is_no_pipeline_is_refused(pipe: Any):
+    with pytest.raises(UnsupportedPipeline, match=rf"{type(pipe).__name__} has no denoiser modules; pass a diffusers"):
+        calibrate(pipe, PROMPTS, compute_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("height", -64), ("height", 0), ("width", "a"), ("width", 64.0), ("num_frames", True)]
+)
+def test_sizes_that_count_nothing_are_refused(name: str, value: Any):
+    pipe = mixture_pipeline()
+    own = type(pipe).__call__
+
+    class Sized(type(pipe)):
+        def __call__(
+            self, prompt: Any, height: Any = None, width: Any = None, num_frames: Any = None, **more: Any
+        ) -> Any:
+            return own(self, prompt, **more)
+
+    pipe.__class__ = Sized
+    with pytest.raises(InvalidArgument, match=rf"{name} is {value!r}; choose a whole number of 1 or more: "):
+        calibrate(pipe, PROMPTS, compute_steps=4, **{name: value})
+    assert pipe.calls == 0

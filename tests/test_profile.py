@@ -284,3 +284,16 @@ def test_a_file_of_another_name_is_asked_of_the_hub(hub: list[Any]) -> None:
     with pytest.raises(InvalidArgument, match=r"no fast/k15.safetensors came from Hub repository 'org/name'"):
         Profile.load("org/name", filename="k15.safetensors", subfolder="fast", revision="v1")
     assert hub == [("download", "org/name", "k15.safetensors", "fast", "v1")]
+
+
+@pytest.mark.parametrize("source", [None, 3, b"x"])
+def test_a_source_of_another_kind_is_refused(source: Any):
+    with pytest.raises(
+        InvalidArgument, match=r"the profile's source is .*; give a path or a Hub id such as 'org/name'"
+    ):
+        Profile.load(source)
+
+
+def test_names_of_another_kind_are_refused(tmp_path: Path):
+    with pytest.raises(InvalidArgument, match="filename is 3; give a text"):
+        Profile.load(tmp_path, filename=3)  # pyright: ignore[reportArgumentType]

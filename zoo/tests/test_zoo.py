@@ -176,6 +176,9 @@ def test_unknown_names_are_refused(tmp_path: Path):
         load_pipeline("tiny-flux", dtype="float8")
     with pytest.raises(InvalidArgument, match=r"no model '.*nowhere'; there are tiny-flux, tiny-flux-base"):
         load_pipeline(str(tmp_path / "nowhere"))
+    for nothing in (None, "", 3):
+        with pytest.raises(InvalidArgument, match=r"model is .*; give a bundled model, a diffusers folder or a Hub id"):
+            load_pipeline(nothing)  # pyright: ignore[reportArgumentType]
 
 
 def test_call_arguments_come_from_the_folder_and_give_way(tmp_path: Path):

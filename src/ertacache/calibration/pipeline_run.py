@@ -16,7 +16,7 @@ from ertacache.calibration.checks import check_whole
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import ErtacacheError, InvalidArgument, UnsupportedPipeline, meant
 from ertacache.pipelines.inputs import Inputs, input_names
-from ertacache.pipelines.models import takes_one_prompt
+from ertacache.pipelines.models import denoisers_of, takes_one_prompt
 from ertacache.pipelines.solvers import read_grid
 from ertacache.runtime.hooks import Controller, Run, attached
 
@@ -24,6 +24,10 @@ _OURS = (
     "prompt", "generator", "output_type", "return_dict", "latents", "callback_on_step_end", "num_images_per_prompt",
     "num_videos_per_prompt",
 )  # fmt: skip
+#: Arguments that count something, by what they count.
+_COUNTS = {
+    "num_inference_steps": "the steps of the solver", "height": "pixels", "width": "pixels", "num_frames": "frames",
+}  # fmt: skip
 _TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
 
 
@@ -36,7 +40,9 @@ def check_call(pipe: Any, call: Mapping[str, Any], inputs: Sequence[Inputs] = ()
 
     Raises:
         InvalidArgument: naming the argument, and the one that may have been meant.
+        UnsupportedPipeline: `pipe` is no pipeline with a denoiser.
     """
+    denoisers_of(pipe)
     known = inspect.signature(pipe.__call__).parameters
     brought = input_names(inputs)
     for name in (*call, *brought):
@@ -47,8 +53,9 @@ def check_call(pipe: Any, call: Mapping[str, Any], inputs: Sequence[Inputs] = ()
             raise InvalidArgument(f"no argument {name!r}{near}")
         if name in call and name in brought:
             raise InvalidArgument(f"{name!r} is given for all prompts and in inputs for each; give it once")
-    if call.get("num_inference_steps") is not None:
-        check_whole("num_inference_steps", call["num_inference_steps"], 1, "the steps of the solver")
+    for name, why in _COUNTS.items():
+        if call.get(name) is not None:
+            check_whole(name, call[name], 1, why)
     for name, value in call.items():
         try:
             json.dumps(value, allow_nan=False)

@@ -1,6 +1,7 @@
 """Pipelines by id, path or zoo name, with the call arguments that belong to them."""
 
 import inspect
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -58,6 +59,9 @@ def check_model(model: str) -> str:
         InvalidArgument: neither bundled, nor a folder, nor the form of a Hub id.
         MissingExtra: a bundled model without the zoo.
     """
+    if not isinstance(model, str | os.PathLike) or not str(model):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(f"model is {model!r}; give a bundled model, a diffusers folder or a Hub id")
+    model = os.fspath(model)
     if model in bundled.NAMES:
         return str(bundled.folder(model))
     if Path(model).is_dir():

@@ -32,6 +32,11 @@ def locate(
     Raises:
         InvalidArgument: there is nothing to load, or an argument that a local file has no use for.
     """
+    if not isinstance(source, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(f"the profile's source is {source!r}; give a path or a Hub id such as 'org/name'")
+    for name, value in (("filename", filename), ("subfolder", subfolder), ("revision", revision)):
+        if value is not None and not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidArgument(f"{name} is {value!r}; give a text")
     path = Path(source)
     if os.path.exists(source):  # false for the empty text, of which Path makes the working folder
         if revision is not None:
