@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ertacache.evaluation.report.comparison_file import ComparisonFile, read_comparison
+from ertacache.evaluation.report.comparison_rows import NO_CACHE
 from ertacache.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results" / "half_precision.json"
-#: PSNR of runs that are equal; nothing to compare.
-_EQUAL = "no-cache"
 
 
 def means(folder: Path) -> dict[str, dict[str, float]]:
@@ -29,7 +28,7 @@ def means(folder: Path) -> dict[str, dict[str, float]]:
             "cost": round(result.cost.mean, 5),
         }
         for name, result in results.items()
-        if name != _EQUAL
+        if name != NO_CACHE
     }
 
 
