@@ -30,8 +30,9 @@ from ertacache.core.schedule import Schedule
 from ertacache.evaluation.row_figures import header
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance, Site
-from ertacache.runtime.hooks import Controller, attached
+from ertacache.runtime.hooks import attached
 from ertacache.runtime.player import Offload, Player, RunStats
+from ertacache.runtime.run import Controller
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "memory.json", ROOT / "docs" / "how-it-works.md"

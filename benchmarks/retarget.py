@@ -21,9 +21,10 @@ from ertacache.evaluation.row_figures import header
 from ertacache.metrics import psnr
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.profile.profile import Profile
-from ertacache.runtime.hooks import Controller
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.player import Player
 from ertacache.runtime.retarget import CALIBRATED_AT, retargeted
+from ertacache.runtime.run import Controller
+from ertacache.runtime.run_stats import RunStats
 from ertacache_zoo import catalogue
 
 MODEL = "tiny-flux"

@@ -17,8 +17,9 @@ from ertacache.calibration.deviation import deviation
 from ertacache.calibration.method import Method, assemble, fit_plans
 from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.core.schedule import Schedule
-from ertacache.runtime.hooks import Controller
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.player import Player
+from ertacache.runtime.run import Controller
+from ertacache.runtime.run_stats import RunStats
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))

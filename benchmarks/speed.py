@@ -19,8 +19,9 @@ from ertacache.calibration.prompts import Prompts
 from ertacache.evaluation.evaluate import Timed
 from ertacache.evaluation.row_figures import header
 from ertacache.pipelines.loading import call_arguments, load_pipeline
-from ertacache.runtime.hooks import Controller, Run
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.player import Player
+from ertacache.runtime.run import Controller, Run
+from ertacache.runtime.run_stats import RunStats
 from ertacache_zoo import catalogue
 
 BUDGET = 15

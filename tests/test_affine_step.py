@@ -16,7 +16,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.core.timesteps import stretch
 from ertacache.pipelines.affine_step import aimed_output, is_affine
 from ertacache.pipelines.solvers import read_grid, solver_step, write_grid
-from ertacache.runtime.hooks import Run
+from ertacache.runtime.run import Run
 from solver_pipelines import FLOW, SCHEDULERS, linear
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -21,8 +21,9 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
 from ertacache.metrics import PairedMetrics
 from ertacache.profile.profile import Profile
-from ertacache.runtime.hooks import Controller
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.player import Player
+from ertacache.runtime.run import Controller
+from ertacache.runtime.run_stats import RunStats
 
 T, W = 14, 7.0
 MASK = "#..#.#...#.#.#"

@@ -15,7 +15,8 @@ from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.calibration.plan import Plan
 from ertacache.core.schedule import Schedule
 from ertacache.profile.profile import Profile
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.player import Player
+from ertacache.runtime.run_stats import RunStats
 from pipelines import CALL, CFG_CALL, PROMPTS, flux
 
 MASK = "#..#.#..##"

@@ -77,12 +77,14 @@ def test_a_compiled_denoiser(flux: Any, site: Site, compiling: Any, backend: Cou
     assert torch.equal(latents(flux), plain)
 
 
-@pytest.mark.slow
-def test_compiling_under_a_profile_is_refused(flux: Any, backend: Counting) -> None:
-    ertacache.enable(flux, profile(flux, "output"))
-    compile_in_place(flux, backend)
-    with pytest.raises(CacheConflict, match=r"without passing by the profile.*apply it again"):
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("compiling", [compile_module, compile_in_place])
+def test_compiling_under_a_profile_is_refused(flux: Any, site: Site, compiling: Any, backend: Counting) -> None:
+    ertacache.enable(flux, profile(flux, site))
+    compiling(flux, backend)
+    with pytest.raises(CacheConflict, match=r"FluxTransformer2DModel was compiled while .*disable.*apply the profile"):
         latents(flux)
+    assert backend.attentions == 0
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -19,7 +19,8 @@ from ertacache.calibration.plan import Plan
 from ertacache.core.schedule import Schedule
 from ertacache.errors import ProfileMismatch
 from ertacache.profile.profile import Rectifier, Site
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.player import Player
+from ertacache.runtime.run_stats import RunStats
 from pipelines import PROMPTS, VIDEO_CALL, cogvideox, wan
 from video_profiles import MASK, T, base_sigmas, latents, linear, profile, seen
 

@@ -14,7 +14,8 @@ from ertacache.errors import PredictionDiverged
 from ertacache.profile.profile import Profile, Site
 from ertacache.runtime.finite_watch import FiniteWatch
 from ertacache.runtime.hooks import attached
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.player import Player
+from ertacache.runtime.run_stats import RunStats
 
 
 def exploding(pipe: Any, site: Site, step: int = 5) -> Profile:

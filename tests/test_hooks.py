@@ -15,7 +15,8 @@ import ertacache.runtime.apply as ertacache
 from cached import MASK, MU, SITES, T, calls_per_step, latents, profile
 from ertacache.errors import CacheConflict, InvalidArgument, UnsupportedPipeline
 from ertacache.profile.profile import Site
-from ertacache.runtime.hooks import Attachment, Controller, attached, attachment_of
+from ertacache.runtime.hooks import Attachment, attached, attachment_of
+from ertacache.runtime.run import Controller
 
 GRID = [1 - i / T for i in range(T)]
 COMPUTED = [int(mark == "#") for mark in MASK]
@@ -89,8 +90,7 @@ def test_an_exception_in_set_timesteps_ends_the_run_before(flux: Any) -> None:
         latents(flux, callback_on_step_end=lambda pipe, step, t, tensors: setattr(pipe, "_interrupt", True) or tensors)
         with pytest.raises(ValueError, match="mu"):
             flux.scheduler.set_timesteps(T)
-        with pytest.raises(UnsupportedPipeline, match=r"outside of a run.*disable"):
-            flux.transformer(hidden_states=torch.zeros(1, 64, 16))
+        assert attachment_of(flux).runs.all() == []
 
 
 def test_a_block_that_raised_in_its_with_block_may_disable_itself(flux: Any) -> None:
@@ -111,12 +111,12 @@ def test_signatures_stay(flux: Any) -> None:
 
 
 def test_a_copied_scheduler_runs_itself(flux: Any) -> None:
-    with ertacache.apply(flux, profile(flux, "output")) as stats:
+    with ertacache.apply(flux, profile(flux, "output")):
         latents(flux)
         other = copy.deepcopy(flux.scheduler)
         kept = flux.scheduler.sigmas.clone(), flux.scheduler.step_index
         other.set_timesteps(sigmas=GRID, mu=MU)
-        assert stats.runs == 2  # the copy begins a run, as in pipelines that copy their scheduler
+        assert attachment_of(flux).runs.of(other) is not None  # as in pipelines that copy their scheduler
         assert other.step_index is None and flux.scheduler.step_index == T
         flux.scheduler.set_timesteps(sigmas=GRID, mu=MU)
         other.step(torch.ones(1, 2), other.timesteps[0], torch.ones(1, 2))  # beside the run, not part of it
@@ -228,14 +228,13 @@ def test_an_unknown_keyword_is_named(flux: Any) -> None:
             door(flux, profile(flux, "output"), offload="cpu")
 
 
-def test_a_new_scheduler_does_not_hide_the_profile(flux: Any) -> None:
-    latents(flux)
-    before = state(flux)
-    with ertacache.apply(flux, profile(flux, "output")):
+def test_a_run_of_a_scheduler_that_came_later_is_plain_and_counted(flux: Any) -> None:
+    plain, before = latents(flux), state(flux)
+    with ertacache.apply(flux, profile(flux, "output")) as stats:
         latents(flux)
         flux.scheduler = type(flux.scheduler).from_config(flux.scheduler.config)
-        with pytest.raises(UnsupportedPipeline, match="outside of a run"):
-            latents(flux)  # never a run that is neither cached nor counted
+        assert torch.equal(latents(flux), plain)
+        assert (stats.runs, stats.outside) == (1, T)
         assert attachment_of(flux) is not None
     assert state(flux)[0] == before[0]
     assert calls_per_step(flux) == [1] * T
@@ -306,6 +305,11 @@ def test_a_denoiser_that_returns_no_tensor_is_refused(flux: Any) -> None:
 def test_nothing_is_held_after_the_run(flux: Any, site: Site) -> None:
     held: list[int] = []
     with ertacache.apply(flux, profile(flux, site)):
-        player: Any = attachment_of(flux).controller
-        latents(flux, callback_on_step_end=lambda pipe, step, t, tensors: held.append(player.history.nbytes) or tensors)
+        runs: Any = attachment_of(flux).runs
+
+        def look(pipe: Any, step: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            held.append(sum(run.controller.history.nbytes for run in runs.all()))
+            return tensors
+
+        latents(flux, callback_on_step_end=look)
     assert held[-2] > 0 and held[-1] == 0

@@ -17,7 +17,7 @@ from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.pipelines.inputs import digest, input_names
 from ertacache.profile.profile import Profile
-from ertacache.runtime.hooks import Controller
+from ertacache.runtime.run import Controller
 
 CALL: dict[str, Any] = {"num_inference_steps": 9, "guidance_scale": 5.0, "seed": 5, "show_progress": False}
 CHOICES: dict[str, Any] = {"compute_steps": 4, "basis": "fitted", "history": 2}

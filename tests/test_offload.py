@@ -23,7 +23,8 @@ from ertacache.errors import InvalidArgument
 from ertacache.evaluation.comparison.entrant import Entrant, from_json
 from ertacache.profile.profile import Site
 from ertacache.runtime.hooks import attachment_of
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.player import Player
+from ertacache.runtime.run_stats import RunStats
 
 ONE = TOKENS * CHANNELS * 4
 
@@ -62,7 +63,8 @@ def test_buffers_are_allocated_once(flux_cfg: Any) -> None:
         seen: list[set[int]] = []
         for _ in range(3):
             latents(flux_cfg)
-            seen.append({buffer.data_ptr() for buffer in player.history._buffers})
+            ((_, history),) = player._spare
+            seen.append({buffer.data_ptr() for buffer in history._buffers})
     assert seen[0] == seen[1] == seen[2]
     assert len(seen[0]) == 2 * 2 + 2  # two levels of both branches; two inputs
 

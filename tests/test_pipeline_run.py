@@ -11,7 +11,7 @@ from ertacache.calibration.pipeline_run import Final, check_call, run_pipeline
 from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.calibration.reference_log import ReferenceLog
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
-from ertacache.runtime.hooks import Controller, Run
+from ertacache.runtime.run import Controller, Run
 
 T, W = 10, 7.0
 CALL: dict[str, Any] = {"num_inference_steps": T, "guidance_scale": W}

@@ -18,8 +18,10 @@ from ertacache.core.timesteps import stretch
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines import angle_grid
 from ertacache.pipelines.solvers import read_grid, solver_step, write_grid
-from ertacache.runtime.hooks import Controller, Run, attached
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.hooks import attached
+from ertacache.runtime.player import Player
+from ertacache.runtime.run import Controller, Run
+from ertacache.runtime.run_stats import RunStats
 from ertacache.runtime.watch import Watch
 from pipelines import CALL, PROMPTS, VIDEO_CALL, generate
 from solver_pipelines import SCHEDULERS, SolverPipeline, linear

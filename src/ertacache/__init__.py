@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from ertacache.profile.profile import Profile, Provenance
     from ertacache.runtime.apply import apply, disable, enable
-    from ertacache.runtime.player import RunStats
+    from ertacache.runtime.run_stats import RunStats
 
 __version__ = "0.1.0"
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ertacache.baselines.baseline import denoiser_class
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.models import blocks_of, denoiser_of, family_of
-from ertacache.pipelines.overrides import Wrapper
-from ertacache.runtime.hooks import Attachment, Controller, Run
+from ertacache.pipelines.overrides import Overrides, Wrapper
+from ertacache.runtime.run import Controller, Run
 
 Kind = Literal["self", "cross", "joint"]
 #: What an attention module returns: one tensor, or one for each of its token streams.
@@ -77,11 +77,11 @@ class AttentionReuse(Controller):
         self._context: str | None = None
         self._reused: frozenset[Kind] = frozenset()
 
-    def install(self, attachment: Attachment, denoiser: nn.Module) -> None:
+    def install(self, overrides: Overrides, denoiser: nn.Module) -> None:
         places = [(block, *row) for block in blocks_of(denoiser) for row in family_of(denoiser).attentions]
         for place, (block, name, kind) in enumerate(places):
             if kind in self._rules:
-                attachment.replace_part(getattr(block, name), self._wrapper(place, kind))
+                overrides.replace_part(getattr(block, name), self._wrapper(place, kind))
 
     def begin(self, run: Run) -> None:
         self._kept.clear()

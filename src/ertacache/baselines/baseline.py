@@ -14,7 +14,7 @@ from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.models import denoiser_of, unwrapped
-from ertacache.runtime.hooks import Controller
+from ertacache.runtime.run import Controller
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ertacache.errors import CacheConflict, UnsupportedPipeline
 from ertacache.pipelines.models import blocks_of
 from ertacache.pipelines.overrides import Overrides, Wrapper
-from ertacache.runtime.hooks import Attachment, Controller, Run
+from ertacache.runtime.run import Controller, Run
 
 #: T -> for each step the ranges of blocks that it skips; none on a step that computes every block.
 Plan = Callable[[int], Sequence[tuple[range, ...]]]
@@ -154,9 +154,9 @@ class RangeCache(Controller):
         self._skipped: Sequence[tuple[range, ...]] = ()
         self._ranges = BlockRanges(())
 
-    def install(self, attachment: Attachment, denoiser: nn.Module) -> None:
+    def install(self, overrides: Overrides, denoiser: nn.Module) -> None:
         self._ranges = BlockRanges(blocks_of(denoiser))
-        self._ranges.install(attachment)
+        self._ranges.install(overrides)
 
     def begin(self, run: Run) -> None:
         self._ranges.clear()

@@ -15,7 +15,8 @@ from ertacache.baselines.baseline import Baseline, Knob, denoiser_class
 from ertacache.baselines.cfg_cache import BranchDifference
 from ertacache.baselines.implementation import Implementation, branches
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
-from ertacache.runtime.hooks import Run, attached
+from ertacache.runtime.hooks import attached
+from ertacache.runtime.run import Run
 
 #: Latents that keep height and width; FLUX packs them into tokens, which have no spatial frequencies.
 _SPATIAL = ("WanTransformer3DModel", "CogVideoXTransformer3DModel")

@@ -13,7 +13,7 @@ from ertacache.baselines.baseline import Baseline, Bench, Knob, denoiser_class, 
 from ertacache.core.precision import widen
 from ertacache.errors import CacheConflict, CalibrationError
 from ertacache.pipelines.models import blocks_of, denoiser_of
-from ertacache.runtime.hooks import Controller, Run
+from ertacache.runtime.run import Controller, Run
 
 #: What diffusers adds to the norm that it divides by.
 _TINY = 1e-8

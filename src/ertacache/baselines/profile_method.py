@@ -19,7 +19,8 @@ from ertacache.pipelines.solvers import check_free_grid
 from ertacache.profile.profile import Profile, Site
 from ertacache.runtime.hooks import attached
 from ertacache.runtime.matching import check_pipeline
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.player import Player
+from ertacache.runtime.run_stats import RunStats
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from ertacache.baselines.baseline import Baseline, Bench, Knob
 from ertacache.baselines.block_ranges import BlockTokens, RangeCache, consecutive
 from ertacache.errors import CacheConflict, CalibrationError, InvalidArgument
 from ertacache.pipelines.models import blocks_of, denoiser_of
-from ertacache.runtime.hooks import Attachment, Controller, Run, attached
+from ertacache.pipelines.overrides import Overrides
+from ertacache.runtime.hooks import Attachment, attached
+from ertacache.runtime.run import Controller, Run
 
 #: Prompts that are profiled, or all of them where there are fewer.
 _PROMPTS = 4
@@ -150,9 +152,9 @@ class ForegroundProfile(Controller):
         self._residual: Tensor | None = None
         self._watching = False
 
-    def install(self, attachment: Attachment, denoiser: nn.Module) -> None:
+    def install(self, overrides: Overrides, denoiser: nn.Module) -> None:
         for index, block in enumerate(blocks_of(denoiser)):
-            attachment.replace_part(block, self._wrapper(index, BlockTokens(block)))
+            overrides.replace_part(block, self._wrapper(index, BlockTokens(block)))
 
     def begin(self, run: Run) -> None:
         self._energy.clear()

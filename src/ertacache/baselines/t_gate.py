@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ertacache.baselines.baseline import Baseline, Knob
 from ertacache.errors import CacheConflict, InvalidArgument
 from ertacache.pipelines.models import blocks_of, denoiser_of, family_of
-from ertacache.runtime.hooks import Attachment, Controller, Run, attached
+from ertacache.pipelines.overrides import Overrides
+from ertacache.runtime.hooks import Attachment, attached
+from ertacache.runtime.run import Controller, Run
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,12 @@ class _Gate(Controller):
         self._passed = 0
         self._output: Tensor | None = None
 
-    def install(self, attachment: Attachment, denoiser: nn.Module) -> None:
+    def install(self, overrides: Overrides, denoiser: nn.Module) -> None:
         for block in blocks_of(denoiser):
             for name, kind in family_of(denoiser).attentions:
                 module: nn.Module = getattr(block, name)
                 self._modules.append(module)
-                attachment.replace_part(module, self._wrapper(kind))
+                overrides.replace_part(module, self._wrapper(kind))
 
     def begin(self, run: Run) -> None:
         self._kept.clear()

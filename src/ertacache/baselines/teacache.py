@@ -12,7 +12,8 @@ from ertacache.baselines.baseline import Baseline, Bench, Knob, denoiser_class
 from ertacache.baselines.teacache_calibration import calibrate_teacache, polynomial
 from ertacache.baselines.teacache_signal import SignalController, distance
 from ertacache.errors import CalibrationError
-from ertacache.runtime.hooks import Run, attached
+from ertacache.runtime.hooks import attached
+from ertacache.runtime.run import Run
 
 #: Steps that the `ret_steps` variant always computes at the start of a run.
 RETAINED = 5

@@ -11,7 +11,7 @@ from torch import Tensor
 from ertacache.baselines.baseline import Bench
 from ertacache.baselines.teacache_signal import SignalController, distance
 from ertacache.errors import CalibrationError, InvalidArgument
-from ertacache.runtime.hooks import Run
+from ertacache.runtime.run import Run
 
 DEGREE = 4
 Number = TypeVar("Number", float, Tensor)

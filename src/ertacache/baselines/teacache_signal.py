@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ertacache.core.precision import widen
 from ertacache.errors import CacheConflict, UnsupportedPipeline
-from ertacache.runtime.hooks import Attachment, Controller, Run
+from ertacache.pipelines.overrides import Overrides
+from ertacache.runtime.run import Controller, Run
 
 #: Reads an argument of the first block by its name.
 Read = Callable[[str], Tensor]
@@ -84,7 +85,7 @@ class SignalController(Controller):
         """Before and after every run: drop what belongs to it."""
         self._embedding = None
 
-    def install(self, attachment: Attachment, denoiser: nn.Module) -> None:
+    def install(self, overrides: Overrides, denoiser: nn.Module) -> None:
         name = type(denoiser).__name__
         if reason := refusal(name, self._projection):
             remedy = f"leave it off, or use one of {', '.join(PROJECTED if name in SIGNALS else SIGNALS)}"
@@ -94,7 +95,7 @@ class SignalController(Controller):
             return
         self._read_embedder = True
         embedder: Any = denoiser.condition_embedder
-        attachment.replace_part(embedder, self._embedded)
+        overrides.replace_part(embedder, self._embedded)
 
     def _embedded(self, original: Callable[..., Any], _: nn.Module, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)

@@ -22,8 +22,8 @@ from ertacache.errors import CalibrationError
 from ertacache.pipelines.inputs import Inputs, digest
 from ertacache.pipelines.models import boundary_of, denoisers_of, family_for, family_of, unwrapped
 from ertacache.profile.fingerprint import config_hash
-from ertacache.runtime.hooks import Controller
 from ertacache.runtime.matching import model_of
+from ertacache.runtime.run import Controller
 from ertacache.runtime.watch import now
 
 #: Name of a run without a controller that changes anything.
@@ -39,7 +39,9 @@ _CONVERGED = 1e-8
 #: Entries of each weight that name a model.
 _SAMPLED = 64
 #: What an uncached run notes besides tensors.
-_FACTS = ("contexts", "branches", "boundaries", "weights", "embedded", "dtype")
+_FACTS = (
+    "contexts", "branches", "boundaries", "weights", "step_weights", "calls", "step_arguments", "embedded", "dtype",
+)  # fmt: skip
 
 
 class Calibrator:

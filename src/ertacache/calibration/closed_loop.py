@@ -20,10 +20,10 @@ from ertacache.core.rectify import Affine
 from ertacache.core.timesteps import adjust, phi, soften, stretch
 from ertacache.errors import CalibrationError
 from ertacache.pipelines.affine_step import aimed_output
-from ertacache.pipelines.branches import split
+from ertacache.pipelines.branches import branch_count, split
 from ertacache.pipelines.denoiser_call import Shapes, leading
 from ertacache.pipelines.solvers import write_grid
-from ertacache.runtime.hooks import Controller, Run
+from ertacache.runtime.run import Controller, Run
 
 
 class ClosedLoop(Controller):
@@ -41,6 +41,8 @@ class ClosedLoop(Controller):
         trajectory: [T+1, B, *] latents of that run; for a plan that aims at them only.
         sums: over the batches so far.
     """
+
+    replays = True
 
     def __init__(
         self,
@@ -76,8 +78,9 @@ class ClosedLoop(Controller):
             self._history.clear()  # what one denoiser made says nothing of the next one
             self._serving = run.denoiser
         truth = compute()
-        self._shapes.check(run.step, f"the latent of call {context!r}", x)
-        self._shapes.check(run.step, f"the output of call {context!r}", truth)
+        branches = branch_count(x, run.batch)
+        self._shapes.check(run.step, f"the latent of call {context!r}", x, branches)
+        self._shapes.check(run.step, f"the output of call {context!r}", truth, branches)
         if context not in self.contexts:
             return truth  # a call that the first step does not make is computed wherever it comes
         if self.plan.level == "output":
@@ -86,7 +89,7 @@ class ClosedLoop(Controller):
             return self._observe_hidden(run, context, truth, compute)
         if self.plan.branches and self._keeps(run.step):
             for branch, part in split(context, truth, self.branches):
-                self._history.push(branch, part)
+                self._history.push(branch, part, copy=True)
         return truth
 
     def _keeps(self, i: int) -> bool:
@@ -98,15 +101,21 @@ class ClosedLoop(Controller):
 
     def _observe(self, run: Run, target: str, truth: Tensor, x: Tensor) -> Tensor:
         """What the plan uses in place of `truth` at this step; sums are taken on the way."""
+        self._continue(target, truth)
         if self._is_computed(run, target, lambda: self._reused(target, x), truth):
-            self._history.push(target, truth, x)
-            self._previous[target] = truth
+            self._history.push(target, truth, x, copy=True)  # a CUDA graph overwrites it in its next call
+            self._previous[target] = truth.clone()
             return truth
         predicted = self._fitted(run.step, target, self._reused(target, x), self._goal(run, truth, x))
         self._measure_phi(run, target, predicted, truth)
         used = self._rectified(run.step, target, predicted, truth)
-        self._previous[target] = truth
+        self._previous[target] = truth.clone()
         return used.to(truth.dtype)
+
+    def _continue(self, target: str, output: Tensor) -> None:
+        """Where guidance has come or gone, a batch of another size continues nothing."""
+        if self._history.depth(target) and len(self._history.like(target)) != len(output):
+            self._history.clear()
 
     def _reused(self, target: str, x: Tensor) -> Tensor:
         """What reuse predicts: the newest output, or the newest residual put on x (Eq. 5-6)."""
@@ -120,10 +129,12 @@ class ClosedLoop(Controller):
                 "site 'hidden' needs the blocks of the denoiser, which did not run in this call; use site 'output'"
             )
         residual = stack.residual
+        self._continue(context, residual)
         if self._is_computed(run, context, lambda: self._history.outputs(context)[0], residual):
             self._history.push(context, residual)
-            self._previous[context] = truth
+            self._previous[context] = truth.clone()
             return truth
+        truth = truth.clone()  # the head runs again
         predicted = stack.with_residual(self._history.outputs(context)[0], compute)
         self._measure_phi(run, context, predicted, truth)
         self._previous[context] = truth

@@ -15,7 +15,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.profile.profile import Activation, Rectifier, Site
 from ertacache.profile.profile_file import SIZE_CAP
-from ertacache.runtime.hooks import Controller, Run
+from ertacache.runtime.run import Controller, Run
 
 #: Of the file's size, what header, grids and the other tables may take.
 _REST = 2**21

@@ -14,8 +14,9 @@ from ertacache.calibration.prompts import Prompts
 from ertacache.errors import UnsupportedPipeline
 from ertacache.metrics import PairedMetrics
 from ertacache.profile.profile import Profile
-from ertacache.runtime.hooks import Controller, Run
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.player import Player
+from ertacache.runtime.run import Controller, Run
+from ertacache.runtime.run_stats import RunStats
 from ertacache.runtime.watch import now
 
 
@@ -29,7 +30,7 @@ class Clocked(Final):
     seconds: float = 0.0
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
-        self.inner.end_step(run, x_next)
+        self._now.end_step(run, x_next)
         if run.steps_done == 0:
             self._start = now()
         if run.step == run.T - 1:

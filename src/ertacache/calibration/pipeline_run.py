@@ -18,7 +18,8 @@ from ertacache.errors import ErtacacheError, InvalidArgument, UnsupportedPipelin
 from ertacache.pipelines.inputs import Inputs, input_names
 from ertacache.pipelines.models import denoisers_of, takes_one_prompt
 from ertacache.pipelines.solvers import read_grid
-from ertacache.runtime.hooks import Controller, Run, attached
+from ertacache.runtime.hooks import attached
+from ertacache.runtime.run import Controller, Run
 
 _OURS = (
     "prompt", "generator", "output_type", "return_dict", "latents", "callback_on_step_end", "num_images_per_prompt",
@@ -141,23 +142,38 @@ class Final(Controller):
     sigmas: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def __post_init__(self) -> None:
-        self.several, self.placeholders = self.inner.several, self.inner.placeholders
+        self.several = self.inner.several
+        self._follow(self.inner)
+
+    def _follow(self, inner: Controller) -> None:
+        self._now, self.call_names = inner, inner.call_names
+        self.placeholders, self.replays = inner.placeholders, inner.replays
+
+    def for_run(self, run: Run) -> Controller:
+        self._follow(self.inner.for_run(run))
+        return self
 
     def begin(self, run: Run) -> None:
         self.outputs.clear()
-        self.call_names = self.inner.call_names
-        self.inner.begin(run)
+        self._now.begin(run)
         self.sigmas = read_grid(run.scheduler)
 
     def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
-        return self.inner.call(run, context, x, compute)
+        return self._now.call(run, context, x, compute)
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
-        used = self.inner.solve(run, output, x)
+        used = self._now.solve(run, output, x)
         if self.keep_outputs:
-            self.outputs.append(used.float().cpu())
+            self.outputs.append(used.to("cpu", torch.float32, copy=True))
         return used
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
-        self.inner.end_step(run, x_next)
+        self._now.end_step(run, x_next)
         self.latents = x_next.float().cpu()
+
+    def end(self, run: Run) -> None:
+        self._now.end(run)
+
+    def without(self, run: Run, error: ErtacacheError, *, by_need: bool) -> Controller:
+        self._follow(self._now.without(run, error, by_need=by_need))
+        return self

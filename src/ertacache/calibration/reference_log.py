@@ -9,10 +9,11 @@ from torch import Tensor
 from ertacache.core.policy import l1_per_prompt
 from ertacache.core.precision import exact
 from ertacache.errors import UnsupportedPipeline
-from ertacache.pipelines.branches import branch_names
+from ertacache.pipelines.branches import branch_count, branch_names
 from ertacache.pipelines.denoiser_call import Shapes
 from ertacache.pipelines.guidance import TwoBranchGuidance
-from ertacache.runtime.hooks import Controller, Run
+from ertacache.pipelines.solvers import numbers_in
+from ertacache.runtime.run import Controller, Run
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Reference:
         hidden_l1: [T, N] of the first call's hidden residual; empty where site `hidden` is unknown.
         latents: [N, *] final latents.
         weights: guidance weight of two branches, or None, for each denoiser.
+        step_weights: the same for each step.
+        calls: of one step, with the branches in the batch of each, from the step on where they changed.
+        step_arguments: the numbers that the pipeline gives `scheduler.step`.
         embedded: guidance weight that the denoiser is given, or None.
         dtype: of the denoiser's output.
     """
@@ -40,6 +44,9 @@ class Reference:
     hidden_l1: Tensor
     latents: Tensor
     weights: tuple[float | None, ...]
+    step_weights: tuple[float | None, ...]
+    calls: tuple[tuple[int, dict[str, int]], ...]
+    step_arguments: dict[str, float]
     embedded: float | None
     dtype: str
 
@@ -52,6 +59,8 @@ class ReferenceLog(Controller):
         trajectory: if asked for, the latent before every step and the final one, [B, *] float32 on the CPU each.
     """
 
+    replays = True
+
     keep_trajectory: bool = False
     trajectory: list[Tensor] = field(default_factory=list[Tensor])
     guided: list[Tensor] = field(default_factory=list[Tensor])
@@ -61,23 +70,32 @@ class ReferenceLog(Controller):
     boundaries: tuple[int, ...] = ()
     sigmas: Tensor = field(default_factory=lambda: torch.zeros(0))
     weights: tuple[float | None, ...] = ()
+    step_weights: tuple[float | None, ...] = ()
+    calls: tuple[tuple[int, dict[str, int]], ...] = ()
+    step_arguments: dict[str, float] = field(default_factory=dict[str, float])
     embedded: float | None = None
     dtype: str = ""
     latents: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def begin(self, run: Run) -> None:
+        if self.guided:
+            raise UnsupportedPipeline(
+                "the pipeline runs its solver again within one call (sections, windows or segments), which cannot be "
+                "calibrated; calibrate on a call with one section, and apply the profile to calls with several"
+            )
         self.sigmas = run.sigmas
-        self._first: dict[str, Tensor] = {}
+        self._seen: dict[str, int] = {}
+        self._outputs: dict[str, Tensor] = {}
         self._shapes = Shapes()
         self._serving = -1
         self.trajectory.clear()
 
     def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
         output = compute()
-        self._shapes.check(run.step, f"the latent of call {context!r}", x)
-        self._shapes.check(run.step, f"the output of call {context!r}", output)
-        if run.denoiser != self._serving:
-            self._first[context] = output
+        branches = self._seen[context] = branch_count(x, run.batch)
+        self._shapes.check(run.step, f"the latent of call {context!r}", x, branches)
+        self._shapes.check(run.step, f"the output of call {context!r}", output, branches)
+        self._outputs[context] = output
         if run.stack is not None and run.stack.residual is not None and len(run.contexts) == 1:
             self.hidden.append(l1_per_prompt(run.stack.residual))
         return output
@@ -90,30 +108,37 @@ class ReferenceLog(Controller):
                 "no learned variance"
             )
         if run.steps_done == 0:
-            self._note_calls(run, output)
+            self._note_first(run, output)
         elif run.denoiser != self._serving:
             self.boundaries += (run.step,)
-        if run.denoiser != self._serving:
-            self._note_guidance(output)
-            self._serving = run.denoiser
+        self._note_guidance(run, output)
         self.guided.append(l1_per_prompt(exact(output) - exact(x)))
         if self.keep_trajectory:
             self.trajectory.append(x.float().cpu())
         return output
 
-    def _note_calls(self, run: Run, output: Tensor) -> None:
+    def _note_first(self, run: Run, output: Tensor) -> None:
         if run.step != 0:
             raise UnsupportedPipeline(f"the run starts at step {run.step}; calibrate on a run that starts at step 0")
         self.contexts = tuple(run.contexts)
-        self.branches = branch_names(self._first, output)
-        self.embedded, self.dtype = run.guidance, str(output.dtype)
+        self.branches = branch_names(self._outputs, output)
+        self.embedded, self.dtype, self.step_arguments = run.guidance, str(output.dtype), numbers_in(run.options)
 
-    def _note_guidance(self, output: Tensor) -> None:
-        guidance = TwoBranchGuidance(self.contexts)
-        for context, first in self._first.items():
-            guidance.observe(context, first)
-        self.weights += (guidance.weight(output),)
-        self._first.clear()
+    def _note_guidance(self, run: Run, output: Tensor) -> None:
+        two = TwoBranchGuidance(self.contexts)
+        for context, branch in self._outputs.items():
+            two.observe(context, branch)
+        weight = two.weight(output)
+        self.step_weights += (weight,)
+        if run.denoiser != self._serving:
+            self.weights += (weight,)
+            self._serving = run.denoiser
+        calls = {context: count for context, count in self._seen.items() if context in self.contexts}
+        if not self.calls or calls != self.calls[-1][1]:
+            self.calls += ((run.step, calls),)
+        if len(self.calls) > 1:
+            self.branches = ()  # what some steps lack cannot help to predict them
+        self._seen, self._outputs = {}, {}
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
         self.latents = x_next.float().cpu()

@@ -111,8 +111,9 @@ class Drawing:
         from ertacache.evaluation.evaluate import Timed
         from ertacache.evaluation.sample_files import write_sample
         from ertacache.files import rescued
-        from ertacache.runtime.hooks import Controller
-        from ertacache.runtime.player import Player, RunStats
+        from ertacache.runtime.player import Player
+        from ertacache.runtime.run import Controller
+        from ertacache.runtime.run_stats import RunStats
         from ertacache.runtime.watch import now
 
         stats, offload = RunStats(), check_offload(self.offload_history)

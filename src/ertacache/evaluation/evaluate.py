@@ -19,8 +19,9 @@ from ertacache.evaluation.sample_files import save_samples
 from ertacache.metrics import PairedMetrics, temporal_flicker
 from ertacache.metrics.summary import PerSample
 from ertacache.profile.profile import Profile
-from ertacache.runtime.hooks import Controller, Run
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.player import Player
+from ertacache.runtime.run import Controller, Run
+from ertacache.runtime.run_stats import RunStats
 from ertacache.runtime.watch import Watch, now
 
 

@@ -13,6 +13,9 @@ from ertacache.pipelines.overrides import Overrides, Wrapper
 class BlockStack:
     """Site `hidden`: from the input of the first block to the output of the last one.
 
+    It notes what belongs to one call, so that one call at a time may be under way: plain attributes, which a compiler
+    can trace along with the blocks.
+
     Attributes:
         residual: what the stack added to its input [B, N, D] in the last call that ran the blocks.
         on_entry: asked at the first block of every call, with that block and the arguments it was called with; a
@@ -53,9 +56,14 @@ class BlockStack:
         Raises:
             CacheConflict: there is none.
         """
-        residual, self.residual = self.residual, None
+        residual = self.drop_residual()
         if residual is None:
             raise self.bypassed()
+        return residual
+
+    def drop_residual(self) -> Tensor | None:
+        """The residual [B, N, D] of the call just made, if there is one; it is not kept."""
+        residual, self.residual = self.residual, None
         return residual
 
     @staticmethod

@@ -5,6 +5,12 @@ from collections.abc import Collection, Mapping
 from torch import Tensor
 
 
+def branch_count(x: Tensor, batch: int) -> int:
+    """How often a batch of samples stands in that of a denoiser call [n B, *]."""
+    count, rest = divmod(len(x), max(1, batch))
+    return 1 if rest or not count else count
+
+
 def branch_names(outputs: Mapping[str, Tensor], guided: Tensor) -> tuple[str, ...]:
     """A name for each branch: the call's own, or `cond_uncond:0`, `cond_uncond:1` for the parts of its batch.
 

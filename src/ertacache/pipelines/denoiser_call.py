@@ -130,16 +130,16 @@ class Shapes:
     """The shapes of one run, which must stay as they are in its first step."""
 
     def __init__(self) -> None:
-        self._first: dict[str, tuple[int, ...]] = {}
+        self._first: dict[tuple[str, int], tuple[int, ...]] = {}
 
-    def check(self, step: int, name: str, tensor: Tensor) -> None:
-        """Refuse a tensor of another shape than the first of its name.
+    def check(self, step: int, name: str, tensor: Tensor, branches: int = 1) -> None:
+        """Refuse a tensor of another shape than the first of its name with as many branches of guidance in its batch.
 
         Raises:
             UnsupportedPipeline: as where tokens are dropped, or guidance ends, within the run.
         """
         shape = tuple(tensor.shape)
-        first = self._first.setdefault(name, shape)
+        first = self._first.setdefault((name, branches), shape)
         if shape != first:
             raise UnsupportedPipeline(
                 f"{name} has shape {list(shape)} at step {step} and had {list(first)} before; nothing can be predicted "

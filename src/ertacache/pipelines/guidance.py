@@ -1,6 +1,7 @@
 """The guidance weight of a two-branch run, read off what the pipeline does."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +10,21 @@ from torch import Tensor
 _UNEXPLAINED = 0.05
 #: A freer model must leave this many times less unexplained to be preferred.
 _BETTER = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What explains a guided output, still on its device: [models, 2], the relative error and w of each."""
+
+    fits: Tensor
+
+    def read(self) -> float | None:
+        """w of the simplest model that explains it as well as any; None where none does. Waits for the device."""
+        known = [(error, weight) for error, weight in self.fits.tolist() if weight == weight]  # not NaN
+        least = min((error for error, _ in known), default=_UNEXPLAINED)
+        if not least < _UNEXPLAINED:  # also where a run has ended in NaN
+            return None
+        return next(weight for error, weight in known if error <= _BETTER * least)
 
 
 class TwoBranchGuidance:
@@ -28,8 +44,8 @@ class TwoBranchGuidance:
         if context in self._wanted:
             self._seen[context] = output
 
-    def weight(self, guided: Tensor) -> float | None:
-        """w, by least squares on u and c − u. None where there are not two branches, or they do not make up g.
+    def weigh(self, guided: Tensor) -> Weighed | None:
+        """w, by least squares on u and c − u. None where there are not two branches that could make up g.
 
         Of two calls the first is taken for the conditional one, of one call with twice the batch the second half;
         a pipeline that has them the other way round gives 1 − w instead, which still names one guidance weight.
@@ -45,7 +61,12 @@ class TwoBranchGuidance:
         if len(parts) != 2:
             return None
         cond, uncond = parts
-        return _explained(guided.float(), uncond, cond - uncond)
+        return Weighed(_fits(guided.float(), uncond, cond - uncond))
+
+    def weight(self, guided: Tensor) -> float | None:
+        """`weigh`, read at once."""
+        weighed = self.weigh(guided)
+        return None if weighed is None else weighed.read()
 
 
 def _part(output: Tensor, guided: Tensor) -> Tensor | None:
@@ -57,22 +78,18 @@ def _part(output: Tensor, guided: Tensor) -> Tensor | None:
     return output[tuple(slice(m) for m in guided.shape)]
 
 
-def _explained(guided: Tensor, uncond: Tensor, difference: Tensor) -> float | None:
-    """The weight of the simplest model that explains g as well as any: a = 1, one a a sample, one a row."""
+def _fits(guided: Tensor, uncond: Tensor, difference: Tensor) -> Tensor:
+    """[models, 2] error and weight, from the simplest model on: a = 1, one a a sample, one a row."""
     fits = [_fit(guided.flatten(), uncond.flatten(), difference.flatten(), scaled=False)]
     for first in (1, -1):
         rows = [x.flatten(first) if first == 1 else x for x in (guided, uncond, difference)]
         if rows[0].shape[-1] > 2:
             fits.append(_fit(*rows, scaled=True))
-    known = [(error, weight) for error, weight in fits if weight is not None]
-    least = min((error for error, _ in known), default=_UNEXPLAINED)
-    if not least < _UNEXPLAINED:  # also where a run has ended in NaN
-        return None
-    return next(weight for error, weight in known if error <= _BETTER * least)
+    return torch.stack(fits)
 
 
-def _fit(guided: Tensor, uncond: Tensor, difference: Tensor, *, scaled: bool) -> tuple[float, float | None]:
-    """Least squares along the last axis; the relative error left, and the middle weight of all rows."""
+def _fit(guided: Tensor, uncond: Tensor, difference: Tensor, *, scaled: bool) -> Tensor:
+    """Least squares along the last axis: the relative error left, and the middle weight of all rows or NaN."""
 
     def dot(x: Tensor, y: Tensor) -> Tensor:
         return (x * y).sum(-1)
@@ -84,9 +101,6 @@ def _fit(guided: Tensor, uncond: Tensor, difference: Tensor, *, scaled: bool) ->
         a, b = (gu * dd - gd * ud) / determinant, (gd * uu - gu * ud) / determinant
     else:
         a, b = torch.ones_like(gu), (gd - ud) / dd
-    weights = (b / a)[(b / a).isfinite()]
-    if not len(weights.reshape(-1)):
-        return 0.0, None
+    weights = torch.where((b / a).isfinite(), b / a, torch.nan)
     left = guided - a.unsqueeze(-1) * uncond - b.unsqueeze(-1) * difference
-    error = left.nan_to_num().norm() / guided.norm()
-    return float(error), float(weights.median())
+    return torch.stack([left.nan_to_num().norm() / guided.norm(), weights.flatten().nanmedian()])

@@ -1,7 +1,7 @@
 """What each scheduler needs to run on a given time grid, as one row of data each."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,6 +209,34 @@ def _check_start(scheduler: Any, grid: Tensor, timesteps: Tensor) -> None:
             f"the first two steps of the grid both have timestep {int(timesteps[0])}, by which {name} finds its first "
             "step; make the first interval longer"
         )
+
+
+def restore_grid(scheduler: Any, sigmas: Tensor) -> None:
+    """Put back the grid [T+1] that `set_timesteps` made, where another one was written since."""
+    if not torch.equal(read_grid(scheduler), sigmas):
+        write_grid(scheduler, sigmas)
+
+
+def first_index(scheduler: Any, timestep: Any) -> int:
+    """Where in the grid a run starts: the scheduler's own word, else the place of the timestep."""
+    begin = getattr(scheduler, "begin_index", None)
+    if isinstance(begin, int):
+        return begin
+    return int((scheduler.timesteps == torch.as_tensor(timestep).to(scheduler.timesteps)).nonzero()[0])
+
+
+def step_options(original: Callable[..., Any]) -> tuple[str, ...]:
+    """What a scheduler's `step` takes besides its first three arguments."""
+    return tuple(inspect.signature(original).parameters)[len(STEP_ARGUMENTS) :]
+
+
+def numbers_in(options: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the options of a solver step that are numbers: the strength of its noise, DDIM's eta."""
+    return {
+        name: float(value)
+        for name, value in options.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def solver_step(original: Callable[..., Any], scheduler: Any, i: int, output: Any, timestep: Any, sample: Any,

@@ -11,14 +11,26 @@ from ertacache.errors import InvalidArgument
 from ertacache.profile.profile import Profile
 from ertacache.runtime.hooks import Attachment, attachment_of
 from ertacache.runtime.matching import check_pipeline
-from ertacache.runtime.player import Player, RunStats
+from ertacache.runtime.player import OnMismatch, Player
+from ertacache.runtime.run_stats import RunStats
 
 #: A profile, or the file, folder or Hub id that `Profile.load` reads one from.
 ProfileSource = Profile | str | os.PathLike[str]
 
 
-def enable(pipe: Any, profile: ProfileSource, *, offload_history: Offload = None, retarget: bool = False) -> RunStats:
+def enable(
+    pipe: Any,
+    profile: ProfileSource,
+    *,
+    offload_history: Offload = None,
+    retarget: bool = False,
+    on_mismatch: OnMismatch = "refuse",
+) -> RunStats:
     """Apply a profile to a pipeline until `disable`.
+
+    Only the denoiser calls of the pipeline's own runs are predicted; whoever else calls the denoiser (a callback,
+    another pipeline, a loop of one's own) has it computed. Requests that share the denoiser, each with a copy of the
+    pipeline and a deep copy of its scheduler, may be under way at once, in threads or in turns.
 
     Args:
         pipe: a diffusers pipeline; nothing but its scheduler and denoiser instances is touched.
@@ -27,32 +39,38 @@ def enable(pipe: Any, profile: ProfileSource, *, offload_history: Offload = None
             predicted steps; None keeps them on the device.
         retarget: in calls with another number of steps than the calibration's, run what `retarget.retargeted` makes of
             the profile, with a warning that says what this cost where it was measured.
+        on_mismatch: "refuse" raises ProfileMismatch in a call that the profile does not belong to; "compute" runs
+            that call, or the rest of it, without the profile, logs each cause once and leaves it in `stats.reason`.
 
     Returns:
         Counters that follow the runs.
 
     Raises:
-        InvalidArgument: another `offload_history`, or nothing to load.
+        InvalidArgument: another `offload_history` or `on_mismatch`, or nothing to load.
         ProfileInvalid: what was loaded is no sound profile.
         ProfileMismatch: the pipeline is not the one that the profile was made for. Step count, guidance, call
             names and channels show only in a call, which then raises the same.
         CacheConflict: a profile or another cache is on already.
         UnsupportedPipeline: nothing can be predicted for this pipeline.
     """
-    return _attach(pipe, profile, offload_history, retarget)[1]
+    return _attach(pipe, profile, offload_history, retarget, on_mismatch)[1]
 
 
-def _attach(pipe: Any, source: ProfileSource, offload_history: Offload, retarget: bool) -> tuple[Attachment, RunStats]:
+def _attach(
+    pipe: Any, source: ProfileSource, offload_history: Offload, retarget: bool, on_mismatch: OnMismatch
+) -> tuple[Attachment, RunStats]:
     profile = Profile.load(source) if isinstance(source, str | os.PathLike) else source
     if not isinstance(profile, Profile):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgument(f"profile is a {type(profile).__name__}; pass a Profile, or the path or Hub id of one")
     check_pipeline(profile, pipe)
-    player = Player(profile, RunStats(), offload_history, retarget=retarget)
+    player = Player(profile, RunStats(), offload_history, retarget=retarget, on_mismatch=on_mismatch)
     return Attachment(pipe, player, hidden=profile.site == "hidden"), player.stats
 
 
 def disable(pipe: Any) -> None:
     """Take the profile off: the pipeline is bit for bit what it was.
+
+    In the middle of a pipeline call (a callback, another thread) it stays on until that run has ended.
 
     Warns:
         UserWarning: no profile is applied, so that nothing is done.
@@ -66,10 +84,15 @@ def disable(pipe: Any) -> None:
 
 @contextmanager
 def apply(
-    pipe: Any, profile: ProfileSource, *, offload_history: Offload = None, retarget: bool = False
+    pipe: Any,
+    profile: ProfileSource,
+    *,
+    offload_history: Offload = None,
+    retarget: bool = False,
+    on_mismatch: OnMismatch = "refuse",
 ) -> Generator[RunStats]:
     """`enable` for the length of a `with` block, `disable` at its end, also when it raises."""
-    attachment, stats = _attach(pipe, profile, offload_history, retarget)
+    attachment, stats = _attach(pipe, profile, offload_history, retarget, on_mismatch)
     try:
         yield stats
     finally:

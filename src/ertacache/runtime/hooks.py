@@ -1,100 +1,70 @@
 """The wrappers around one pipeline's scheduler and denoiser, and the controller they ask.
 
 Everything is installed on instances and taken off again; nothing here knows a method or a model. A run starts when
-the pipeline calls `scheduler.set_timesteps`; a step ends at `scheduler.step`.
+the pipeline calls `scheduler.set_timesteps`; a step ends at `scheduler.step`. Whose a denoiser call is, `Runs` says.
 """
 
 import functools
+import threading
+import weakref
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from types import FrameType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ertacache.errors import CacheConflict, UnsupportedPipeline
+from ertacache.errors import ErtacacheError, ProfileMismatch, UnsupportedPipeline
 from ertacache.pipelines import angle_grid
 from ertacache.pipelines.block_stack import BlockStack
-from ertacache.pipelines.denoiser_call import OutputForm, form_of, form_without, latent_of, tensor_of
+from ertacache.pipelines.denoiser_call import form_of, form_without, latent_of, tensor_of
 from ertacache.pipelines.models import denoiser_of, denoisers_of, family_of, unwrapped
 from ertacache.pipelines.overrides import Overrides, overrides_of
-from ertacache.pipelines.solvers import STEP_ARGUMENTS, check_scheduler, read_grid, solver_of, solver_step
-
-
-@dataclass(eq=False)
-class Run:
-    """One pass through the denoising loop.
-
-    Attributes:
-        scheduler: the one that runs (a pipeline may have copied its own).
-        sigmas: its grid [T+1] on the CPU, before any change.
-        stack: the block stack of the denoiser that serves, where site `hidden` is attached.
-        step: index in the grid of the step under way. The first step of a run is index 0 until
-            `scheduler.step` tells where a late start (image to image) began.
-        contexts: call names seen in this step, in order.
-        guidance: the embedded guidance weight that the denoiser was given, if any.
-        denoiser: which denoiser serves the step, 0 for the first one; known from its first call on.
-    """
-
-    scheduler: Any
-    sigmas: Tensor
-    stack: BlockStack | None = None
-    step: int = 0
-    steps_done: int = 0
-    contexts: list[str] = field(default_factory=list[str])
-    guidance: float | None = None
-    denoiser: int = 0
-
-    @property
-    def T(self) -> int:
-        """Number of steps of the grid."""
-        return len(self.sigmas) - 1
-
-
-class Controller:
-    """What to do at each point of a run. The default watches and changes nothing."""
-
-    #: Names for the calls of a step where the pipeline sets no cache context; call0, call1, ... without.
-    call_names: tuple[str, ...] = ()
-    #: Whether it can follow several denoisers that take over from each other.
-    several: bool = True
-    #: Whether what the denoiser returns may be a placeholder, which `solve` replaces for the solver of the run only.
-    placeholders: bool = False
-
-    def install(self, attachment: "Attachment", denoiser: nn.Module) -> None:
-        """Replace further methods of the denoiser's parts through `attachment`, which puts them back."""
-
-    def begin(self, run: Run) -> None:
-        """After `scheduler.set_timesteps`; the grid may be changed here."""
-
-    def call(self, run: Run, context: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        """One denoiser call on the latent `x`: its output, from `compute()` or without it."""
-        return compute()
-
-    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
-        """What the solver receives, given what the pipeline made of the calls and the latent `x`."""
-        return output
-
-    def end_step(self, run: Run, x_next: Tensor) -> None:
-        """After `scheduler.step`."""
+from ertacache.pipelines.solvers import (
+    STEP_ARGUMENTS,
+    check_scheduler,
+    first_index,
+    read_grid,
+    restore_grid,
+    solver_of,
+    solver_step,
+    step_options,
+)
+from ertacache.runtime.caller import callers, path_to, places
+from ertacache.runtime.conflicts import (
+    check_intact,
+    check_one_thread,
+    refuse_beside,
+    refuse_conflicts,
+    refuse_tracing,
+    refuse_unclaimed,
+    where_attached,
+    without_calls,
+)
+from ertacache.runtime.run import Controller, FirstCall, Run
+from ertacache.runtime.runs import Runs
 
 
 class Attachment(Overrides):
-    """A controller attached to one pipeline; `detach` puts everything back."""
+    """A controller attached to one pipeline; `detach` puts everything back.
+
+    Attributes:
+        controller: what makes one for each run.
+        runs: those under way.
+        denoisers: in the order in which they take over.
+    """
+
+    exclusive = True
 
     def __init__(self, pipe: Any, controller: Controller, hidden: bool) -> None:
         super().__init__()
-        self.controller = controller
-        self.run: Run | None = None
-        self._finished: Any = None  # the scheduler of the run before, once that is complete
-        self._context: str | None = None
-        self._form: OutputForm | None = None
-        self._denoisers = denoisers_of(pipe) if controller.several else (denoiser_of(pipe),)
+        self.controller, self.runs = controller, Runs()
+        self.denoisers = denoisers_of(pipe) if controller.several else (denoiser_of(pipe),)
+        self.scheduler, self._pipe, self._leaving = pipe.scheduler, weakref.ref(pipe), False
+        self._local, self._one_at_a_time = threading.local(), threading.RLock()
         check_scheduler(pipe.scheduler)
-        _refuse_conflicts(self._denoisers, pipe.scheduler)
-        self._scheduler = pipe.scheduler
-        self._stacks = [BlockStack(unwrapped(denoiser), family_of(denoiser)) for denoiser in self._denoisers if hidden]
+        refuse_conflicts(self.denoisers, pipe.scheduler)
+        self._stacks = [BlockStack(unwrapped(denoiser), family_of(denoiser)) for denoiser in self.denoisers if hidden]
         try:
             self._install()
         except BaseException:
@@ -102,131 +72,216 @@ class Attachment(Overrides):
             raise
 
     def detach(self) -> None:
-        """Take every wrapper off, newest first.
+        """Take every wrapper off, newest first; while a pipeline call is in the middle of a run, when that has ended.
 
         Raises:
             CacheConflict: something else was wrapped around one of them meanwhile; the others are off then.
         """
-        self.run = self._finished = None
-        self.remove()
+        self._leaving = any(not run.by_hand and run.scope.under_way() for run in self.runs.all() if run.scope)
+        if not self._leaving:
+            for run in self.runs.all():
+                self._end(run)
+            self.remove()
 
     def _install(self) -> None:
         for stack in self._stacks:
             stack.install(self)
-        self.replace(self._scheduler, "set_timesteps", self._set_timesteps)
-        self.replace(self._scheduler, "step", self._step)
-        if (solver := solver_of(self._scheduler)) is not None and solver.angles:
-            self.replace(self._scheduler, "add_noise", angle_grid.add_noise)
-        for n, denoiser in enumerate(self._denoisers):
+        self.replace(self.scheduler, "set_timesteps", self._set_timesteps)
+        self.replace(self.scheduler, "step", self._step)
+        if hasattr(self.scheduler, "scale_model_input"):
+            self.replace(self.scheduler, "scale_model_input", self._scale_model_input)
+        if (solver := solver_of(self.scheduler)) is not None and solver.angles:
+            self.replace(self.scheduler, "add_noise", angle_grid.add_noise)
+        for n, denoiser in enumerate(self.denoisers):
             inner = unwrapped(denoiser)
             if hasattr(type(inner), "cache_context"):
-                self.replace(inner, "cache_context", self._cache_context)
+                self.replace(inner, "cache_context", self._cache_context, copies=False)
             self.replace_call(denoiser, functools.partial(self._forward, n))
             self.controller.install(self, inner)
 
     def _set_timesteps(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-        self.run = self._finished = None
+        frames = callers()
+        check_intact(self, self.denoisers, self.scheduler, self._pipe())
+        if (before := self.runs.of(scheduler)) is not None:
+            check_one_thread(before, frames)
+            self._end(before)
         result = original(*args, **kwargs)
-        run = Run(scheduler, read_grid(scheduler), self._stacks[0] if self._stacks else None)
-        self.controller.begin(run)
-        self.run = run
+        run = Run(scheduler, read_grid(scheduler), self.controller, places(frames))
+        run.controller = self.controller.for_run(run)
+        run.stack = self._stacks[0] if self._stacks else None
+        self._asked(run, lambda: run.controller.begin(run))
+        self.runs.add(run)
+        return result
+
+    def _asked(self, run: Run, question: Callable[[], Any]) -> Any:
+        """What the controller of a run says; where the run does not suit it, what goes on instead says that."""
+        try:
+            return question()
+        except (ProfileMismatch, UnsupportedPipeline) as error:
+            self._go_without(run, error)
+            return question()
+
+    def _go_without(self, run: Run, error: ErtacacheError, *, by_need: bool = False) -> None:
+        left, run.controller = run.controller, run.controller.without(run, error, by_need=by_need)
+        left.end(run)
+        if run.steps_done == 0:
+            restore_grid(run.scheduler, run.sigmas)
+
+    def _scale_model_input(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if (run := self.runs.of(scheduler)) is not None and isinstance(result, Tensor):
+            run.scaled(result)
         return result
 
     def _step(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-        mine = self.run.scheduler if self.run is not None else self._finished
-        if mine is not None and scheduler is not mine:
-            self._check_beside()
-            return original(*args, **kwargs)  # a copy that integrates something else beside the run
-        run = self._current_run()
+        run = self.runs.of(scheduler)
+        if run is None or run.beside:
+            return original(*args, **kwargs)
         bound = dict(zip(STEP_ARGUMENTS, args, strict=False))
         bound |= {name: kwargs.pop(name) for name in STEP_ARGUMENTS if name in kwargs}
         if run.steps_done == 0:
-            self._check_called(run)
-            run.step = _first_index(scheduler, bound["timestep"])
-        output = self.controller.solve(run, bound["model_output"], bound["sample"])
+            run.step, run.batch = first_index(scheduler, bound["timestep"]), len(bound["sample"])
+            run.options = {**dict(zip(step_options(original), args[3:], strict=False)), **kwargs}
+            if not self._claim(run, bound["sample"]):
+                return original(*bound.values(), *args[3:], **kwargs)
+        elif not run.contexts:
+            self._without_calls(run)
+        output = self._asked(run, lambda: run.controller.solve(run, bound["model_output"], bound["sample"]))
         given = (output, bound["timestep"], bound["sample"])
         result = solver_step(original, scheduler, run.step, *given, *args[3:], **kwargs)
-        self.controller.end_step(run, result[0] if isinstance(result, tuple) else result.prev_sample)
-        run.step += 1
-        run.steps_done += 1
-        run.contexts.clear()
+        x_next = result[0] if isinstance(result, tuple) else result.prev_sample
+        run.controller.end_step(run, x_next)
+        run.go_on_from(x_next)
         if run.step == run.T:
-            self.run, self._finished = None, scheduler
+            self._end(run)
         return result
 
-    def _check_beside(self) -> None:
-        if self.run is not None and self.run.contexts:
-            raise UnsupportedPipeline(
-                f"several copies of {type(self.run.scheduler).__name__} step on what one denoiser call returned, as "
-                "where each frame has a noise level of its own; only pipelines with one solver per call are served"
-            )
-        if self.controller.placeholders:
-            if self._form is not None:
-                self._form.check(self._denoisers[0])
-            raise UnsupportedPipeline(
-                "a copy of the scheduler steps on what the denoiser returned, which at site 'guided' is nothing on a "
-                "predicted step; calibrate with site='output'"
-            )
+    def _claim(self, run: Run, sample: Tensor) -> bool:
+        """Tell the controller of the calls of the first step; whether there were any."""
+        if not run.controller.replays and run.contexts:
+            return True
+        offered, calls = bool(run.first), run.claim(sample)
+        if offered and not calls:
+            run.beside = True
+            refuse_beside(run, self.runs.all(), self.denoisers[0])
+        elif not calls:  # of another denoiser, as of a pipeline that was copied whole
+            restore_grid(run.scheduler, run.sigmas)
+            self._end(run)
+        for call in calls:
+            self._serve(run, call.denoiser, call.guidance)
+            if run.stack is not None:
+                run.stack.residual = call.residual
+            context = self._name_call(run, call.name)
+            self._asked(run, functools.partial(self._tell, run, context, call))
+        return bool(calls)
 
-    def _check_called(self, run: Run) -> None:
-        if not run.contexts:
-            raise CacheConflict(
-                f"{type(unwrapped(self._denoisers[0])).__name__} ran a step without passing by the profile; disable "
-                "it, finish changing the pipeline (compile, replace or copy the denoiser), then apply it again"
-            )
+    @staticmethod
+    def _tell(run: Run, context: str, call: FirstCall) -> None:
+        run.controller.call(run, context, call.x, lambda: call.output)
+
+    def _without_calls(self, run: Run) -> None:
+        """At a step that none of the run's own denoiser calls came before."""
+        error = without_calls(run, self.denoisers[0])
+        self._go_without(run, error, by_need=run.strangers > 0)
+
+    def _end(self, run: Run) -> None:
+        if self.runs.end(run):
+            run.controller.end(run)
+        if self._leaving:
+            self.detach()
 
     @contextmanager
     def _cache_context(
         self, original: Callable[..., Any], _: Any, name: str, *args: Any, **kwargs: Any
     ) -> Generator[None]:
-        before, self._context = self._context, name
+        before, self._local.context = getattr(self._local, "context", None), name
         try:
             with original(name, *args, **kwargs):
                 yield
         finally:
-            self._context = before
+            self._local.context = before
 
     def _forward(self, n: int, original: Callable[..., Any], denoiser: Any, *args: Any, **kwargs: Any) -> Any:
-        run = self._current_run()
+        refuse_tracing(denoiser)
+        frames = callers()
+        owners = self.runs.owners(frames, lambda: latent_of(args, kwargs, denoiser))
+        with self._one_at_a_time if self._stacks else nullcontext():
+            return self._call(owners, n, original, denoiser, (args, kwargs), frames)
+
+    def _call(
+        self, owners: list[Run], n: int, original: Callable[..., Any], denoiser: Any, given: tuple[Any, Any],
+        frames: list[FrameType],
+    ) -> Any:  # fmt: skip
+        args, kwargs = given
+        if not owners:
+            refuse_unclaimed(self.runs.all(), frames)
+            self.controller.passed_by()
+            return self._plain(n, original, args, kwargs)[0]
+        for run in owners:
+            run.settle(frames, self._pipe(), self._end)
+        first = [run for run in owners if run.steps_done == 0 and run.controller.replays]
+        if not first:
+            owners[0].know(frames)
+            return self._answer(owners[0], n, original, denoiser, args, kwargs)
+        output, residual = self._plain(n, original, args, kwargs)
+        self._remember(first, n, denoiser, given, output, residual, frames)
+        return output
+
+    def _plain(self, n: int, original: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Tensor | None]:
+        """What the denoiser returns, and the residual of its block stack."""
+        output = original(*args, **kwargs)
+        stack = self._stacks[n] if self._stacks else None
+        return output, None if stack is None else stack.drop_residual()
+
+    def _remember(
+        self, runs: list[Run], n: int, denoiser: Any, given: tuple[Any, Any], output: Any, residual: Tensor | None,
+        frames: list[FrameType],
+    ) -> None:  # fmt: skip
+        args, kwargs = given
+        x, value = latent_of(args, kwargs, denoiser), tensor_of(output, denoiser).clone()
+        for run in runs:
+            run.form = form_of(output)
+        call = FirstCall(
+            name=getattr(self._local, "context", None), x=x, output=value, denoiser=n, residual=residual,
+            guidance=kwargs.get("guidance"), path=path_to(frames, runs[0].depth(frames) or 0), offered=len(runs),
+        )  # fmt: skip
+        for run in runs:
+            run.remember(call)
+
+    def _answer(self, run: Run, n: int, original: Callable[..., Any], denoiser: Any, args: Any, kwargs: Any) -> Any:
         x = latent_of(args, kwargs, denoiser)
-        run.denoiser, run.stack = n, self._stacks[n] if self._stacks else None
-        if run.steps_done == 0 and isinstance(kwargs.get("guidance"), Tensor):
-            run.guidance = float(kwargs["guidance"].flatten()[0])
-        context = self._name_call(run)
-        run.contexts.append(context)
+        self._serve(run, n, kwargs.get("guidance"))
+        context = self._name_call(run, getattr(self._local, "context", None))
         computed: list[tuple[Any, Tensor]] = []
 
         def compute() -> Tensor:
             output = original(*args, **kwargs)
             computed.append((output, tensor_of(output, denoiser)))
-            self._form = form_of(output)
+            run.form = form_of(output)
             return computed[-1][1]
 
-        value = self.controller.call(run, context, x, compute)
+        value = self._asked(
+            run, lambda: run.controller.call(run, context, x, (lambda: computed[-1][1]) if computed else compute)
+        )
         if computed and computed[-1][1] is value:
             return computed[-1][0]
-        form = self._form or form_without(kwargs.get("return_dict", True))
+        form = run.form or form_without(kwargs.get("return_dict", True))
         return form.wrap(value, denoiser)
 
-    def _name_call(self, run: Run) -> str:
-        if self._context is not None:
-            return self._context
-        order, names = len(run.contexts), self.controller.call_names
-        return names[order] if order < len(names) else f"call{order}"
+    def _serve(self, run: Run, n: int, guidance: Any) -> None:
+        run.denoiser, run.stack = n, self._stacks[n] if self._stacks else None
+        run.embedded = guidance if isinstance(guidance, Tensor) else None
 
-    def _current_run(self) -> Run:
-        if self.run is None:
-            raise UnsupportedPipeline(
-                "the denoiser or scheduler.step was called outside of a run, which begins with scheduler.set_timesteps "
-                "and ends with its last step; call the pipeline, not its parts, or take the profile off with "
-                "ertacache.disable(pipe) first"
-            )
-        return self.run
+    def _name_call(self, run: Run, context: str | None) -> str:
+        order, names = len(run.contexts), run.controller.call_names
+        name = context or (names[order] if order < len(names) else f"call{order}")
+        run.contexts.append(name)
+        return name
 
 
 def attachment_of(pipe: Any) -> Attachment | None:
-    """The attachment on a pipeline's scheduler or denoiser, if there is one."""
-    for instance, names in _places(denoisers_of(pipe), pipe.scheduler):
+    """The attachment on a pipeline's denoiser, or else on its scheduler, if there is one."""
+    for instance, names in reversed(where_attached(denoisers_of(pipe), pipe.scheduler)):
         found = overrides_of(instance, *names)
         if isinstance(found, Attachment):
             return found
@@ -241,43 +296,3 @@ def attached(pipe: Any, controller: Controller, hidden: bool = False) -> Generat
         yield attachment
     finally:
         attachment.detach()
-
-
-def _places(denoisers: tuple[nn.Module, ...], scheduler: Any) -> list[tuple[Any, tuple[str, ...]]]:
-    """Where an attachment can be found: by any of these methods of any of these instances."""
-    calls = ("cache_context", "_compiled_call_impl", "forward")
-    instances = [place for denoiser in denoisers for place in (denoiser, unwrapped(denoiser))]
-    return [(scheduler, ("step", "set_timesteps")), *((instance, calls) for instance in instances)]
-
-
-def _refuse_conflicts(denoisers: tuple[nn.Module, ...], scheduler: Any) -> None:
-    for instance, names in _places(denoisers, scheduler):
-        if isinstance(overrides_of(instance, *names), Attachment):
-            raise CacheConflict(
-                f"a profile is already applied to this {type(instance).__name__}; call ertacache.disable on the "
-                "pipeline that has it, or leave its `with` block, first"
-            )
-    for inner in map(unwrapped, denoisers):
-        if getattr(inner, "is_cache_enabled", False) or getattr(inner, "_is_cached", False) or _has_cache_hooks(inner):
-            raise CacheConflict(
-                f"another cache is enabled on {type(inner).__name__}; take it off (pipe.transformer.disable_cache()) "
-                "first"
-            )
-
-
-def _has_cache_hooks(denoiser: nn.Module) -> bool:
-    """Whether a cache of diffusers was put on by its function, which leaves no mark on the denoiser itself.
-
-    Of the hooks that diffusers has, those of its caches keep state from step to step; those for offloading do not.
-    """
-    registries = (getattr(module, "_diffusers_hook", None) for module in denoiser.modules())
-    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
-    return any(getattr(hook, "_is_stateful", False) for hook in hooks)
-
-
-def _first_index(scheduler: Any, timestep: Any) -> int:
-    """Where in the grid a run started: the scheduler's own word, else the place of the timestep."""
-    begin = getattr(scheduler, "begin_index", None)
-    if isinstance(begin, int):
-        return begin
-    return int((scheduler.timesteps == torch.as_tensor(timestep).to(scheduler.timesteps)).nonzero()[0])

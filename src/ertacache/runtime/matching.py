@@ -2,11 +2,15 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from ertacache.errors import ProfileMismatch
+from ertacache.pipelines.branches import branch_count
 from ertacache.pipelines.models import denoisers_of, unwrapped
+from ertacache.pipelines.solvers import numbers_in
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile
-from ertacache.runtime.hooks import Run
+from ertacache.runtime.run import Run
 
 #: Largest difference between two grids that still counts as the same one, in units of sigma. Pipelines with
 #: dynamic shifting make slightly different grids for slightly different image sizes.
@@ -114,26 +118,97 @@ def _coefficient_shapes(profile: Profile) -> list[tuple[int, ...]]:
     return own if profile.rectifier is None else [*own, tuple(profile.rectifier.kappa.shape[2:])]
 
 
-def check_call(profile: Profile, run: Run, weight: float | None) -> None:
-    """The set of calls, once the first step is complete, and the guidance, at the first step of each denoiser.
+def check_calls(profile: Profile, run: Run) -> None:
+    """The set of calls of a step that is complete.
 
     A call that the first step does not make (skip-layer guidance that starts later) is none of the profile's: it is
     computed wherever it comes, but at site guided, where every call of a predicted step is free.
 
     Raises:
-        ProfileMismatch: calls are missing, or a guided or rectified profile meets another guidance weight.
+        ProfileMismatch: calls are missing in the first step, or in one of a guided or rectified profile.
     """
-    facts = profile.provenance
-    if run.steps_done == 0 and sorted(run.contexts) != sorted(facts.contexts):
+    expected = calls_at(profile, run.step)
+    if run.steps_done == 0:
+        found = run.contexts
+    elif profile.provenance.calls and depends_on_guidance(profile):
+        found = [context for context in run.contexts if context in profile.provenance.contexts]
+    else:
+        return
+    if sorted(found) != sorted(expected):
         raise ProfileMismatch(
-            f"call names: the profile has {list(facts.contexts)}, this step made {run.contexts}; call the pipeline "
-            "with the same kind of guidance (true_cfg_scale needs a negative_prompt, even an empty one)"
+            f"call names: at step {run.step} the profile has {list(expected)}, this call made {found}; call the "
+            "pipeline with the same kind of guidance (true_cfg_scale needs a negative_prompt, even an empty one)"
         )
+
+
+def check_branches(profile: Profile, run: Run, context: str, x: Tensor) -> int:
+    """How many branches of guidance a call on the latent `x` [n B, *] has in its batch; 1 where that is not known.
+
+    Raises:
+        ProfileMismatch: other than in the calibration, for a guided or rectified profile.
+    """
+    if not profile.provenance.calls:
+        return 1
+    found = branch_count(x, run.batch)
+    expected = calls_at(profile, run.step).get(context, found)
+    if found != expected and depends_on_guidance(profile):
+        raise ProfileMismatch(
+            f"guidance branches: at step {run.step} the profile has {expected} in the batch of call {context!r}, this "
+            f"call {found}; call the pipeline with guidance on, off and switched over as in the calibration"
+        )
+    return found
+
+
+def calls_at(profile: Profile, step: int) -> dict[str, int]:
+    """The calls of a step of the calibration, with their branches where these are known."""
+    facts = profile.provenance
+    known = [calls for first, calls in facts.calls if first <= step]
+    return known[-1] if known else dict.fromkeys(facts.contexts, 1)
+
+
+def check_weight(profile: Profile, step: int, weight: float | None) -> None:
+    """The guidance weight of a computed step.
+
+    Raises:
+        ProfileMismatch: a guided or rectified profile meets another one than in the calibration.
+    """
     if not depends_on_guidance(profile):
         return
-    serving = sum(step <= run.step for step in facts.boundaries)
-    _same_guidance("guidance weight", facts.weights[serving], weight)
-    _same_guidance("embedded guidance", facts.embedded_guidance, run.guidance)
+    facts = profile.provenance
+    if facts.step_weights:
+        _same_guidance("guidance weight", facts.step_weights[step], weight, f"at step {step} ")
+    elif step == 0 or step in facts.boundaries:  # an older profile knows no more
+        serving = sum(boundary <= step for boundary in facts.boundaries)
+        _same_guidance("guidance weight", facts.weights[serving], weight)
+
+
+def check_embedded(profile: Profile, weight: float | None) -> None:
+    """The guidance weight that the denoiser is given.
+
+    Raises:
+        ProfileMismatch: a guided or rectified profile meets another one than in the calibration.
+    """
+    if depends_on_guidance(profile):
+        _same_guidance("embedded guidance", profile.provenance.embedded_guidance, weight)
+
+
+def check_options(profile: Profile, run: Run) -> None:
+    """The numbers that the pipeline gives `scheduler.step`, such as DDIM's eta.
+
+    Raises:
+        ProfileMismatch: others than in the calibration.
+    """
+    facts = profile.provenance
+    if not facts.calls:  # an older profile does not know
+        return
+    found = numbers_in(run.options)
+    for name in sorted(facts.step_arguments.keys() | found.keys()):
+        expected = facts.step_arguments.get(name)
+        if expected != found.get(name):
+            raise ProfileMismatch(
+                f"{name}: the profile was calibrated with {expected}, this call gives scheduler.step "
+                f"{found.get(name)}; use that {name}, or calibrate with this one"
+            )
 
 
 def check_boundary(profile: Profile, run: Run, taken_over: bool) -> None:
@@ -158,12 +233,12 @@ def depends_on_guidance(profile: Profile) -> bool:
     return profile.rectifier is not None or profile.site == "guided" or not fixed
 
 
-def _same_guidance(field: str, expected: float | None, found: float | None) -> None:
+def _same_guidance(field: str, expected: float | None, found: float | None, where: str = "") -> None:
     if expected is None or found is None:
         return
     if abs(found - expected) > GUIDANCE_TOLERANCE * max(1.0, abs(expected)):
         raise ProfileMismatch(
-            f"{field}: the profile was calibrated at {expected:.4g}, this call runs at {found:.4g}; use that "
+            f"{field}: {where}the profile was calibrated at {expected:.4g}, this call runs at {found:.4g}; use that "
             "guidance or calibrate at this one"
         )
 

@@ -81,7 +81,7 @@ def draw(pipe: Any, captions: Sequence[str], seed: int, call: dict[str, Any], ba
     """Images [N, 3, 64, 64] of captions, number n from the noise of seed + n."""
     from ertacache.calibration.pipeline_run import run_pipeline
     from ertacache.calibration.prompts import Prompts
-    from ertacache.runtime.hooks import Controller
+    from ertacache.runtime.run import Controller
 
     batches = Prompts(tuple(captions), seed).batches(batch_size)
     return torch.cat([run_pipeline(pipe, batch, Controller(), call) for batch in batches])

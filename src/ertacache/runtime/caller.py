@@ -1,0 +1,121 @@
+"""Which function calls are under way where somebody calls, and when one of them has ended."""
+
+import inspect
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import Any, cast
+
+#: Packages whose frames lie between a pipeline and its denoiser without being anybody's loop.
+_MACHINERY = frozenset({"ertacache", "torch", "accelerate", "peft", "contextlib", "functools", "threading"})
+_PIPELINES = frozenset({"DiffusionPipeline", "ModularPipeline", "ModularPipelineBlocks"})
+#: Name under which a frame holds its mark, beside its variables.
+_MARK = "__ertacache_mark__"
+
+#: A call under way: which frame, and of which function, since a later frame may lie at the same address.
+Place = tuple[int, CodeType]
+
+
+class _Mark:
+    """Lives as long as the frame that holds it."""
+
+
+def callers() -> list[FrameType]:
+    """The frames of the calling thread, innermost first, without those of this package, torch and other machinery."""
+    return [frame for frame in _outward(sys._getframe(1)) if not _is_machinery(frame)]
+
+
+def places(frames: list[FrameType]) -> frozenset[Place]:
+    """The same without holding the frames, whose variables would live on."""
+    return frozenset((id(frame), frame.f_code) for frame in frames)
+
+
+def elsewhere(wanted: frozenset[Place]) -> bool:
+    """Whether one of these calls is under way in another thread than the asking one."""
+    own = sys._getframe()
+    tops = [top for top in sys._current_frames().values() if top is not own]
+    return any((id(frame), frame.f_code) in wanted for top in tops for frame in _outward(top))
+
+
+class Scope:
+    """A function call under way, known without being held: the pipeline call, or the function of a loop by hand.
+
+    Attributes:
+        place: which call it is.
+        of_pipeline: whether it is a method of a pipeline of diffusers, or of the pipeline `pipe`.
+    """
+
+    def __init__(self, frame: FrameType, pipe: object) -> None:
+        self.place: Place = (id(frame), frame.f_code)
+        self.of_pipeline = False
+        self._mark: weakref.ref[_Mark] | None = None
+        # The variables of a module or class body are somebody's dictionary, which is not ours to write in.
+        if not frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+            return
+        variables = cast("dict[str, Any]", frame.f_locals)
+        mark: _Mark = variables.get(_MARK) or _Mark()
+        names = frame.f_code.co_varnames
+        self.of_pipeline = bool(names) and _is_pipeline(variables.get(names[0]), pipe)
+        if isinstance(variables, dict):  # before Python 3.13 a copy, in which tensors would live on
+            variables.clear()
+        variables[_MARK] = mark
+        self._mark = weakref.ref(mark)
+
+    def depth(self, frames: list[FrameType]) -> int | None:
+        """Its place among the frames of a call; None where it has ended or made no such call."""
+        if self._mark is not None and self._mark() is None:
+            return None
+        return next((n for n, frame in enumerate(frames) if (id(frame), frame.f_code) == self.place), None)
+
+    def at_end(self, action: Callable[..., None], *args: Any) -> None:
+        """Call `action` when the function returns, raises (and the error is gone) or is closed.
+
+        A module or notebook cell has no such end.
+        """
+        if self._mark is not None and (mark := self._mark()) is not None:
+            weakref.finalize(mark, action, *args).atexit = False
+
+    def under_way(self) -> bool:
+        """Whether some thread is inside of it."""
+        if self._mark is None or self._mark() is None:
+            return False
+        tops = sys._current_frames().values()
+        return any((id(frame), frame.f_code) == self.place for top in tops for frame in _outward(top))
+
+
+def common(frames: list[FrameType], begun: frozenset[Place]) -> FrameType | None:
+    """The innermost of the frames that was under way at another time as well."""
+    return next((frame for frame in frames if (id(frame), frame.f_code) in begun), None)
+
+
+def path_to(frames: list[FrameType], depth: int) -> tuple[CodeType, ...]:
+    """The functions through which a call came from the frame at `depth`, innermost first."""
+    return tuple(frame.f_code for frame in frames[:depth])
+
+
+def all_of_diffusers(frames: list[FrameType], depth: int) -> bool:
+    """Whether all of these functions are the library's own."""
+    return all(_package(frame) == "diffusers" for frame in frames[:depth])
+
+
+def _outward(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _is_machinery(frame: FrameType) -> bool:
+    return _package(frame) in _MACHINERY
+
+
+def _is_pipeline(owner: object, pipe: object) -> bool:
+    """Asked of the classes by name: their modules are slow to import."""
+    if owner is None:
+        return False
+    bases = (base for base in type(owner).__mro__ if base.__module__.startswith("diffusers."))
+    return owner is pipe or any(base.__name__ in _PIPELINES for base in bases)

@@ -1,0 +1,240 @@
+"""One run under a profile: which steps are computed, which predicted, and what is kept from step to step."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ertacache.core.history import History
+from ertacache.core.predictor import Terms
+from ertacache.errors import CacheConflict, ErtacacheError
+from ertacache.pipelines.branches import split
+from ertacache.pipelines.denoiser_call import Shapes, leading
+from ertacache.pipelines.guidance import TwoBranchGuidance, Weighed
+from ertacache.pipelines.solvers import write_grid
+from ertacache.profile.profile import Profile
+from ertacache.runtime.coefficients import Coefficients
+from ertacache.runtime.finite_watch import FiniteWatch
+from ertacache.runtime.matching import (
+    check_boundary,
+    check_branches,
+    check_calls,
+    check_context,
+    check_embedded,
+    check_grid,
+    check_options,
+    check_output,
+    check_shape,
+    check_weight,
+)
+from ertacache.runtime.run import Controller, Run
+from ertacache.runtime.run_stats import RunStats, of_one_run
+
+
+class Plays(Protocol):
+    """What a run needs of the player that all runs of a pipeline share."""
+
+    stats: RunStats
+    keep_nan: bool
+
+    def release(self, profile: Profile, history: History) -> None: ...
+
+    def computed(self, own: RunStats, error: ErtacacheError, *, by_need: bool) -> Controller: ...
+
+
+class PlayedRun(Controller):
+    """Everything that a run under a profile keeps.
+
+    Args:
+        profile: for the grid of the run. coefficients: its own, on the device.
+        history: empty.
+    """
+
+    replays = True
+
+    def __init__(self, profile: Profile, coefficients: Coefficients, history: History, player: Plays) -> None:
+        self.profile, self.history, self.stats = profile, history, of_one_run()
+        self._player, self._coefficients = player, coefficients
+        self.call_names = profile.provenance.contexts
+        self.placeholders = profile.site == "guided"
+        predictor = profile.predictor
+        self._levels = {i: max(1, predictor.needed_levels(i)) for i in profile.schedule.predicted_steps}
+        self._stored = set(predictor.sources)
+        # The newest input is kept only where something is measured from it.
+        self._inputs = bool(predictor.d.any())
+        self._held = 0
+        self._shapes = Shapes()
+        self._placeholder: dict[str, Tensor] = {}
+        self._returned: dict[str, tuple[int, ...]] = {}
+        self._finite = FiniteWatch(profile.provenance.dtype)
+        self._serving, self._fresh = -1, True
+        self._guidance = TwoBranchGuidance(profile.provenance.contexts)
+        self._weighed: tuple[int, Weighed] | None = None
+        self._embedded: Tensor | None = None
+        self._answered = False
+        self._late: ErtacacheError | None = None
+
+    def begin(self, run: Run) -> None:
+        check_grid(self.profile, run)
+        if not torch.equal(self.profile.sigmas, self.profile.base_sigmas):
+            write_grid(run.scheduler, self.profile.sigmas)
+
+    def _predicts(self, run: Run) -> bool:
+        """Whether this step is predicted: a late start computes until the history it needs is there."""
+        needed = self._levels.get(run.step)
+        return needed is not None and self._held >= needed
+
+    def call(self, run: Run, context: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        if len(run.contexts) == 1:
+            self._start_step(run)
+        branches = check_branches(self.profile, run, context, x)
+        self._shapes.check(run.step, f"the latent of call {context!r}", x, branches)
+        if not (self._predicts(run) and self._answers(context, x)):
+            self._finite.read(self.history)
+            self._check_weight()
+            output = compute()
+            self._record(run, context, x, output, branches)
+            return output
+        self._answered = True
+        self.stats.predicted[context] += 1
+        if self.profile.site == "guided":
+            like = self._placeholder[context]
+            return torch.zeros((len(x), *like.shape[1:]), dtype=like.dtype, device=x.device)
+        if self.profile.site == "output":
+            x = leading(x, self.history.like(context)) if self._inputs else x
+            return self._predict(run, context, x)
+        return self._call_hidden(run, context, compute)
+
+    def _start_step(self, run: Run) -> None:
+        """Where another denoiser takes over, what the last one left means nothing."""
+        self._answered = False
+        if self._late is not None:
+            raise self._late
+        self._fresh = run.denoiser != self._serving
+        if run.steps_done > 0:
+            check_boundary(self.profile, run, self._fresh)
+        if self._fresh:
+            self.history.clear()
+            self._held = 0
+            self._serving = run.denoiser
+
+    def _answers(self, context: str, x: Tensor) -> bool:
+        """Whether a call of a predicted step can be answered: not one that the first step did not make (skip-layer
+        guidance that starts later). At site guided any output of it will do, elsewhere it is not in the profile, nor
+        where the batch has changed since it was computed."""
+        if self.profile.site == "guided":
+            return context in self._placeholder
+        known = context in self.profile.predictor.targets and self.history.depth(context) > 0
+        return known and (self.profile.site == "hidden" or len(self.history.like(context)) == len(x))
+
+    def _record(self, run: Run, context: str, x: Tensor, output: Tensor, branches: int) -> None:
+        self.stats.computed[context] += 1
+        self._shapes.check(run.step, f"the output of call {context!r}", output, branches)
+        if run.steps_done == 0:
+            check_context(self.profile, context)
+            self._returned[context] = tuple(output.shape[1:])
+        self._guidance.observe(context, output)
+        if self.profile.site == "guided" and context not in self._placeholder:
+            # Not the tensor itself: it would be held all through, and the pipeline may write in what it is given.
+            self._placeholder[context] = torch.empty_like(output, device="meta")
+        stack = run.stack
+        # Copies: the pipeline may change an output in place, and a CUDA graph overwrites it in its next call.
+        if stack is not None:
+            residual = stack.take_residual()
+            if context in self._stored:
+                self._push(context, residual)
+        x_kept = leading(x, output) if self._inputs and self.profile.site == "output" else None
+        for branch, part in split(context, output, self._stored) if stack is None else ():
+            self._push(branch, part, x_kept)
+
+    def _push(self, source: str, output: Tensor, x: Tensor | None = None) -> None:
+        if self.history.depth(source) and len(self.history.like(source)) != len(output):
+            self.history.clear()  # guidance has come or gone: a batch of another size continues none
+        self.history.push(source, output, x, copy=True)
+
+    def _call_hidden(self, run: Run, context: str, compute: Callable[[], Tensor]) -> Tensor:
+        stack = run.stack
+        if stack is None:
+            raise CacheConflict("site 'hidden' ran without its block stack; apply the profile again")
+        like = self.history.like(context)
+        residual = self._terms(run, context)(self.history, like)  # no d term here: Profile refuses one
+        return self._finished(run.step, context, stack.with_residual(residual, compute))
+
+    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
+        self._check_step(run, output)
+        if self.profile.site != "guided":
+            return output
+        self._shapes.check(run.step, "what the solver receives", output)
+        if self._predicts(run):
+            return self._predict(run, "guided", x)
+        self.history.push("guided", output, x if self._inputs else None, copy=True)
+        return output
+
+    def _check_step(self, run: Run, output: Tensor) -> None:
+        """What shows at the end of a step. Where that is a predicted one, the error waits for the next."""
+        if run.steps_done == 0:
+            check_options(self.profile, run)
+        if self._answered:
+            try:
+                check_calls(self.profile, run)
+            except ErtacacheError as error:
+                self._late = error
+            return
+        check_calls(self.profile, run)
+        if run.embedded is not self._embedded:  # the same tensor in every step of the pipelines there are
+            self._embedded = run.embedded
+            check_embedded(self.profile, run.guidance)
+        self._weigh(run, output)
+        if run.steps_done == 0:
+            check_shape(self.profile, tuple(output.shape[1:]))
+            for context, shape in self._returned.items():
+                check_output(self.profile, context, shape)
+
+    def _weigh(self, run: Run, output: Tensor) -> None:
+        weighed = self._guidance.weigh(output)
+        self._weighed = None if weighed is None else (run.step, weighed)
+        if self._fresh or output.device.type == "cpu":
+            self._check_weight()
+
+    def _check_weight(self) -> None:
+        """The guidance of the computed step before: on a device, at the next one, which takes longer than to ask."""
+        if self._weighed is not None:
+            (step, weighed), self._weighed = self._weighed, None
+            check_weight(self.profile, step, weighed.read())
+
+    def end_step(self, run: Run, x_next: Tensor) -> None:
+        if not self._predicts(run):
+            self._held += 1
+        last = run.step == run.T - 1
+        if last or not self._predicts(run):
+            self.stats.extra_bytes = max(self.stats.extra_bytes, self.history.nbytes + self._coefficients.nbytes)
+            self.stats.host_bytes = max(self.stats.host_bytes, self.history.host_nbytes)
+        if last:
+            self._finite.read(self.history)
+        self._player.stats.show(self.stats)
+
+    def end(self, run: Run) -> None:
+        """The decoder may need the room."""
+        self._player.release(self.profile, self.history)
+        self._weighed = None
+
+    def without(self, run: Run, error: ErtacacheError, *, by_need: bool) -> Controller:
+        if self._answered and not by_need:
+            raise error  # what the pipeline holds of this step is a placeholder
+        return self._player.computed(self.stats, error, by_need=by_need)
+
+    def _predict(self, run: Run, target: str, x: Tensor) -> Tensor:
+        return self._finished(run.step, target, self._terms(run, target)(self.history, x))
+
+    def _terms(self, run: Run, target: str) -> Terms:
+        return self._coefficients.terms(run.step, target, self.history.device)
+
+    def _finished(self, step: int, target: str, value: Tensor) -> Tensor:
+        """A prediction after its rectifier; NaN and infinity are refused at once or at the next computed step."""
+        value = self._coefficients.correct(step, target, value)
+        if not self._player.keep_nan:
+            self._finite.note(step, target, value)
+            if value.device.type == "cpu":
+                self._finite.read(self.history)
+        return value
