@@ -28,9 +28,9 @@ from ertacache.core.history import storage_bytes
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.evaluation.row_figures import header
-from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance, Site
 from ertacache.runtime.hooks import attached
+from ertacache.runtime.identity import identity_of
 from ertacache.runtime.player import Offload, Player, RunStats
 from ertacache.runtime.run import Controller
 
@@ -210,10 +210,7 @@ def profile(case: Case, pipe: RandomPipeline) -> Profile:
     pipe.scheduler.set_timesteps(SCHEDULE.T)
     sigmas = pipe.scheduler.sigmas.float().clone()
     facts = Provenance(
-        model_class=type(pipe.transformer).__name__,
-        model_config_hash=config_hash(pipe.transformer.config),
-        scheduler_class=type(pipe.scheduler).__name__,
-        scheduler_config_hash=config_hash(pipe.scheduler.config),
+        **identity_of(pipe),
         num_inference_steps=SCHEDULE.T,
         contexts=case.size.contexts,
         guidance_weight=None, embedded_guidance=None, call={},

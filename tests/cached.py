@@ -11,8 +11,8 @@ import torch
 
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
-from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance, Site
+from ertacache.runtime.identity import identity_of
 from pipelines import CALL, CFG_CALL, PROMPTS, generate
 
 SITES: tuple[Site, ...] = ("output", "guided", "hidden")
@@ -47,10 +47,7 @@ def provenance(pipe: Any, **changes: Any) -> Provenance:
     """What a calibration of this pipeline with CALL or CFG_CALL writes down."""
     embedded = bool(pipe.transformer.config.guidance_embeds)
     facts: dict[str, Any] = {
-        "model_class": type(pipe.transformer).__name__,
-        "model_config_hash": config_hash(dict(pipe.transformer.config)),
-        "scheduler_class": type(pipe.scheduler).__name__,
-        "scheduler_config_hash": config_hash(pipe.scheduler.config),
+        **identity_of(pipe),
         "num_inference_steps": T,
         "contexts": CONTEXTS[not embedded],
         "guidance_weight": None if embedded else CFG_CALL["true_cfg_scale"],

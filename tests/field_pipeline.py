@@ -10,9 +10,8 @@ from dummy_pipeline import DummyPipeline
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.pipelines.solvers import read_grid
-from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance, Site
-from ertacache.runtime.matching import model_of
+from ertacache.runtime.identity import identity_of
 
 T, MASK = 8, "#.#..#.#"
 CALL: dict[str, Any] = {"num_inference_steps": T}
@@ -75,10 +74,8 @@ def profile(pipe: Pipeline, site: Site = "output") -> Profile:
     """Residual reuse at a site, every second or third step predicted."""
     pipe.scheduler.set_timesteps(T)
     schedule, sigmas = Schedule.from_mask(MASK), read_grid(pipe.scheduler)
-    model_class, model_config_hash = model_of(pipe)
     facts = Provenance(
-        model_class=model_class, model_config_hash=model_config_hash,
-        scheduler_class=type(pipe.scheduler).__name__, scheduler_config_hash=config_hash(pipe.scheduler.config),
+        **identity_of(pipe),
         num_inference_steps=T, contexts=("call0",), guidance_weight=None, embedded_guidance=None, call=CALL,
         latent_shape=(2, 4), channel_axis=1, dtype="torch.float64", prompt_count=1, prompt_hash="0" * 16,
         holdout_count=1, seed=0, method={}, versions={}, heldout={},

@@ -12,6 +12,7 @@ from torch import Tensor
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.profile.profile import Profile, Provenance, Rectifier
+from hostile_identities import IDENTITIES
 from profile_maker import FACTS, make, parts_of, sealed
 
 Edit = Callable[[Tensor], Tensor]
@@ -188,6 +189,7 @@ INCONSISTENT: dict[str, Case] = {
         r"guidance weights \(7.0,\) and the 3 calls \['cond', 'uncond', 'skip'\]; write None",
         facts={"contexts": ("cond", "uncond", "skip")},
     ),
+    **{name: Case(message, facts=facts) for name, (message, facts) in IDENTITIES.items()},
     "guided as output": swapped("guided", "output"),
     "guided as hidden": swapped("guided", "hidden"),
     "output as guided": swapped("output", "guided"),

@@ -9,6 +9,7 @@ from ertacache.profile.profile import MAX_STEPS
 from hostile_grids import GRID, GRIDS
 from profile_maker import (
     FACTS,
+    HASHES,
     deep,
     edited,
     framed,
@@ -99,12 +100,12 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         r"__metadata__.ertacache: .*NaN is not a JSON number",
     ),
     "wrong version": (
-        lambda: with_document(version=4),
-        r"version: is 4 where this release reads 1 to 3; install a newer release: pip install --upgrade ertacache",
+        lambda: with_document(version=5),
+        r"version: is 5 where this release reads 1 to 4; install a newer release: pip install --upgrade ertacache",
     ),
     "no such version": (
         lambda: with_document(version=0),
-        r"version: is 0 where this release reads 1 to 3; copy it again",
+        r"version: is 0 where this release reads 1 to 4; copy it again",
     ),
     "version not whole": (lambda: with_document(version=True), r"version: is True where"),
     "version missing": (lambda: without("version"), r"version: is None where"),
@@ -147,7 +148,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "names twice": (lambda: with_document(sources=["cond", "cond"]), r"sources are \('cond', 'cond'\)"),
     "provenance not an object": (lambda: with_document(provenance=[]), r"provenance: is \[\], not an object"),
     "provenance key missing": (
-        lambda: with_document(provenance={key: FACTS[key] for key in FACTS if key != "seed"}),
+        lambda: with_document(provenance={key: value for key, value in {**FACTS, **HASHES}.items() if key != "seed"}),
         r"provenance: 'seed' is missing",
     ),
     "provenance key unknown": (lambda: with_facts(extra=1), r"provenance: 'extra' is unknown"),

@@ -17,18 +17,21 @@ from ertacache.profile.fingerprint import config_hash, prompt_hash
 from ertacache.profile.profile import Profile, Provenance, Rectifier
 
 # sha256 of make() as each version of the format wrote it; those of older ones are what their releases wrote.
-GOLDEN = "9fceb6f962be98682e8f489b93096854eea2f3c9a93ce675a621033eb1e60801"
+GOLDEN = "f889b833d8820441ead18f984ac60b553b9eba6488f41f7cca539daa2944d6fc"
 OLDER = {
     1: "1a566a23233720dbb7454a0ef404185b1a276035ae60e00652d8b93e5b347f07",
     2: "853bece2b7792a272bc1512f52ae960b9868857b30fe9e4c7e7358512c8f7088",
+    3: "9fceb6f962be98682e8f489b93096854eea2f3c9a93ce675a621033eb1e60801",
 }
 #: What a version added to the provenance.
-ADDED = {2: ("boundaries", "later_weights"), 3: ("measured",)}
+ADDED = {
+    2: ("boundaries", "later_weights"),
+    3: ("measured",),
+    4: ("model_config", "scheduler_config", "weights", "step_arguments", "calls", "step_weights"),
+}
 FACTS: dict[str, Any] = {
     "model_class": "FluxTransformer2DModel",
-    "model_config_hash": "0123456789abcdef",
     "scheduler_class": "FlowMatchEulerDiscreteScheduler",
-    "scheduler_config_hash": "fedcba9876543210",
     "num_inference_steps": 5,
     "contexts": ("cond", "uncond"),
     "guidance_weight": 7.0,
@@ -47,7 +50,15 @@ FACTS: dict[str, Any] = {
     "boundaries": (),
     "later_weights": (),
     "measured": {"speed_up": 1.5, "uncached_seconds": 3.0, "cached_seconds": 2.0},
+    "model_config": {"guidance_embeds": True, "axes_dims_rope": [4, 6, 6]},
+    "scheduler_config": {"shift": 3.0},
+    "weights": "00aa11bb22cc33dd:gD+AP8B/wH8=",
+    "step_arguments": {"eta": 0.0},
+    "calls": (),
+    "step_weights": (),
 }
+#: What files older than version 4 have in place of configurations.
+HASHES = {"model_config_hash": "0123456789abcdef", "scheduler_config_hash": "fedcba9876543210"}
 
 
 def rows(values: torch.Tensor, schedule: Schedule) -> torch.Tensor:
@@ -115,12 +126,18 @@ def sealed(header: dict[str, Any], blob: bytes) -> bytes:
 
 
 def older(version: int, activation: str | None = None, **changes: torch.Tensor) -> bytes:
-    """make() as versions 1 and 2 wrote it: a row for every step, and no checksum."""
+    """make() as older versions wrote it: with hashes; before 3 with a row for every step, and without checksum."""
     profile = make(activation=activation)
-    document = parts_of(profile.to_bytes())[1]
-    del document["checksum"]
+    data = profile.to_bytes()
+    document = parts_of(data)[1]
     for added in (name for since, names in ADDED.items() if since > version for name in names):
         del document["provenance"][added]
+    document["provenance"] |= HASHES
+    if version >= 3:
+        text = json.dumps({**document, "version": version, "checksum": BLANK}, sort_keys=True)
+        data = save_tensors(load_tensors(data), {"ertacache": text})
+        return data.replace(BLANK.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+    del document["checksum"]
     tensors = {name: getattr(profile, name) for name in ("base_sigmas", "sigmas")}
     tensors |= {f"predictor.{name}": getattr(profile.predictor, name) for name in "abd"}
     if profile.rectifier is not None:

@@ -15,7 +15,7 @@ from ertacache.core.predictor import LARGEST_COEFFICIENT, Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import ProfileInvalid
 from ertacache.profile.profile import Profile, Rectifier
-from profile_maker import OLDER, facts, framed, make, older, parts_of
+from profile_maker import ADDED, FACTS, HASHES, OLDER, facts, make, older, parts_of, sealed
 
 
 def flipped(data: bytes, bit: int) -> bytes:
@@ -83,7 +83,9 @@ def test_files_of_older_versions_are_read(tmp_path: Path, version: int, activati
     path.write_bytes(older(version, activation))
     loaded = Profile.load(path)
     same = make(activation=activation)
-    assert loaded.provenance == replace(same.provenance, measured={})
+    added = [name for since, names in ADDED.items() if since > version for name in names]
+    unknown = {name: type(FACTS[name])() for name in added}
+    assert loaded.provenance == replace(same.provenance, **unknown, **HASHES)
     for name in ("a", "d", "b"):
         assert torch.equal(getattr(loaded.predictor, name), getattr(same.predictor, name))
     if activation:
@@ -91,16 +93,19 @@ def test_files_of_older_versions_are_read(tmp_path: Path, version: int, activati
         assert torch.equal(loaded.rectifier.kappa, same.rectifier.kappa)
         assert torch.equal(loaded.rectifier.beta, same.rectifier.beta)
     assert loaded == replace(same, provenance=loaded.provenance)
-    assert parts_of(loaded.to_bytes())[1]["version"] == 3
+    assert parts_of(loaded.to_bytes())[1]["version"] == 4
+    assert Profile.from_bytes(loaded.to_bytes()) == loaded  # with its hashes
 
 
 def test_older_versions_know_no_later_keys() -> None:
-    for version, key in ((1, "boundaries"), (1, "later_weights"), (1, "measured"), (2, "measured")):
+    keys = [(version, key) for since, names in ADDED.items() for key in names for version in range(1, since)]
+    assert {(1, "boundaries"), (2, "measured"), (3, "weights")} <= set(keys) and len(keys) == 22
+    for version, key in keys:
         header, document, blob = parts_of(older(version))
-        document["provenance"][key] = [] if key != "measured" else {}
+        document["provenance"][key] = json.loads(json.dumps(FACTS[key]))
         header["__metadata__"]["ertacache"] = json.dumps(document)
         with pytest.raises(ProfileInvalid, match=f"provenance: '{key}' is unknown in version {version}"):
-            Profile.from_bytes(framed(json.dumps(header), blob))
+            Profile.from_bytes(sealed(header, blob))
 
 
 # -- rows --------------------------------------------------------------------------------------------------

@@ -157,8 +157,9 @@ def test_one_denoiser_and_two_are_different_models(pipe: Any) -> None:
         ertacache.enable(alone, profile(pipe, "output", MASK))
     with pytest.raises(ProfileMismatch, match="model class"):
         ertacache.enable(pipe, profile(alone, "output", MASK))
-    other = profile(pipe, "output", MASK, provenance=provenance(pipe, model_config_hash="0" * 16))
-    with pytest.raises(ProfileMismatch, match="model config"):
+    kept = provenance(pipe).model_config["denoisers"]
+    other = profile(pipe, "output", MASK, provenance=provenance(pipe, model_config={"denoisers": [kept[0], {}]}))
+    with pytest.raises(ProfileMismatch, match=r"model config: denoisers\[1\].attention_head_dim is 128 in the profile"):
         ertacache.enable(pipe, other)
 
 
@@ -182,7 +183,7 @@ def test_calibrate_save_load_apply(pipe: Any, tmp_path: Path) -> None:
     facts = found.provenance
     assert str(found.schedule) == "#..#.##..#"  # evenly spaced, and the step of the change
     assert facts.boundaries == (BOUNDARY,)
-    assert facts.weights == pytest.approx((W, W2), rel=1e-3)
+    assert facts.guidance_weights == pytest.approx((W, W2), rel=1e-3)
     assert found.predictor.needed_levels(8) == 2 and found.predictor.needed_levels(4) == 2
     loaded = Profile.load(found.save(tmp_path / "p.safetensors"))
     with seen(pipe) as ran, ertacache.apply(pipe, loaded):

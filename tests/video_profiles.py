@@ -15,9 +15,8 @@ from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.pipelines.models import blocks_of, denoisers_of
 from ertacache.pipelines.solvers import read_grid
-from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance, Site
-from ertacache.runtime.matching import model_of
+from ertacache.runtime.identity import identity_of
 from pipelines import PROMPTS, VIDEO_CALL, generate, wan
 
 T = VIDEO_CALL["num_inference_steps"]
@@ -48,14 +47,10 @@ def base_sigmas(pipe: Any) -> torch.Tensor:
 
 def provenance(pipe: Any, **changes: Any) -> Provenance:
     """What a calibration of this pipeline with VIDEO_CALL, or TWO_CALL, writes down."""
-    model_class, model_config_hash = model_of(pipe)
     contexts, latent_shape, channel_axis = LAYOUTS[type(denoisers_of(pipe)[0]).__name__]
     two = len(denoisers_of(pipe)) > 1
     facts: dict[str, Any] = {
-        "model_class": model_class,
-        "model_config_hash": model_config_hash,
-        "scheduler_class": type(pipe.scheduler).__name__,
-        "scheduler_config_hash": config_hash(pipe.scheduler.config),
+        **identity_of(pipe),
         "num_inference_steps": T,
         "contexts": contexts,
         "guidance_weight": VIDEO_CALL["guidance_scale"],

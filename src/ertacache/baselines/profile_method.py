@@ -18,7 +18,7 @@ from ertacache.pipelines.models import denoisers_of, family_of, unwrapped
 from ertacache.pipelines.solvers import check_free_grid
 from ertacache.profile.profile import Profile, Site
 from ertacache.runtime.hooks import attached
-from ertacache.runtime.matching import check_pipeline
+from ertacache.runtime.identity import check_pipeline
 from ertacache.runtime.player import Player
 from ertacache.runtime.run_stats import RunStats
 

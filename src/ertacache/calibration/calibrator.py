@@ -1,6 +1,5 @@
 """The stages of a calibration: record, choose a schedule, fit along the closed loop, verify. Each run is done once."""
 
-import hashlib
 import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
@@ -8,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ertacache.calibration.checkpoint import Cost, RunStore
 from ertacache.calibration.closed_loop import ClosedLoop
@@ -20,9 +19,10 @@ from ertacache.core.policy import Probe, nearest_threshold
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
 from ertacache.pipelines.inputs import Inputs, digest
-from ertacache.pipelines.models import boundary_of, denoisers_of, family_for, family_of, unwrapped
+from ertacache.pipelines.models import boundary_of, denoisers_of, family_for, family_of
+from ertacache.pipelines.weights import weights_hash
 from ertacache.profile.fingerprint import config_hash
-from ertacache.runtime.matching import model_of
+from ertacache.runtime.identity import identity_of
 from ertacache.runtime.run import Controller
 from ertacache.runtime.watch import now
 
@@ -36,8 +36,6 @@ _LARGEST_THRESHOLD = 4.0
 _SMALLEST_BRACKET = 0.05
 #: Between two passes, what is too little for the float32 tables of a profile to hold.
 _CONVERGED = 1e-8
-#: Entries of each weight that name a model.
-_SAMPLED = 64
 #: What an uncached run notes besides tensors.
 _FACTS = (
     "contexts", "branches", "boundaries", "weights", "step_weights", "calls", "step_arguments", "embedded", "dtype",
@@ -108,8 +106,7 @@ class Calibrator:
         return config_hash(
             {
                 "version": importlib.metadata.version("ertacache"),
-                "model": [*model_of(self.pipe), _weights_hash(self.pipe), boundary_of(self.pipe)],
-                "scheduler": [type(self.pipe.scheduler).__name__, config_hash(self.pipe.scheduler.config)],
+                "pipeline": [identity_of(self.pipe), weights_hash(self.pipe), boundary_of(self.pipe)],
                 "prompts": [self.prompts.texts, self.heldout.texts, self.seed, self.batch_size, self.passes],
                 "call": self.call,
                 "inputs": digest((*self.prompts.inputs, *self.heldout.inputs)),
@@ -254,18 +251,3 @@ class Calibrator:
             tried += nearest_threshold(count, K, low, tried[-1].threshold, probes=7)
         best = min(tried, key=lambda probe: (abs(probe.computed - K), -probe.computed, probe.threshold))
         return best.threshold, self.policy(replace(plan, threshold=best.threshold))
-
-
-def _weights_hash(pipe: Any) -> str:
-    """A name for the weights of all parts of a pipeline: a few entries of every tensor, exact on any machine."""
-    digest = hashlib.sha256()
-    for part, module in sorted(vars(pipe).items()):
-        tensors = unwrapped(module).state_dict() if isinstance(module, nn.Module) else {}
-        for name, tensor in tensors.items():
-            if not isinstance(tensor, Tensor):
-                continue  # what a module keeps beside its weights
-            digest.update(f"{part} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            if tensor.device.type != "meta":  # sequential offload keeps the entries elsewhere
-                entries = tensor.detach().reshape(-1)
-                digest.update(str(entries[:: 1 + len(entries) // _SAMPLED].float().tolist()).encode())
-    return digest.hexdigest()

@@ -16,10 +16,11 @@ from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.inputs import input_names
-from ertacache.profile.fingerprint import config_hash, prompt_hash
+from ertacache.pipelines.weights import fingerprint_of
+from ertacache.profile.fingerprint import prompt_hash
 from ertacache.profile.profile import Activation, Profile, Site
 from ertacache.profile.provenance import Provenance
-from ertacache.runtime.matching import model_of
+from ertacache.runtime.identity import identity_of
 
 
 @dataclass(frozen=True)
@@ -158,16 +159,12 @@ def _predictor(method: Method, schedule: Schedule, reference: Reference, solved:
 
 def _provenance(calibrator: Calibrator, method: Method, change: float, heldout: dict[str, Any]) -> Provenance:
     reference = calibrator.reference
-    scheduler = calibrator.pipe.scheduler
-    model_class, model_config_hash = model_of(calibrator.pipe)
     choices = {**asdict(method), "schedule": str(method.schedule), "last_pass_change": change}
     if calibrator.prompts.inputs:
         choices["inputs"] = list(input_names(calibrator.prompts.inputs))
     return Provenance(
-        model_class=model_class,
-        model_config_hash=model_config_hash,
-        scheduler_class=type(scheduler).__name__,
-        scheduler_config_hash=config_hash(scheduler.config),
+        **identity_of(calibrator.pipe),
+        weights=fingerprint_of(calibrator.pipe),
         num_inference_steps=calibrator.T,
         contexts=reference.contexts,
         step_arguments=reference.step_arguments,

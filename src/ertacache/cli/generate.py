@@ -60,7 +60,7 @@ class Drawing:
         from ertacache.evaluation.sample_files import FPS, check_kind, makes_clips, trained_fps
         from ertacache.pipelines import bundled
         from ertacache.pipelines.loading import call_arguments
-        from ertacache.runtime.matching import check_pipeline
+        from ertacache.runtime.identity import check_pipeline
 
         loaded = self._checked(prompts, placement)
         pipe, arguments = load(self.model, placement), call_arguments(self.model, call)

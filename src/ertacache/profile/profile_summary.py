@@ -76,7 +76,7 @@ def summary_rows(profile: Content) -> list[tuple[str, str]]:
         ("method", f"{_basis(profile)} at site {profile.site}{_history(profile)}".strip()),
     ]
     if facts.guidance_weight is not None or facts.embedded_guidance is not None:
-        weights = [f"{weight:g}" for weight in (*facts.weights, facts.embedded_guidance) if weight is not None]
+        weights = [f"{weight:g}" for weight in (*facts.guidance_weights, facts.embedded_guidance) if weight is not None]
         rows.append(("guidance", ", ".join(weights)))
     if profile.rectifier is not None or method.get("rectifier"):
         kind = method.get("rectifier") or "given"

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from ertacache.errors import InvalidArgument
 from ertacache.profile.profile_file import is_list, is_object
+from ertacache.profile.weights import Fingerprint
 
 _MAX_DEPTH = 16  # far below the recursion limit, which a hostile file could reach
 _MAX_WHOLE = 2**63  # what every JSON reader can hold
@@ -21,6 +22,7 @@ class Provenance:
     saved and loaded is equal to the original. `contexts` and `latent_shape` are kept as tuples.
 
     Args:
+        model_class: of the denoiser; of several, separated by ", ".
         num_inference_steps: the argument of the pipeline call.
         contexts: names of the denoiser calls of one step.
         guidance_weight: w of two-branch guidance u + w (c − u), or None where there is none.
@@ -34,6 +36,16 @@ class Provenance:
         later_weights: the guidance weight of each denoiser but the first, as long as `boundaries`.
         measured: seconds of the denoising loop per prompt, cached and uncached, their ratio, and what the calibration
             cost in uncached runs of one prompt and in seconds; empty in older files.
+        model_config_hash, scheduler_config_hash: of the whole configurations, in files older than version 4; empty in
+            newer ones, which have `model_config` and `scheduler_config`.
+        model_config: what the denoiser's configuration has set otherwise than its class; of several denoisers
+            {"denoisers": [one for each]}.
+        scheduler_config: likewise of the scheduler.
+        weights: a `Fingerprint` of the denoiser's weights as text; empty where unknown.
+        step_arguments: the numbers that the pipeline gives `scheduler.step`, such as {"eta": 0.0}.
+        calls: [step, {call name: branches in its batch}] at step 0 and wherever the set of calls changes; empty
+            where unknown.
+        step_weights: the guidance weight of each step, None where there is none; empty where unknown.
 
     Raises:
         InvalidArgument: a value of another type, one that JSON cannot hold, a number that is not finite (write an
@@ -41,9 +53,7 @@ class Provenance:
     """
 
     model_class: str
-    model_config_hash: str
     scheduler_class: str
-    scheduler_config_hash: str
     num_inference_steps: int
     contexts: tuple[str, ...]
     guidance_weight: float | None
@@ -62,6 +72,14 @@ class Provenance:
     boundaries: tuple[int, ...] = ()
     later_weights: tuple[float | None, ...] = ()
     measured: dict[str, Any] = field(default_factory=dict[str, Any])
+    model_config_hash: str = ""
+    scheduler_config_hash: str = ""
+    model_config: dict[str, Any] = field(default_factory=dict[str, Any])
+    scheduler_config: dict[str, Any] = field(default_factory=dict[str, Any])
+    weights: str = ""
+    step_arguments: dict[str, float] = field(default_factory=dict[str, float])
+    calls: tuple[tuple[int, dict[str, int]], ...] = ()
+    step_weights: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
         for fact in fields(self):
@@ -72,17 +90,19 @@ class Provenance:
                 raise InvalidArgument(f"{key} is {short(value)}; it must be {wanted}")
             object.__setattr__(self, fact.name, tuple(value) if is_list(value) else value)
         for name in ("guidance_weight", "embedded_guidance"):
-            if (weight := getattr(self, name)) is not None:
-                object.__setattr__(self, name, float(weight))
-        weights = tuple(weight if weight is None else float(weight) for weight in self.later_weights)
-        object.__setattr__(self, "later_weights", weights)
-        if len(weights) != len(self.boundaries):
+            object.__setattr__(self, name, _float(getattr(self, name)))
+        for name in ("later_weights", "step_weights"):
+            object.__setattr__(self, name, tuple(map(_float, getattr(self, name))))
+        if len(self.later_weights) != len(self.boundaries):
             raise InvalidArgument(
-                f"provenance.later_weights has {len(weights)} entries and provenance.boundaries "
+                f"provenance.later_weights has {len(self.later_weights)} entries and provenance.boundaries "
                 f"{len(self.boundaries)}; give one weight, or None, for each denoiser that takes over"
             )
+        object.__setattr__(self, "calls", tuple((step, calls) for step, calls in self.calls))
         self._check_counts()
         self._check_calls()
+        self._check_changes()
+        self._check_identity()
 
     def _check_counts(self) -> None:
         for name, least in (("num_inference_steps", 1), ("prompt_count", 0), ("holdout_count", 0)):
@@ -101,20 +121,68 @@ class Provenance:
         if not self.contexts or len(set(self.contexts)) < len(self.contexts) or "" in self.contexts:
             raise InvalidArgument(f"provenance.contexts is {short(list(self.contexts))}; name each call of a step once")
         # u + w (c - u) has two branches: those of two calls, or of one call with both in its batch.
-        if len(self.contexts) > 2 and any(weight is not None for weight in self.weights):
+        if len(self.contexts) > 2 and any(weight is not None for weight in self.guidance_weights):
             raise InvalidArgument(
-                f"provenance has the guidance weights {short(self.weights)} and the {len(self.contexts)} calls "
-                f"{short(list(self.contexts))}; write None where a step makes other than one or two calls"
+                f"provenance has the guidance weights {short(self.guidance_weights)} and the {len(self.contexts)} "
+                f"calls {short(list(self.contexts))}; write None where a step makes other than one or two calls"
             )
 
+    def _check_changes(self) -> None:
+        """What may differ from step to step: the calls, and the guidance weight."""
+        steps = self.num_inference_steps
+        if self.step_weights and len(self.step_weights) != steps:
+            raise InvalidArgument(
+                f"provenance.step_weights has {len(self.step_weights)} entries where provenance.num_inference_steps is "
+                f"{steps}; give one weight, or None, for each step, or none at all"
+            )
+        starts = [step for step, _ in self.calls]
+        if starts and (starts[0] != 0 or sorted(set(starts)) != starts or starts[-1] >= steps):
+            raise InvalidArgument(
+                f"provenance.calls names the steps {short(starts)} of {steps}; start at step 0 and go on to later ones"
+            )
+        for step, calls in self.calls:
+            if not calls or "" in calls or min(calls.values()) < 1:
+                raise InvalidArgument(
+                    f"provenance.calls has {short(calls)} at step {step}; name each call with the branches in its "
+                    "batch, 1 or more"
+                )
+        if self.calls and self.calls[0][1].keys() != set(self.contexts):
+            raise InvalidArgument(
+                f"provenance.calls has {short(sorted(self.calls[0][1]))} at step 0 where provenance.contexts is "
+                f"{short(list(self.contexts))}; name the same calls in both"
+            )
+
+    def _check_identity(self) -> None:
+        for name in ("model_config", "scheduler_config"):
+            if getattr(self, name) and (kept := getattr(self, f"{name}_hash")):
+                raise InvalidArgument(
+                    f"provenance.{name}_hash is {short(kept)} beside provenance.{name}; keep the one without the hash"
+                )
+        denoisers: object = self.model_config.get("denoisers")
+        count = self.model_class.count(", ") + 1
+        several = is_list(denoisers) and len(denoisers) == count > 1 and all(map(is_object, denoisers))
+        if ("denoisers" in self.model_config or (count > 1 and not self.model_config_hash)) and not (
+            several and len(self.model_config) == 1
+        ):
+            raise InvalidArgument(
+                f"provenance.model_config is {short(self.model_config)} where provenance.model_class is "
+                f"{short(self.model_class)}; give one denoiser's keys, or of several {{'denoisers': [...]}} with one "
+                "dict for each class"
+            )
+        if self.weights:
+            Fingerprint.parse(self.weights, "provenance.weights")
+
     @property
-    def weights(self) -> tuple[float | None, ...]:
+    def guidance_weights(self) -> tuple[float | None, ...]:
         """The guidance weight of each denoiser."""
         return (self.guidance_weight, *self.later_weights)
 
 
 #: The version of the file format that a field came with, where that was not the first.
-_SINCE = {"boundaries": 2, "later_weights": 2, "measured": 3}
+_SINCE = {
+    "boundaries": 2, "later_weights": 2, "measured": 3, "model_config": 4, "scheduler_config": 4, "weights": 4,
+    "step_arguments": 4, "calls": 4, "step_weights": 4,
+}  # fmt: skip
 
 
 def names_in(version: int) -> set[str]:
@@ -156,8 +224,18 @@ def _plain_table(table: Mapping[object, object], key: str, depth: int) -> dict[s
     return plain
 
 
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
 def _texts(values: Sequence[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
+
+
+def _is_change(entry: object) -> bool:
+    if not is_list(entry) or len(entry) != 2 or type(entry[0]) is not int or not is_object(entry[1]):
+        return False
+    return all(type(branches) is int for branches in entry[1].values())
 
 
 # What a field may hold once it is plain, by its annotation: the words for it, and the check.
@@ -174,7 +252,15 @@ _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
         "a list of numbers or None",
         lambda value: is_list(value) and all(n is None or type(n) in (int, float) for n in value),
     ),
+    tuple[tuple[int, dict[str, int]], ...]: (
+        "a list of [step, {call name: branches}]",
+        lambda value: is_list(value) and all(map(_is_change, value)),
+    ),
     dict[str, Any]: ("a dict", is_object),
+    dict[str, float]: (
+        "a dict of numbers",
+        lambda value: is_object(value) and all(isinstance(number, int | float) for number in value.values()),
+    ),
     dict[str, str]: (
         "a dict of texts",
         lambda value: is_object(value) and _texts(list(value.values())),

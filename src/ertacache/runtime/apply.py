@@ -10,7 +10,7 @@ from ertacache.core.offload import Offload
 from ertacache.errors import InvalidArgument
 from ertacache.profile.profile import Profile
 from ertacache.runtime.hooks import Attachment, attachment_of
-from ertacache.runtime.matching import check_pipeline
+from ertacache.runtime.identity import check_pipeline, warn_of_weights
 from ertacache.runtime.player import OnMismatch, Player
 from ertacache.runtime.run_stats import RunStats
 
@@ -63,6 +63,7 @@ def _attach(
     if not isinstance(profile, Profile):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgument(f"profile is a {type(profile).__name__}; pass a Profile, or the path or Hub id of one")
     check_pipeline(profile, pipe)
+    warn_of_weights(profile, pipe)
     player = Player(profile, RunStats(), offload_history, retarget=retarget, on_mismatch=on_mismatch)
     return Attachment(pipe, player, hidden=profile.site == "hidden"), player.stats
 

@@ -1,4 +1,4 @@
-"""Whether a profile belongs to a pipeline and to a call; every check names the field, both values and the remedy."""
+"""Whether a profile belongs to a call; every check names the field, both values and the remedy."""
 
 from typing import Any
 
@@ -6,9 +6,7 @@ from torch import Tensor
 
 from ertacache.errors import ProfileMismatch
 from ertacache.pipelines.branches import branch_count
-from ertacache.pipelines.models import denoisers_of, unwrapped
 from ertacache.pipelines.solvers import numbers_in
-from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile
 from ertacache.runtime.run import Run
 
@@ -17,26 +15,6 @@ from ertacache.runtime.run import Run
 GRID_TOLERANCE = 0.02
 #: Relative difference in guidance weight above which coefficients no longer belong.
 GUIDANCE_TOLERANCE = 0.01
-
-
-def check_pipeline(profile: Profile, pipe: Any) -> None:
-    """Model and scheduler, class and configuration.
-
-    Raises:
-        ProfileMismatch: at the first that differs.
-    """
-    facts = profile.provenance
-    model_class, model_config_hash = model_of(pipe)
-    _same("model class", facts.model_class, model_class, "load the model it was calibrated on")
-    _same("model config", facts.model_config_hash, model_config_hash, "calibrate on this model")
-    scheduler = pipe.scheduler
-    _same("scheduler class", facts.scheduler_class, type(scheduler).__name__, "set pipe.scheduler to that class")
-    _same(
-        "scheduler config",
-        facts.scheduler_config_hash,
-        config_hash(scheduler.config),
-        "calibrate with this scheduler",
-    )
 
 
 def check_grid(profile: Profile, run: Run) -> None:
@@ -179,7 +157,7 @@ def check_weight(profile: Profile, step: int, weight: float | None) -> None:
         _same_guidance("guidance weight", facts.step_weights[step], weight, f"at step {step} ")
     elif step == 0 or step in facts.boundaries:  # an older profile knows no more
         serving = sum(boundary <= step for boundary in facts.boundaries)
-        _same_guidance("guidance weight", facts.weights[serving], weight)
+        _same_guidance("guidance weight", facts.guidance_weights[serving], weight)
 
 
 def check_embedded(profile: Profile, weight: float | None) -> None:
@@ -241,14 +219,6 @@ def _same_guidance(field: str, expected: float | None, found: float | None, wher
             f"{field}: {where}the profile was calibrated at {expected:.4g}, this call runs at {found:.4g}; use that "
             "guidance or calibrate at this one"
         )
-
-
-def model_of(pipe: Any) -> tuple[str, str]:
-    """Class name and hash of the configuration of a pipeline's denoiser; of both where it has two."""
-    denoisers = [unwrapped(denoiser) for denoiser in denoisers_of(pipe)]
-    configs = [dict(getattr(denoiser, "config", {})) for denoiser in denoisers]
-    names = ", ".join(type(denoiser).__name__ for denoiser in denoisers)
-    return names, config_hash(configs[0] if len(configs) == 1 else {"denoisers": configs})
 
 
 def _same(field: str, expected: Any, found: Any, remedy: str) -> None:

@@ -1,0 +1,93 @@
+"""Names for the weights of a pipeline, from a few entries of every tensor and one transfer from each device."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ertacache.pipelines.models import denoisers_of, unwrapped
+from ertacache.profile.fingerprint import text_hash
+from ertacache.profile.weights import ENTRIES, Fingerprint
+
+#: Entries of each tensor that name the weights of a whole pipeline.
+_SAMPLED = 64
+#: What `fuse_qkv_projections` makes of weights that are there already.
+_FUSED = {"to_qkv", "to_kv", "to_added_qkv"}
+#: What holds one number of a weight in each of its elements; anything narrower is packed or rounded on purpose.
+_WHOLE = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def fingerprint_of(pipe: Any) -> str:
+    """The fingerprint of the weights of a pipeline's denoisers; empty where none of them can be read.
+
+    The same for one checkpoint in float32, bfloat16 and float16, with fused projections, compiled, and offloaded. What
+    is quantised, sharded or on a disk is left out.
+    """
+    weights = dict(sorted(item for n, part in enumerate(denoisers_of(pipe)) for item in _weights(part, f"{n}.")))
+    sampled = _sampled([one if one is not None and one.dtype in _WHOLE else None for one in weights.values()], ENTRIES)
+    if all(values is None for values in sampled):
+        return ""
+    unknown = torch.full((ENTRIES,), torch.nan)
+    entries = torch.stack([unknown if values is None else values for values in sampled]).bfloat16()
+    return str(Fingerprint(text_hash(list(weights)), entries))
+
+
+def weights_hash(pipe: Any) -> str:
+    """A name for the weights of all parts of a pipeline: a few entries of every tensor, exact on any machine."""
+    parts = sorted((name, part) for name, part in vars(pipe).items() if isinstance(part, nn.Module))
+    named = [item for name, part in parts for item in _weights(part, f"{name}.")]
+    digest = hashlib.sha256()
+    for (name, tensor), values in zip(named, _sampled([one for _, one in named], _SAMPLED), strict=True):
+        kind = "" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+        digest.update(f"{name} {kind} {None if values is None else values.tolist()}".encode())
+    return digest.hexdigest()
+
+
+def _weights(model: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor | None]]:
+    """Every weight by its name, in the order of the model; None for one whose numbers are not to be had."""
+    for place, module in unwrapped(model).named_modules():
+        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        computed = vars(module)["_non_persistent_buffers_set"]
+        own |= {name: one for name, one in module.named_buffers(recurse=False) if name not in computed}
+        for name, weight in own.items():
+            path = [part for part in (*place.split("."), name) if part and part != "_orig_mod"]
+            if _FUSED.isdisjoint(path):
+                yield prefix + ".".join(path), _readable(_held(module, name) if weight.is_meta else weight)
+
+
+def _held(module: nn.Module, name: str) -> Tensor | None:
+    """Where accelerate's sequential offload keeps a weight in the host's memory: the map of the module's hook."""
+    outer = getattr(module, "_hf_hook", None)
+    for hook in getattr(outer, "hooks", (outer,)):
+        kept = getattr(hook, "weights_map", None)
+        if isinstance(getattr(kept, "dataset", kept), dict):  # and not an index of files, which would be read whole
+            return kept.get(name)
+    return None
+
+
+def _readable(weight: Tensor | None) -> Tensor | None:
+    """The weight as a plain tensor; None for a packed or sharded one, which is a class of its own."""
+    if weight is None:
+        return None
+    plain = weight.detach()
+    return plain if type(plain) is Tensor and not plain.is_meta and plain.numel() else None
+
+
+def _sampled(weights: Sequence[Tensor | None], count: int) -> list[Tensor | None]:
+    """`count` entries of each tensor as float32 on the CPU, spaced evenly; one transfer from each device."""
+    at = defaultdict[torch.device, list[int]](list)
+    for n, weight in enumerate(weights):
+        if weight is not None:
+            at[weight.device].append(n)
+    found: list[Tensor | None] = [None] * len(weights)
+    for device, indices in at.items():
+        steps = torch.arange(1, count + 1, device=device)
+        taken = [weight for n in indices if (weight := weights[n]) is not None]
+        bytewise = [weight.view(torch.uint8) if weight.itemsize == 1 else weight for weight in taken]  # float8 as well
+        rows = torch.stack([weight.take(steps * weight.numel() // (count + 1)).float() for weight in bytewise])
+        for n, row in zip(indices, rows.cpu(), strict=True):
+            found[n] = row
+    return found
