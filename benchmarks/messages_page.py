@@ -35,7 +35,8 @@ except ertacache.ErtacacheError as error:
 | `time grid: at step` | another size on FLUX or Qwen-Image, whose grid follows it, or `sigmas=` |
 | `embedded guidance:`, `guidance weight:` | another `guidance_scale` than in calibration |
 | `call names:` | guidance switched on or off: `true_cfg_scale` without a `negative_prompt`, `guidance_scale` 1 |
-| `model config:` | a quantised, pruned or other model than the calibrated one |
+| `model config:` | a pruned or other model than the calibrated one |
+| `these are other weights of` | a fine-tune, a LoRA or an IP-Adapter: a warning, since the profile may do |
 | `scheduler class:`, `scheduler config:` | a scheduler that was swapped or set up anew after calibration |
 | `a profile is already applied` | `enable` twice, or `apply` inside of `apply` |
 | `another cache is enabled` | `enable_cache` or cache-dit on the same denoiser |

@@ -48,6 +48,7 @@ def test_the_whole_summary() -> None:
             "model: FluxTransformer2DModel with FlowMatchEulerDiscreteScheduler, calls cond, uncond\n"
             "method: fitted at site guided, from the last 2 computed steps of both branches\n"
             "guidance: 7, 3.5\n"
+            "solver: eta 0\n"
             "time grid: adjusted, strength 0.1\n"
             "quality: PSNR 47.8 ± 1.2 dB, SSIM 0.9921 ± 0.0010 on 8 held-out prompts (± standard error)\n"
             "fewer steps: PSNR 38.8 ± 1.2 dB, SSIM 0.9700 ± 0.0040 at 3 steps, the same cost without a profile\n"
@@ -56,6 +57,19 @@ def test_the_whole_summary() -> None:
             "calibration: cost 37.5 uncached runs of one prompt, 233 s"
         )
     )
+
+
+def test_what_changes_from_step_to_step() -> None:
+    calls = [[0, {"uncond": 1, "cond": 2}], [3, {"cond\x1b": 1}]]
+    here = measured(calls=calls, step_weights=[7, 7, 1.5, None, None], step_arguments={"eta": 0.25, "churn\n": 2})
+    text = here.summary()
+    assert "\ncalls: cond × 2, uncond from step 0; cond\\x1b from step 3\n" in text
+    assert "\nguidance by step: 1.5 to 7\nsolver: churn\\n 2, eta 0.25\n" in text
+    found = json.loads(json.dumps(summary_facts(here)))
+    assert (found["calls"], found["step_weights"]) == (calls, [7, 7, 1.5, None, None])
+    assert found["settings"]["scheduler"] == {"shift": 3.0} and found["step_arguments"]["eta"] == 0.25
+    same = measured(calls=[[0, {"cond": 1, "uncond": 1}]], step_weights=[7] * 5, step_arguments={})
+    assert not any(f"\n{label}: " in same.summary() for label in ("calls", "guidance by step", "solver"))
 
 
 def test_one_line() -> None:

@@ -14,6 +14,10 @@ class Opaque:
     pass
 
 
+class Width(int):
+    pass
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -38,12 +42,19 @@ def test_provenance_refuses_what_json_cannot_hold(changes: dict[str, Any], messa
 
 
 def test_provenance_is_kept_as_json_gives_it_back() -> None:
-    class Width(int):
-        pass
-
     kept = facts(contexts=["cond", "uncond"], call={"sizes": (Width(1), (2.5, None))}, guidance_weight=4)
     assert kept.contexts == ("cond", "uncond")
     assert kept.call == {"sizes": [1, [2.5, None]]} and type(kept.call["sizes"][0]) is int
     assert type(kept.guidance_weight) is float
     assert Profile.from_bytes(make(provenance=kept).to_bytes()).provenance == kept
     assert facts(guidance_weight=None).guidance_weight is None
+
+
+def test_what_is_kept_of_each_step_comes_back() -> None:
+    calls = ([0, {"uncond": 1, "cond": Width(2)}], (3, {"cond": 1}))
+    kept = facts(calls=calls, step_weights=[7, 7.5, None, 1, 1], step_arguments={"eta": 0, "s_noise": 1.5})
+    assert kept.calls == ((0, {"cond": 2, "uncond": 1}), (3, {"cond": 1})) and type(kept.calls[0]) is tuple
+    assert kept.step_weights == (7.0, 7.5, None, 1.0, 1.0) and type(kept.step_weights[0]) is float
+    assert Profile.from_bytes(make(provenance=kept).to_bytes()).provenance == kept
+    two = facts(model_class="A, B", model_config={"denoisers": [{}, {"x": 1}]})
+    assert Profile.from_bytes(make(provenance=two).to_bytes()).provenance == two

@@ -45,6 +45,10 @@ def summary_facts(profile: Content) -> dict[str, Any]:
         "heldout": facts.heldout,
         "measured": facts.measured,
         "versions": facts.versions,
+        "settings": {"model": facts.model_config, "scheduler": facts.scheduler_config},
+        "step_arguments": facts.step_arguments,
+        "calls": [list(change) for change in facts.calls],
+        "step_weights": list(facts.step_weights),
     }
 
 
@@ -78,6 +82,7 @@ def summary_rows(profile: Content) -> list[tuple[str, str]]:
     if facts.guidance_weight is not None or facts.embedded_guidance is not None:
         weights = [f"{weight:g}" for weight in (*facts.guidance_weights, facts.embedded_guidance) if weight is not None]
         rows.append(("guidance", ", ".join(weights)))
+    rows += _changes(facts)
     if profile.rectifier is not None or method.get("rectifier"):
         kind = method.get("rectifier") or "given"
         activation = profile.rectifier.activation if profile.rectifier is not None else "linear"
@@ -88,6 +93,25 @@ def summary_rows(profile: Content) -> list[tuple[str, str]]:
     if (threshold := _number(method, "threshold")) is not None:
         rows.append(("threshold", f"{threshold:g}"))
     return rows + _quality(facts) + _cost(facts)
+
+
+def _changes(facts: Provenance) -> list[tuple[str, str]]:
+    """Calls that are not the same in every step, or have several branches in their batch; what the solver is given."""
+    rows: list[tuple[str, str]] = []
+    if len(facts.calls) > 1 or any(branches > 1 for _, calls in facts.calls for branches in calls.values()):
+        made = [
+            ", ".join(printable(name) + f" × {calls[name]}" * (calls[name] > 1) for name in sorted(calls))
+            + f" from step {step}"
+            for step, calls in facts.calls
+        ]
+        rows.append(("calls", "; ".join(made)))
+    known = [weight for weight in facts.step_weights if weight is not None]
+    if known and min(known) < max(known):
+        rows.append(("guidance by step", f"{min(known):g} to {max(known):g}"))
+    if facts.step_arguments:
+        given = (f"{printable(name)} {number:g}" for name, number in sorted(facts.step_arguments.items()))
+        rows.append(("solver", ", ".join(given)))
+    return rows
 
 
 def _basis(profile: Content) -> str:
