@@ -1,4 +1,4 @@
-"""Names for the weights of a pipeline, from a few entries of every tensor and one transfer from each device."""
+"""Names for the weights of a pipeline, from a few entries of every tensor: the whole of none is read."""
 
 import hashlib
 from collections import defaultdict
@@ -63,7 +63,9 @@ def _held(module: nn.Module, name: str) -> Tensor | None:
     outer = getattr(module, "_hf_hook", None)
     for hook in getattr(outer, "hooks", (outer,)):
         kept = getattr(hook, "weights_map", None)
-        if isinstance(getattr(kept, "dataset", kept), dict):  # and not an index of files, which would be read whole
+        if kept is not None and isinstance(
+            getattr(kept, "dataset", kept), dict
+        ):  # and not an index of files, which would be read whole
             return kept.get(name)
     return None
 
@@ -77,17 +79,17 @@ def _readable(weight: Tensor | None) -> Tensor | None:
 
 
 def _sampled(weights: Sequence[Tensor | None], count: int) -> list[Tensor | None]:
-    """`count` entries of each tensor as float32 on the CPU, spaced evenly; one transfer from each device."""
-    at = defaultdict[torch.device, list[int]](list)
+    """`count` entries of each tensor as float32 on the CPU, spaced evenly; one transfer for each device and dtype."""
+    groups = defaultdict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]](list)
     for n, weight in enumerate(weights):
-        if weight is not None:
-            at[weight.device].append(n)
+        if weight is not None:  # float8 can only be read as bytes
+            numbers = weight.view(torch.uint8) if weight.itemsize == 1 else weight
+            groups[numbers.device, numbers.dtype].append((n, numbers))
     found: list[Tensor | None] = [None] * len(weights)
-    for device, indices in at.items():
+    for (device, _), group in groups.items():
         steps = torch.arange(1, count + 1, device=device)
-        taken = [weight for n in indices if (weight := weights[n]) is not None]
-        bytewise = [weight.view(torch.uint8) if weight.itemsize == 1 else weight for weight in taken]  # float8 as well
-        rows = torch.stack([weight.take(steps * weight.numel() // (count + 1)).float() for weight in bytewise])
-        for n, row in zip(indices, rows.cpu(), strict=True):
+        places = {size: steps * size // (count + 1) for size in {numbers.numel() for _, numbers in group}}
+        rows = torch.stack([numbers.take(places[numbers.numel()]) for _, numbers in group]).float().cpu()
+        for (n, _), row in zip(group, rows, strict=True):
             found[n] = row
     return found
