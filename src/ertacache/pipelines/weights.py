@@ -63,9 +63,8 @@ def _held(module: nn.Module, name: str) -> Tensor | None:
     outer = getattr(module, "_hf_hook", None)
     for hook in getattr(outer, "hooks", (outer,)):
         kept = getattr(hook, "weights_map", None)
-        if kept is not None and isinstance(
-            getattr(kept, "dataset", kept), dict
-        ):  # and not an index of files, which would be read whole
+        # A map of files would read the whole weight.
+        if kept is not None and isinstance(getattr(kept, "dataset", kept), dict):
             return kept.get(name)
     return None
 
