@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := PASSIVE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: install demo test test-slow test-all test-floors lint docs reports dist test-dist
-.PHONY: bench ablation ablation-video compare compare-video clean
+.PHONY: bench gpu ablation ablation-video compare compare-video clean
 
 install: .venv/.ok
 
@@ -60,6 +60,10 @@ test-dist: dist
 # Denoising speed-up at half the steps, and the price of a predicted step; rewrites benchmarks/results/speed.json.
 bench: .venv/.ok
 	$(BIN)/python benchmarks/speed.py
+
+# Full-size models with random weights, on a machine with CUDA and an environment that has its torch: docs/gpu.md.
+gpu:
+	$(PYTHON) benchmarks/gpu.py --minutes 8
 
 # The ablation table; about 25 minutes on two cores. Rewrites benchmarks/results/ablation.
 ablation: .venv/.ok

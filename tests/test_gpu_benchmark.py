@@ -1,0 +1,267 @@
+"""benchmarks/gpu.py on the CPU at tiny sizes: everything but what a GPU alone can say."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpu_scripts import build, clock, gpu, measure, models, run, variants
+
+CPU = torch.device("cpu")
+PLAN = {
+    "model", "variant", "layers", "plan", "T", "K", "cost", "calls", "repetitions", "seconds", "step_seconds",
+    "peak_bytes",
+}  # fmt: skip
+CACHED = PLAN | {
+    "ratio", "share_of_ideal", "predicted_seconds", "predicted_share", "held_bytes", "more_bytes", "bound_bytes",
+}  # fmt: skip
+PEER = CACHED - {"calls", "step_seconds", "predicted_seconds", "predicted_share", "held_bytes", "bound_bytes"}
+CALIBRATION = {"model", "variant", "layers", "plan", "T", "K", "prompts", "seconds", "uncached_runs", "derived"}
+
+
+def machine(**changes: Any) -> Any:
+    return run.Machine(CPU, **{"free": lambda: 2**40, "host": lambda: 2**40, **changes})
+
+
+def tiny(model: Any) -> Any:
+    return build.build(model, model.tiny, CPU, 2**40, 0)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], str]]:
+    """The whole benchmark, once: its JSON and its table."""
+    out = tmp_path_factory.mktemp("gpu") / "gpu.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "REPETITIONS", 1)
+        assert gpu.main(["--tiny", "--device", "cpu", "--seed", "3", "--out", str(out)], machine()) == 0
+    assert sorted(path.name for path in out.parent.iterdir()) == ["gpu.json", "gpu.md"]
+    yield json.loads(out.read_text()), out.with_suffix(".md").read_text()
+
+
+def rows(result: Any, variant: str, plan: str = "") -> list[dict[str, Any]]:
+    return [row for row in result[0]["rows"] if row["variant"] == variant and row["plan"].startswith(plan)]
+
+
+def test_the_header_names_machine_seed_and_goals(result: Any) -> None:
+    header = result[0]["header"]
+    assert set(header) == {"date", "seed", "minutes", "tiny", "machine", "note", "goals"}
+    assert (header["seed"], header["minutes"], header["tiny"]) == (3, 8.0, True)
+    assert {"device", "torch", "diffusers", "transformers", "accelerate"} <= set(header["machine"])
+    assert header["machine"]["device"] == "CPU" and header["machine"]["torch"] == torch.__version__
+    assert header["goals"] == {"share_of_ideal": 0.98, "predicted_share": 0.01}
+    assert "No figure here says anything about a real model or a GPU" in header["note"]
+
+
+def test_every_entry_is_there_once_and_says_what_became_of_it(result: Any) -> None:
+    entries = {(entry["model"], entry["variant"]): (entry["status"], entry["reason"]) for entry in result[0]["entries"]}
+    assert len(entries) == len(result[0]["entries"]) == 3 * 7
+    for (_, variant), (status, reason) in entries.items():
+        needs = variant in ("CUDA graphs", "model offload")
+        assert (status, reason) == (("skipped", "needs CUDA") if needs else ("measured", ""))
+
+
+@pytest.mark.parametrize("variant", ["eager", "compiled", "group offload"])
+def test_plans_call_the_denoiser_as_often_as_their_schedule_says(result: Any, variant: str) -> None:
+    found = rows(result, variant)
+    branches = {"FLUX.1-dev": 1, "Wan2.1-T2V-1.3B": 2, "CogVideoX-2B": 1}
+    assert Counter(row["model"] for row in found) == dict.fromkeys(branches, 3)
+    for row in found:
+        K = {"uncached": 12, "T/2": 6, "T/3": 4}[row["plan"]]
+        assert (row["T"], row["K"], row["calls"]) == (12, K, K * branches[row["model"]])
+        assert set(row) - {"note"} == (PLAN if K == 12 else CACHED)
+        assert row["repetitions"] == 1 and row["cost"] == pytest.approx(K / 12, abs=1e-6)
+        if K < 12:
+            # p outputs and one latent, of 16 tokens of 64 channels, or of 3 frames of 16 channels of 4 × 4; float32.
+            size = 4 * (16 * 64 if row["model"] == "FLUX.1-dev" else 3 * 16 * 4 * 4)
+            assert row["held_bytes"] == row["bound_bytes"] == 4 * size
+            assert row["share_of_ideal"] == pytest.approx(row["ratio"] * K / 12, rel=1e-5)
+            assert row["predicted_share"] == pytest.approx(row["predicted_seconds"] / row["step_seconds"], rel=1e-4)
+
+
+def test_a_denoiser_without_repeated_blocks_is_compiled_whole_and_says_so(result: Any) -> None:
+    notes = {row["model"]: row["note"] for row in rows(result, "compiled")}
+    assert notes == {
+        "FLUX.1-dev": "backend 'eager' makes no kernels",
+        "Wan2.1-T2V-1.3B": "backend 'eager' makes no kernels",
+        "CogVideoX-2B": "the whole denoiser is compiled: `_repeated_blocks` attribute is empty; "
+        "backend 'eager' makes no kernels",
+    }
+
+
+@pytest.mark.parametrize("part", [2, 3])
+def test_other_caches_run_at_the_cost_that_was_counted(result: Any, part: int) -> None:
+    for name in ("MagCache (diffusers)", "TaylorSeer (diffusers)"):
+        found = rows(result, run.PEERS, f"{name}, T/{part}")
+        assert [row["cost"] for row in found] == [pytest.approx(1 / part, abs=1e-6)] * 3
+    for row in rows(result, run.PEERS, f"FirstBlockCache (diffusers), T/{part}"):
+        assert abs(row["cost"] - 1 / part) < 0.1
+    for row in rows(result, run.PEERS):
+        assert set(row) == PEER and row["ratio"] > 0
+
+
+def test_a_missing_cache_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure.DBCache, "refusal", lambda *_: "DBCache needs cache-dit")
+    monkeypatch.setattr(measure, "PARTS", (2,))
+    monkeypatch.setattr(measure, "peers", lambda T, part: (measure.DBCache(),))
+    uncached = {"T": 12, "seconds": 1.0, "peak_bytes": None}
+    left = measure.Time(lambda: 0.0, 100.0)
+    found = list(measure.peer_rows(tiny(models.FLUX), uncached, left, 0))
+    assert found == [{"plan": "DBCache (cache-dit), T/2", "T": 12, "K": 6, "reason": "DBCache needs cache-dit"}]
+
+
+def test_a_calibration_is_priced_in_seconds_and_runs(result: Any) -> None:
+    found = rows(result, run.CALIBRATION)
+    assert len(found) == 3
+    for row in found:
+        assert set(row) == CALIBRATION and (row["T"], row["K"], row["prompts"], row["uncached_runs"]) == (8, 4, 2, 4)
+        uncached = next(r for r in rows(result, "eager", "uncached") if r["model"] == row["model"])
+        assert row["derived"] == {
+            "T": 12, "K": 6, "prompts": 24, "uncached_runs": 48,
+            "seconds": pytest.approx(48 * uncached["seconds"], rel=1e-4),
+        }  # fmt: skip
+
+
+def test_the_table_holds_every_row_and_the_caveat(result: Any) -> None:
+    data, table = result
+    lines = table.splitlines()
+    assert sum(line.startswith("| ") for line in lines) == 2 + len([r for r in data["rows"] if "derived" not in r])
+    assert "the pictures mean nothing" in table and sum("a calibration on 2 prompts" in line for line in lines) == 3
+
+
+def test_the_minutes_are_kept_by_the_clock(tmp_path: Path) -> None:
+    ticks = iter(range(0, 10_000, 10))
+    out = tmp_path / "gpu.json"
+    arguments = ["--tiny", "--device", "cpu", "--models", "FLUX.1-dev", "--minutes", "1", "--out", str(out)]
+    assert gpu.main(arguments, machine(clock=lambda: next(ticks))) == 0
+    data = json.loads(out.read_text())
+    # One look at the clock before the entry and one before each run; two where it says no.
+    assert [(row["plan"], row["repetitions"]) for row in data["rows"]] == [("uncached", 2), ("T/2", 1), ("T/3", 1)]
+    assert (measure.repetitions(14.9), measure.repetitions(15.0)) == (3, 1)
+    first, *others = data["entries"]
+    assert first["status"] == "in part"
+    assert first["reason"] == "a run of 6 computed steps needs about 0 s, and 0 s are left"
+    assert [entry["status"] for entry in others] == ["not reached"] * 6
+
+
+def test_full_size_is_the_published_size() -> None:
+    """Weights in bfloat16 take two bytes each; counted without making them."""
+    counts = [build.weight_bytes(model, model.full.config, torch.device("cuda")) // 2 for model in models.MODELS]
+    assert counts == [11_901_408_320, 1_418_996_800, 1_693_783_872]
+    calls = [model.full.call for model in models.MODELS]
+    assert [call["num_inference_steps"] for call in calls] == [28, 50, 50]
+    assert [(call["height"], call["width"], call.get("num_frames")) for call in calls] == [
+        (1024, 1024, None), (480, 832, 81), (480, 720, 49),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", models.MODELS, ids=lambda model: model.name)
+def test_half_precision_runs_as_on_a_gpu(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "dtype_on", lambda device: torch.bfloat16)
+    built = tiny(model)
+    uncached = clock.timed(built, 0)
+    cached = clock.timed(built, 0, clock.by_hand(built, uncached, 4))
+    assert built.pipe.transformer.dtype == torch.bfloat16
+    assert built.weights == build.weight_bytes(model, model.tiny.config, CPU)
+    assert cached.extra_bytes <= clock.bound_bytes(uncached)
+    assert sum(cached.calls) == 4 * len(model.contexts)
+
+
+def test_fewer_layers_where_memory_is_short_and_none_where_it_is_shorter(tmp_path: Path) -> None:
+    half = build.weight_bytes(models.FLUX, build.reduced(models.FLUX, models.FLUX.tiny.config, 0.5), CPU)
+    built = build.build(models.FLUX, models.FLUX.tiny, CPU, half, 0)
+    assert (built.layers, built.weights) == ("1 + 1 of 2 + 2", half)
+    assert len(built.pipe.transformer.transformer_blocks) == len(built.pipe.transformer.single_transformer_blocks) == 1
+    out = tmp_path / "gpu.json"
+    arguments = ["--tiny", "--device", "cpu", "--models", "FLUX.1-dev", "--out", str(out)]
+    assert gpu.main(arguments, machine(free=lambda: 2**10)) == 0
+    data = json.loads(out.read_text())
+    assert data["rows"] == [] and {entry["status"] for entry in data["entries"]} == {"skipped"}
+    needs = build.gib(half)
+    assert data["entries"][0]["reason"] == f"an eighth of its layers needs {needs}, and {build.gib(2**10)} are free"
+
+
+def test_weights_that_do_not_fit_the_host_are_not_offloaded() -> None:
+    built = replace(tiny(models.FLUX), weights=2**30)
+    reason = variants.VARIANTS["group offload"].refusal(built, 2**30)
+    assert reason == "its weights need 2 GiB of the host's memory, and 1 GiB are free"
+    assert variants.VARIANTS["group offload"].refusal(built, 2**31) is None
+
+
+def test_an_entry_that_fails_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(built: Any) -> str:
+        raise RuntimeError("no such kernel\nand much more")
+
+    monkeypatch.setitem(run.VARIANTS, "compiled", variants.Variant("compiled", broken))
+    out = tmp_path / "gpu.json"
+    work = [(models.COGVIDEOX, "compiled"), (models.COGVIDEOX, "eager")]
+    monkeypatch.setattr(run, "ordered", lambda chosen: work)
+    assert gpu.main(["--tiny", "--device", "cpu", "--out", str(out)], machine()) == 0
+    entries = json.loads(out.read_text())["entries"]
+    assert [(entry["status"], entry["reason"]) for entry in entries] == [
+        ("failed", "RuntimeError: no such kernel"),
+        ("measured", ""),
+    ]
+
+
+def test_an_interrupted_run_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "peer_rows", interrupted)
+    out = tmp_path / "gpu.json"
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--tiny", "--device", "cpu", "--models", "FLUX.1-dev", "--out", str(out)], machine())
+    assert [row["plan"] for row in json.loads(out.read_text())["rows"]] == ["uncached", "T/2", "T/3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
+
+
+def test_what_is_worth_most_comes_first_and_nothing_is_left_out() -> None:
+    work = run.ordered(models.MODELS)
+    assert work[: len(run.FIRST)] == list(run.FIRST)
+    assert Counter(work) == {(model, name): 1 for model in models.MODELS for name in run.WORK}
+    assert [name for model, name in run.ordered([models.WAN])][:2] == ["eager", "compiled"]
+
+
+def test_calls_that_are_not_the_schedules_are_an_error() -> None:
+    built = replace(tiny(models.FLUX), model=replace(models.FLUX, contexts=("cond", "uncond")))
+    with pytest.raises(RuntimeError, match=r"called \[1, 1, .*\] times in the steps, and \[2, 2, .*\] were due"):
+        clock.timed(built, 0)
+
+
+BAD = [
+    (["--minutes", "0"], "--minutes is 0; give a number above 0, such as 8"),
+    (["--minutes", "nan"], "--minutes is nan; give a number above 0, such as 8"),
+    (["--minutes", "long"], "invalid float value: 'long'"),
+    (["--models", "FLUX"], "--models has 'FLUX'; there are FLUX.1-dev, Wan2.1-T2V-1.3B, CogVideoX-2B"),
+    (["--seed", "-1"], "--seed is -1; give a whole number from 0"),
+    (["--device", "gpu"], "device is 'gpu', which torch does not know"),
+    (["--out", "table.md"], "--out is table.md; name a .json file"),
+    (["--out", "/dev/null/gpu.json"], "cannot write the JSON file /dev/null/gpu.json"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if type(value) is list else ""
+)
+def test_bad_input_is_refused_before_anything_runs(arguments: list[str], message: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as found:
+        gpu.main(["--tiny", "--device", "cpu", *arguments])
+    assert found.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
+
+
+def test_full_size_on_the_cpu_is_refused(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as found:
+        gpu.main(["--device", "cpu"])
+    assert found.value.code == 2 and "take hours; add --tiny" in capsys.readouterr().err
+
+
+def test_no_cuda_is_told(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as found:
+        gpu.main([])
+    assert found.value.code == 2 and "this machine has no cuda" in capsys.readouterr().err
