@@ -1,7 +1,7 @@
 """A pipeline of diffusers around random weights, made on the device within seconds and without a download."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -134,7 +134,7 @@ def gib(count: int) -> str:
 
 
 @contextmanager
-def made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def made_on(device: torch.device, dtype: torch.dtype) -> Generator[None]:
     """Modules made inside have their weights there, in that dtype, from the start."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
