@@ -31,7 +31,8 @@ from ertacache.evaluation.row_figures import header
 from ertacache.profile.profile import Profile, Provenance, Site
 from ertacache.runtime.hooks import attached
 from ertacache.runtime.identity import identity_of
-from ertacache.runtime.player import Offload, Player, RunStats
+from ertacache.runtime.player import Offload, Player
+from ertacache.runtime.run_stats import RunStats
 from ertacache.runtime.run import Controller
 
 ROOT = Path(__file__).parent.parent

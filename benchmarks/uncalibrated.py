@@ -23,7 +23,7 @@ from ertacache.calibration.prompts import Prompts
 from ertacache.evaluation.row_figures import made_with
 from ertacache.metrics.paired import PairedMetrics
 from ertacache.pipelines.loading import call_arguments, load_pipeline
-from ertacache.runtime.hooks import Controller, Run
+from ertacache.runtime.run import Controller, Run
 from ertacache.runtime.uncalibrated import LIMIT, DampedLine, schedule_for
 from ertacache_zoo import catalogue
 

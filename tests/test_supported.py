@@ -8,7 +8,8 @@ import pytest
 import ertacache.runtime.apply as ertacache
 from benchmark_scripts import load
 from ertacache.calibration.calibrate import calibrate
-from ertacache.errors import ProfileMismatch, UnsupportedPipeline
+from ertacache.errors import ProfileMismatch
+from ertacache.profile.profile import Site
 from ertacache.profile.profile import Profile
 from every_pipeline import NAMES, fresh_page, result, small, solver_result
 from small_solvers import SOLVERS
@@ -69,10 +70,18 @@ def test_a_branch_may_end_within_a_run() -> None:
     assert [len(step) for step in found] == [2, 2, 0, 2, 0, 0, 1, 1]
 
 
-def test_a_batch_that_shrinks_within_a_run_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("site", "calls"), [("output", [1, 1, 0, 1, 1, 0, 1, 1]), ("guided", [1, 1, 0, 1, 0, 0, 1, 1])]
+)
+def test_a_batch_may_shrink_within_a_run(site: Site, calls: list[int]) -> None:
+    """Z-Image has both branches in one batch, and later one: no output of two goes on to a step of one."""
     one = small("Z-Image")
-    with pytest.raises(UnsupportedPipeline, match="keep guidance on to the end"):
-        calibrated(replace(one, call={**one.call, "cfg_truncation": 0.5}), "output")
+    profile = calibrated(replace(one, call={**one.call, "cfg_truncation": 0.5}), site)
+    assert profile.provenance.calls == ((0, {"call0": 2}), (4, {"call0": 1}))
+    assert [len(step) for step in counts("Z-Image", profile, cfg_truncation=0.2)] == calls
+    if site == "guided":
+        with pytest.raises(ProfileMismatch, match=r"guidance branches: at step 4 the profile has 1 .* this call 2"):
+            counts("Z-Image", profile)
 
 
 @pytest.mark.parametrize("name", ["FLUX.2", "Qwen-Image", "Chroma"])

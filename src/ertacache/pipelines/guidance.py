@@ -1,5 +1,6 @@
 """The guidance weight of a two-branch run, read off what the pipeline does."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,19 +9,26 @@ from torch import Tensor
 
 #: Relative distance of g from what u and c can give above which something else made it.
 _UNEXPLAINED = 0.05
+#: Share of w that rounding may leave open: branches that hardly differ name no weight.
+_OPEN = 0.002
 #: A freer model must leave this many times less unexplained to be preferred.
 _BETTER = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """What explains a guided output, still on its device: [models, 2], the relative error and w of each."""
+    """What explains a guided output, still on its device.
+
+    Attributes:
+        fits: [models, 3] the relative error of each model, its w, and what rounding leaves open of w.
+    """
 
     fits: Tensor
 
     def read(self) -> float | None:
         """w of the simplest model that explains it as well as any; None where none does. Waits for the device."""
-        known = [(error, weight) for error, weight in self.fits.tolist() if weight == weight]  # not NaN
+        rows = [row for row in self.fits.tolist() if row[1] == row[1]]  # not NaN
+        known = [(error, weight) for error, weight, open_ in rows if open_ < _OPEN * max(1.0, abs(weight))]
         least = min((error for error, _ in known), default=_UNEXPLAINED)
         if not least < _UNEXPLAINED:  # also where a run has ended in NaN
             return None
@@ -53,15 +61,16 @@ class TwoBranchGuidance:
         Args:
             guided: [B, *], what the pipeline made of the calls.
         """
-        seen = [self._seen[name].float() for name in self._wanted if name in self._seen]
+        seen = [self._seen[name] for name in self._wanted if name in self._seen]
         self._seen.clear()
         if len(seen) == 1 and len(seen[0]) == 2 * len(guided):
             seen = [*seen[0].chunk(2)][::-1]
         parts = [part for output in seen if (part := _part(output, guided)) is not None]
         if len(parts) != 2:
             return None
-        cond, uncond = parts
-        return Weighed(_fits(guided.float(), uncond, cond - uncond))
+        rounding = max(torch.finfo(part.dtype).eps for part in (*parts, guided.float()))
+        cond, uncond = (part.float() for part in parts)
+        return Weighed(_fits(guided.float(), uncond, cond - uncond, rounding))
 
     def weight(self, guided: Tensor) -> float | None:
         """`weigh`, read at once."""
@@ -78,14 +87,16 @@ def _part(output: Tensor, guided: Tensor) -> Tensor | None:
     return output[tuple(slice(m) for m in guided.shape)]
 
 
-def _fits(guided: Tensor, uncond: Tensor, difference: Tensor) -> Tensor:
-    """[models, 2] error and weight, from the simplest model on: a = 1, one a a sample, one a row."""
+def _fits(guided: Tensor, uncond: Tensor, difference: Tensor, rounding: float) -> Tensor:
+    """`Weighed.fits`, from the simplest model on: a = 1, one a a sample, one a row."""
     fits = [_fit(guided.flatten(), uncond.flatten(), difference.flatten(), scaled=False)]
     for first in (1, -1):
         rows = [x.flatten(first) if first == 1 else x for x in (guided, uncond, difference)]
         if rows[0].shape[-1] > 2:
             fits.append(_fit(*rows, scaled=True))
-    return torch.stack(fits)
+    # Each entry of g is off by up to that share of itself, and w by as much along c − u, of which the mean remains.
+    left_open = rounding * guided.norm() / (difference.norm() * math.sqrt(guided.numel()))
+    return torch.cat([torch.stack(fits), left_open.expand(len(fits), 1)], 1)
 
 
 def _fit(guided: Tensor, uncond: Tensor, difference: Tensor, *, scaled: bool) -> Tensor:

@@ -55,8 +55,8 @@ class Scope:
             return
         variables = cast("dict[str, Any]", frame.f_locals)
         mark: _Mark = variables.get(_MARK) or _Mark()
-        names = frame.f_code.co_varnames
-        self.of_pipeline = bool(names) and _is_pipeline(variables.get(names[0]), pipe)
+        code = frame.f_code
+        self.of_pipeline = code.co_varnames[: min(1, code.co_argcount)] == ("self",) and _is_pipeline(variables, pipe)
         if isinstance(variables, dict):  # before Python 3.13 a copy, in which tensors would live on
             variables.clear()
         variables[_MARK] = mark
@@ -113,9 +113,8 @@ def _is_machinery(frame: FrameType) -> bool:
     return _package(frame) in _MACHINERY
 
 
-def _is_pipeline(owner: object, pipe: object) -> bool:
+def _is_pipeline(variables: dict[str, Any], pipe: object) -> bool:
     """Asked of the classes by name: their modules are slow to import."""
-    if owner is None:
-        return False
+    owner = variables.get("self")
     bases = (base for base in type(owner).__mro__ if base.__module__.startswith("diffusers."))
-    return owner is pipe or any(base.__name__ in _PIPELINES for base in bases)
+    return (owner is not None and owner is pipe) or any(base.__name__ in _PIPELINES for base in bases)

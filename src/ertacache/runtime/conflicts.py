@@ -93,7 +93,7 @@ def refuse_beside(run: Run, others: list[Run], denoiser: nn.Module) -> None:
 def refuse_unclaimed(runs: list[Run], frames: list[FrameType]) -> None:
     """Refuse a loop in which only copies of the scheduler step, none of them on the denoiser's latent."""
     beside = [run for run in runs if run.beside and run.depth(frames) is not None]
-    if len(beside) > 1 and all(not run.lives_with(beside[0]) or run.beside for run in runs):
+    if len(beside) > 1 and not any(run.steps_done and run.lives_with(beside[0]) for run in runs):
         raise UnsupportedPipeline(
             f"several copies of {type(beside[0].scheduler).__name__} step on what one denoiser call returned, as "
             "where each frame has a noise level of its own; only pipelines with one solver per call are served"

@@ -213,8 +213,9 @@ class Attachment(Overrides):
         frames: list[FrameType],
     ) -> Any:  # fmt: skip
         args, kwargs = given
-        if not owners:
+        if all(run.steps_done == 0 for run in owners):
             refuse_unclaimed(self.runs.all(), frames)
+        if not owners:
             self.controller.passed_by()
             return self._plain(n, original, args, kwargs)[0]
         for run in owners:
