@@ -1,6 +1,6 @@
-"""The figures of README.md and docs/results.md, from the committed result files.
+"""The figures of README.md, docs/results.md and docs/sizes-steps-guidance.md, from the committed result files.
 
-`python benchmarks/readme_table.py` rewrites the parts of both between their markers.
+`python benchmarks/readme_table.py` rewrites the parts of each between their markers.
 """
 
 import json
@@ -160,6 +160,7 @@ def parts() -> dict[str, dict[str, str]]:
             "zoo": zoo_table(catalogue.IMAGE_NAMES),
             "zoo-video": zoo_table(catalogue.VIDEO_NAMES),
         },
+        "docs/sizes-steps-guidance.md": {"flux-grids": flux_grids_table(), "size-losses": size_losses_table()},
     }
 
 
@@ -187,6 +188,33 @@ def speed_text() -> str:
         price = f"{row['predicted_over_computed_step']:.1%}"
         rows.append(f"| {name} | {row['speedup_median']:.2f}× | {row['share_of_ideal']:.1%} | {price} |")
     return "\n".join(rows)
+
+
+def flux_grids_table() -> str:
+    """How far the grids of FLUX.1-dev are from that of its default size, by benchmarks/sizes.py."""
+    rows = json.loads((RESULTS / "sizes.json").read_text())["flux"]
+    steps = [name for name in rows[0] if name.endswith("steps")]
+    heads = ["1024×1024 to", "σ differs by up to", *(f"of what {name} allow" for name in steps)]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(steps) + 1)]
+    for row in rows:
+        cells = [f"{row[name]['of_limit']:.0%}" + ("" if row[name]["same"] else ", another grid") for name in steps]
+        largest = max(row[name]["largest"] for name in steps)
+        lines.append(f"| {row['height']}×{row['width']} | {largest:.3f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def size_losses_table() -> str:
+    """What tiny-flux loses at other sizes, by benchmarks/sizes.py."""
+    names = {
+        "retargeted": "retargeted", "calibrated": "calibrated there", "reuse": "residual reuse", "fewer": "fewer steps"
+    }  # fmt: skip
+    heads = ["64×64 to", "σ differs by up to", "computed of 30", *names.values()]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    for row in json.loads((RESULTS / "sizes.json").read_text())["rows"]:
+        cells = [f"{row[name]['mean']:.1f} ± {row[name]['standard_error']:.1f}" for name in names]
+        size = f"{row['height']}×{row['width']}"
+        lines.append(f"| {size} | {row['distance']:.3f} | {row['K']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def zoo_table(names: Sequence[str]) -> str:

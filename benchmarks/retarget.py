@@ -1,7 +1,7 @@
 """What a profile loses in another number of steps than it was calibrated for.
 
 Run by hand: `python benchmarks/retarget.py`; a few minutes. Rewrites benchmarks/results/retarget.json, whose figures
-stand in src/ertacache/runtime/retarget.py (LOSSES) and in docs/solvers.md; a test compares them.
+stand in src/ertacache/runtime/retarget_loss.py (STEPS) and in docs/solvers.md; a test compares them.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from ertacache.metrics import psnr
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.profile.profile import Profile
 from ertacache.runtime.player import Player
-from ertacache.runtime.retarget import CALIBRATED_AT, retargeted
+from ertacache.runtime.retarget import retargeted
+from ertacache.runtime.retarget_loss import CALIBRATED_AT
 from ertacache.runtime.run import Controller
 from ertacache.runtime.run_stats import RunStats
 from ertacache_zoo import catalogue

@@ -22,7 +22,7 @@ def named(pages: list[Path]) -> list[Any]:
     return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in pages]
 
 
-@pytest.mark.filterwarnings("ignore:the profile was calibrated at:UserWarning")
+@pytest.mark.filterwarnings("ignore:the profile (was calibrated at|is retargeted):UserWarning")
 @pytest.mark.parametrize("page", named([page for page in PAGES if blocks(page, "python")]))
 def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

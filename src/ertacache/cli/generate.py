@@ -24,7 +24,7 @@ def generate(
         ),
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second of a clip; the model's own by default.")] = None,
-    retarget: Annotated[bool, typer.Option(help="Fit the profile to another number of steps than its own.")] = False,
+    retarget: Annotated[bool, typer.Option(help="Fit the profile to other steps or sizes than its own.")] = False,
     seed: given.Seed = 0,
     *,
     call: dict[str, Any],

@@ -10,33 +10,8 @@ from ertacache.pipelines.solvers import numbers_in
 from ertacache.profile.profile import Profile
 from ertacache.runtime.run import Run
 
-#: Largest difference between two grids that still counts as the same one, in units of sigma. Pipelines with
-#: dynamic shifting make slightly different grids for slightly different image sizes.
-GRID_TOLERANCE = 0.02
 #: Relative difference in guidance weight above which coefficients no longer belong.
 GUIDANCE_TOLERANCE = 0.01
-
-
-def check_grid(profile: Profile, run: Run) -> None:
-    """Step count and time grid, at `set_timesteps`.
-
-    Raises:
-        ProfileMismatch: another number of steps, or a grid more than 0.02 away in sigma.
-    """
-    _same(
-        "num_inference_steps",
-        profile.schedule.T,
-        run.T,
-        f"call the pipeline with num_inference_steps={profile.schedule.T}, or apply the profile with retarget=True, "
-        "which fits it to other step counts at some loss",
-    )
-    distance = (run.sigmas - profile.base_sigmas).abs()
-    i = int(distance.argmax())
-    if distance[i] > GRID_TOLERANCE:
-        raise ProfileMismatch(
-            f"time grid: at step {i} the profile has sigma {profile.base_sigmas[i]:.4f}, this call {run.sigmas[i]:.4f} "
-            f"(limit {GRID_TOLERANCE} apart); use the resolution and sigmas of the calibration, or calibrate with these"
-        )
 
 
 def check_context(profile: Profile, context: str) -> None:

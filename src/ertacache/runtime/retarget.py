@@ -1,7 +1,6 @@
-"""A profile for another number of steps than it was calibrated for, read off along its time grid."""
+"""A profile for another time grid than it was calibrated for: another number of steps, another size."""
 
-import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,66 +8,51 @@ from torch import Tensor
 
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
-from ertacache.errors import InvalidArgument
+from ertacache.errors import InvalidArgument, ProfileMismatch
+from ertacache.profile.checks import MAX_STEPS, check_grids
 from ertacache.profile.profile import Profile, Rectifier
 
 
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Mean PSNR in dB on held-out prompts at one number of steps, all at the same number of computed steps.
+def nothing_to_predict(profile: Profile, steps: int) -> str | None:
+    """Why a profile has nothing to predict in that many steps; None where it has.
 
-    Attributes:
-        steps: T' that a profile was retargeted to.
-        retargeted: PSNR with the profile of `CALIBRATED_AT` steps.
-        calibrated: with one that was calibrated at T'.
-        reuse: with residual reuse at T' on the schedule of the retargeted one.
+    So it is in warm-ups of one or two steps, and wherever the share of computed steps leaves no other.
     """
-
-    steps: int
-    retargeted: float
-    calibrated: float
-    reuse: float
-
-
-#: Measured by benchmarks/retarget.py on tiny-flux at half of the steps; written to benchmarks/results/retarget.json.
-CALIBRATED_AT = 30
-LOSSES: tuple[Loss, ...] = (
-    Loss(20, 37.756, 40.076, 33.151),
-    Loss(24, 40.765, 43.709, 34.514),
-    Loss(40, 49.595, 53.27, 39.914),
-    Loss(50, 51.817, 56.141, 42.166),
-)
+    if _computed(profile.schedule, steps) < steps:
+        return None
+    old = profile.schedule
+    return (
+        f"num_inference_steps: {steps} leaves nothing to predict where {old.K} of {old.T} steps are computed as in the "
+        "profile, and the first and the last always; every step is computed"
+    )
 
 
 def retargeted(profile: Profile, sigmas: Tensor) -> Profile:
-    """The profile for another step count; a profile for the same grid is the same but for its provenance.
+    """The profile for another grid; a profile for its own grid is the same but for its provenance.
 
     K' is the same share of the steps. Computed are the first step, the last, and between them those where the
     calibrated schedule has the same share of its computed steps behind it; a uniform schedule stays uniform. A
     predicted step takes the coefficients of the calibrated step that is nearest in sigma among those as many steps
     after a computed one; where its history is shorter, the oldest output that is held takes the weight of those that
-    are not. An adjusted grid is interpolated.
+    are not. Where the schedule stays as it was (a uniform one at another size), each step keeps its own coefficients:
+    they were fitted as a whole. An adjusted grid is interpolated.
 
     Args:
-        sigmas: [T'+1] the solver's own grid of the new step count, in the variable of the profile's.
+        sigmas: [T'+1] the solver's own grid, in the variable of the profile's.
 
     Raises:
-        InvalidArgument: a grid of under 2 steps or one that does not fall, or a profile of several denoisers, whose
-            boundary between two steps depends on the step count.
+        ProfileMismatch: `nothing_to_predict`; a grid that does not fall, or rise, at every step as the profile's; a
+            profile of several denoisers, whose boundary between two steps depends on the step count.
     """
+    if (reason := nothing_to_predict(profile, len(sigmas) - 1)) is not None:
+        raise ProfileMismatch(reason)
+    _check(profile, sigmas)
     base, grid = profile.base_sigmas.double().numpy(), sigmas.detach().cpu().double().numpy()
     toward_end = np.sign(base[-1] - base[0])  # np.interp wants rising grids, and nearly all fall
-    if len(grid) < 3:
-        raise InvalidArgument(f"a grid of {len(grid) - 1} steps leaves nothing to predict; give 2 steps or more")
-    if profile.provenance.boundaries:
-        raise InvalidArgument(
-            "a profile of several denoisers belongs to the step where one takes over from the other; calibrate at "
-            f"num_inference_steps={len(grid) - 1}"
-        )
     # Where each new step lies among the old ones, as a fraction of a step.
     places = np.interp(toward_end * grid[:-1], toward_end * base, np.arange(len(base)))
     schedule = _schedule(profile.schedule, places)
-    rows = {i: _row(profile.schedule, schedule, i, base, grid) for i in schedule.predicted_steps}
+    rows = _rows(profile.schedule, schedule, base, grid)
     T = len(grid) - 1
     facts = profile.provenance
     return Profile(
@@ -89,16 +73,29 @@ def retargeted(profile: Profile, sigmas: Tensor) -> Profile:
     )
 
 
-def warn_of_loss(T: int, steps: int) -> None:
-    """Say what retargeting from T to another number of steps costs, by the measured ratio that is nearest."""
-    nearest = min(LOSSES, key=lambda row: abs(np.log(row.steps / CALIBRATED_AT) - np.log(steps / T)))
-    warnings.warn(
-        f"the profile was calibrated at {T} steps and is retargeted to {steps}. Measured on tiny-flux, half of the "
-        f"steps computed, from {CALIBRATED_AT} to {nearest.steps} steps: {nearest.retargeted:.1f} dB PSNR, where a "
-        f"profile calibrated at {nearest.steps} has {nearest.calibrated:.1f} dB and residual reuse "
-        f"{nearest.reuse:.1f} dB. Calibrate at num_inference_steps={steps} to have no such loss",
-        stacklevel=2,
-    )
+def _check(profile: Profile, sigmas: Tensor) -> None:
+    """Refuse grids that a profile cannot be made for."""
+    grid, T = sigmas.detach().cpu().float(), len(sigmas) - 1
+    if profile.provenance.boundaries:
+        raise ProfileMismatch(
+            "denoisers: a profile of several belongs to the step where one takes over from the other; calibrate at "
+            f"num_inference_steps={T} and this size"
+        )
+    if T > MAX_STEPS:
+        raise ProfileMismatch(f"num_inference_steps: this call has {T}; use at most {MAX_STEPS} with a profile")
+    base = profile.base_sigmas
+    falls = bool(base[0] > base[-1])
+    wrong = ~(grid.diff() < 0 if falls else grid.diff() > 0)  # also where it is NaN
+    if wrong.any():
+        i = int(wrong.nonzero()[0])
+        raise ProfileMismatch(
+            f"time grid: at step {i} this call goes from sigma {grid[i]:.4f} to {grid[i + 1]:.4f}, where the profile "
+            f"can follow only a grid that {'falls' if falls else 'rises'} at every step; use such sigmas"
+        )
+    try:
+        check_grids(grid, grid, T)
+    except InvalidArgument as error:
+        raise ProfileMismatch(f"time grid: {error}") from error
 
 
 def _schedule(old: Schedule, places: np.ndarray) -> Schedule:
@@ -107,7 +104,7 @@ def _schedule(old: Schedule, places: np.ndarray) -> Schedule:
     A uniform schedule stays uniform: what rounding made uneven in it lies elsewhere in another number of steps.
     """
     T = len(places)
-    K = min(T, max(2, round(old.K / old.T * T)))
+    K = _computed(old, T)
     if old.K > 1 and old == Schedule.uniform(old.T, old.K):
         return Schedule.uniform(T, K)
     marks = sorted({*old.computed_steps, old.T - 1})
@@ -119,11 +116,21 @@ def _schedule(old: Schedule, places: np.ndarray) -> Schedule:
     return Schedule.from_steps(T, chosen)
 
 
-def _row(old: Schedule, new: Schedule, i: int, base: np.ndarray, grid: np.ndarray) -> int:
-    """The calibrated step whose coefficients step i takes."""
-    age = i - new.last_computed(i)
+def _computed(old: Schedule, T: int) -> int:
+    """K': the same share of T steps, the first and the last among them."""
+    return min(T, max(2, round(old.K / old.T * T)))
+
+
+def _rows(old: Schedule, new: Schedule, base: np.ndarray, grid: np.ndarray) -> dict[int, int]:
+    """The calibrated step whose coefficients each predicted step takes."""
+    if new == old:
+        return {i: i for i in new.predicted_steps}
+    return {i: _row(old, i - new.last_computed(i), np.abs(base - grid[i])) for i in new.predicted_steps}
+
+
+def _row(old: Schedule, age: int, distance: np.ndarray) -> int:
     same = [j for j in old.predicted_steps if j - old.last_computed(j) == age]
-    return min(same or old.predicted_steps, key=lambda j: abs(base[j] - grid[i]))
+    return min(same or old.predicted_steps, key=lambda j: distance[j])
 
 
 def _predictor(old: Predictor, schedule: Schedule, rows: dict[int, int]) -> Predictor:
@@ -145,7 +152,13 @@ def _rectifier(old: Rectifier, T: int, rows: dict[int, int]) -> Rectifier:
 
 
 def _adjusted(used: np.ndarray, base: np.ndarray, grid: np.ndarray, toward_end: float) -> Tensor:
-    """The new grid moved by as much as the calibrated one is there; nothing at the ends and beyond."""
-    moved = np.interp(toward_end * grid, toward_end * base, used - base)
-    moved[[0, -1]] = 0
-    return torch.from_numpy(grid + moved).float()
+    """The new grid moved by as much as the calibrated one is there, nothing beyond it, and stretched between its ends.
+
+    It is stretched where an end of the new grid lies within the calibrated one: it would fall behind its neighbours.
+    """
+    moved = grid + np.interp(toward_end * grid, toward_end * base, used - base)
+    stretch = (grid[-1] - grid[0]) / (moved[-1] - moved[0])
+    if stretch != 1:
+        moved = grid[0] + stretch * (moved - moved[0])
+    moved[[0, -1]] = grid[[0, -1]]
+    return torch.from_numpy(moved).float()
