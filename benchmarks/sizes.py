@@ -24,9 +24,9 @@ from ertacache.metrics import psnr
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.pipelines.solvers import read_grid
 from ertacache.profile.profile import Profile
-from ertacache.runtime.grids import apart, same_grid
+from ertacache.runtime.grids import apart, distance, same_grid
 from ertacache.runtime.retarget import retargeted
-from ertacache.runtime.retarget_loss import CALIBRATED_AT, distance
+from ertacache.runtime.retarget_loss import CALIBRATED_AT
 from ertacache_zoo import catalogue
 
 SIZES, BUDGETS, HELDOUT = ((64, 48), (48, 48), (96, 64)), (CALIBRATED_AT // 2, CALIBRATED_AT // 3), 32

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import test_profile
+import test_profile_others
 import test_profile_shapes
 import test_profile_versions
 import test_provenance
@@ -90,6 +91,7 @@ def test_every_rule_of_the_specification_names_its_test() -> None:
         *INCONSISTENT,
         *globals(),
         *vars(test_profile),
+        *vars(test_profile_others),
         *vars(test_profile_shapes),
         *vars(test_profile_versions),
         *vars(test_provenance),

@@ -16,6 +16,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import ProfileMismatch
 from ertacache.pipelines.solvers import read_grid
 from ertacache.profile.profile import Rectifier
+from ertacache.runtime.grids import distance
 from ertacache.runtime.retarget import retargeted
 from ertacache.runtime.retarget_loss import (
     CALIBRATED_AT,
@@ -23,7 +24,6 @@ from ertacache.runtime.retarget_loss import (
     SIZES,
     STEPS,
     Loss,
-    distance,
     warn_of_loss,
 )
 from numbered_profile import numbered, straight

@@ -5,6 +5,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from ertacache.calibration.element_rectifier import announce_price
 from ertacache.calibration.pipeline_run import check_call
 from ertacache.calibration.progress import run_progress, say
 from ertacache.calibration.prompts import split_prompts
+from ertacache.calibration.sizes import check_own_grids, check_sizes, checkpoint_of, in_words, sized
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, InvalidArgument
@@ -49,6 +51,7 @@ def calibrate(
     seed: int = 0,
     batch_size: int | None = None,
     inputs: Sequence[Inputs] | None = None,
+    sizes: Sequence[Sequence[int]] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     show_progress: bool = True,
     **call: Any,
@@ -93,7 +96,11 @@ def calibrate(
             `[{"image": first}, {"image": second}]`. Several prompts in one call pass the pipeline a list for each
             argument; where it takes such a list for one prompt's (FLUX.2's references), use batch_size=1. The
             profile keeps the names of the arguments only.
-        checkpoint: file in which finished runs are kept; an interrupted calibration continues from it.
+        sizes: (height, width) in pixels, of clips also (height, width, frames), in place of those arguments of the
+            call: one calibration for each, all in one profile, of which a call is served by its time grid. Of sizes on
+            one grid give one.
+        checkpoint: file in which finished runs are kept; an interrupted calibration continues from it. Of several
+            sizes each has its own beside it, its name followed by the size.
         show_progress: say on standard error what will be done, how far it is and what came of it. The log has it all.
         call: arguments of the pipeline call, `num_inference_steps`, `guidance_scale`, `height` and so on.
 
@@ -110,7 +117,10 @@ def calibrate(
         UserWarning: fewer solver steps at the same cost do better than the plan, or the call has fewer than 8 steps, of
             which caching has little to save.
     """
-    check_call(pipe, call, inputs or (), own=inspect.signature(calibrate).parameters)
+    own = inspect.signature(calibrate).parameters
+    calls = {(): call} if sizes is None else {size: sized(call, size) for size in check_sizes(sizes, call)}
+    for arguments in calls.values():
+        check_call(pipe, arguments, inputs or (), own=own)
     check_number("ridge", ridge, "choose 0 for plain least squares, more to shrink, such as 0.001", _from_zero)
     if batch_size is not None:
         check_whole("batch_size", batch_size, 1, "prompts per pipeline call, or None for all at once")
@@ -125,27 +135,32 @@ def calibrate(
     _check_steps(T, choices, budget)
     expected = effort(choices, budget, fitted, held, batch_size, T)
     tell = partial(say, title="calibrate", show=show_progress)
+    many = f", at each of {len(calls)} sizes" * (len(calls) > 1)
     tell(
         f"{len(fitted.texts)} prompts to fit and {len(held.texts)} held out; about {expected.calls} pipeline calls, "
-        f"the work of {expected.work:.0f} uncached runs of one prompt"
+        f"the work of {expected.work:.0f} uncached runs of one prompt{many}"
     )
-    if choices.rectifier == "element":
-        computed = choices.schedule.K if isinstance(choices.schedule, Schedule) else compute_steps
-        announce_price(pipe, fitted, call, choices.site, computed)
-    with run_progress(show_progress, expected=expected.calls) as progress:
-        calibrator = Calibrator(
-            pipe, prompts, holdout=holdout, seed=seed, batch_size=batch_size, checkpoint=checkpoint, inputs=inputs,
-            call=call, progress=estimating(progress, expected, tell), trajectory=choices.aim in ("trajectory", "auto"),
-        )  # fmt: skip
-        if calibrator.T < _FEW_STEPS:
-            warnings.warn(f"{calibrator.T} steps leave caching little to save; use it on longer runs", stacklevel=2)
-        best = _best(calibrator, choices, budget, ridge)
-        profile = outcome.judge(calibrator, best)
-    for line in profile.summary().splitlines():
-        tell(line)
-    if (text := outcome.warning(profile)) is not None:
-        warnings.warn(text, stacklevel=2)
-    return profile
+    check_own_grids(pipe, fitted.batches(1)[0], calls)
+    profiles: list[Profile] = []
+    for size, arguments in calls.items():
+        if choices.rectifier == "element":
+            computed = choices.schedule.K if isinstance(choices.schedule, Schedule) else compute_steps
+            announce_price(pipe, fitted, arguments, choices.site, computed)
+        with run_progress(show_progress, expected=expected.calls) as progress:
+            calibrator = Calibrator(
+                pipe, prompts, holdout=holdout, seed=seed, batch_size=batch_size, inputs=inputs, call=arguments,
+                checkpoint=checkpoint_of(checkpoint, size), progress=estimating(progress, expected, tell),
+                trajectory=choices.aim in ("trajectory", "auto"),
+            )  # fmt: skip
+            if calibrator.T < _FEW_STEPS:
+                warnings.warn(f"{calibrator.T} steps leave caching little to save; use it on longer runs", stacklevel=2)
+            best = _best(calibrator, choices, budget, ridge)
+            profiles.append(outcome.judge(calibrator, best))
+        for line in profiles[-1].summary().splitlines():
+            tell(line)
+        if (text := outcome.warning(profiles[-1])) is not None:
+            warnings.warn(f"size {in_words(size)}: {text}" if size else text, stacklevel=2)
+    return replace(profiles[0], others=tuple(profiles[1:]))
 
 
 def _best(calibrator: Calibrator, choices: Choices, budget: Budget, ridge: float) -> Candidate:

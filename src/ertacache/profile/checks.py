@@ -12,10 +12,16 @@ from ertacache.profile.profile_file import short
 from ertacache.profile.provenance import Provenance
 
 MAX_STEPS = 4096  # checking a schedule takes time that grows with its square
+MAX_GRIDS = 16  # in one file
 #: Of a time grid. Solvers start at 1 (flow matching), 80 (EDM), 700 (video), 4096 (no signal left at all).
 LARGEST_SIGMA = 1e6
 #: What a profile may be told again in `provenance.method`, where a calibration wrote it.
 _AGAIN = ("schedule", "site")
+#: What the profiles of one file have in common.
+_OF_ONE_MODEL = (
+    "model_class", "scheduler_class", "model_config", "scheduler_config", "model_config_hash", "scheduler_config_hash",
+    "weights",
+)  # fmt: skip
 
 
 def check_one_of(value: object, allowed: tuple[str, ...], key: str) -> None:
@@ -65,6 +71,28 @@ def _check_grid(sigmas: Tensor, key: str, T: int) -> None:
             f"{key} reaches from {low:g} to {high:g}; noise levels lie between 0 and {LARGEST_SIGMA:g}: take the "
             "scheduler's own"
         )
+
+
+def check_others(base: Tensor, facts: Provenance, others: Sequence[tuple[Tensor, Provenance]]) -> None:
+    """Profiles in one file are of one model and scheduler, each for a grid of its own.
+
+    Args:
+        base: [T+1] grid of the first.
+        others: grid and facts of each of the others.
+    """
+    if len(others) >= MAX_GRIDS:
+        raise InvalidArgument(f"others has {len(others)} profiles; keep at most {MAX_GRIDS - 1} beside the first")
+    grids = [base]
+    for n, (grid, own) in enumerate(others):
+        for name in _OF_ONE_MODEL:
+            if getattr(own, name) != getattr(facts, name):
+                raise InvalidArgument(
+                    f"others[{n}].provenance.{name} is {short(getattr(own, name))} where the first profile has "
+                    f"{short(getattr(facts, name))}; keep profiles of one model and scheduler in one file"
+                )
+        if any(torch.equal(grid, known) for known in grids):
+            raise InvalidArgument(f"others[{n}].base_sigmas is the grid of a profile before it; keep one for each grid")
+        grids.append(grid)
 
 
 def check_names(site: str, predictor: Predictor, contexts: Sequence[str]) -> None:

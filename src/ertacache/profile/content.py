@@ -17,6 +17,7 @@ from ertacache.profile.checks import (
     check_grids,
     check_names,
     check_one_of,
+    check_others,
     check_predicts,
     check_rectifier_rows,
     check_told_again,
@@ -73,6 +74,8 @@ class Content:
         sigmas: the grid to run on (Eq. 13-14), of the same kind and with the same first and last entry; equal
             to the base where nothing was adjusted.
         rectifier: None where there is no correction or where it is folded into the predictor.
+        others: profiles of the same model, scheduler and site for other time grids, as other sizes have them; they
+            have no others.
 
     Raises:
         InvalidArgument: parts that do not fit together; ScheduleInvalid and PredictorInvalid are kinds of it.
@@ -85,6 +88,7 @@ class Content:
     sigmas: Tensor
     rectifier: Rectifier | None
     provenance: Provenance
+    others: tuple[Self, ...] = ()
 
     def __post_init__(self) -> None:
         schedule, predictor, facts = self.schedule, self.predictor, self.provenance
@@ -108,3 +112,15 @@ class Content:
         if self.rectifier is not None:
             check_rectifier_rows(self.rectifier.kappa, self.rectifier.beta, schedule, len(predictor.targets))
             check_coefficient_shape(tuple(self.rectifier.kappa.shape[2:]), "rectifier", self.site, facts)
+        self._check_others()
+
+    def _check_others(self) -> None:
+        for n, other in enumerate(self.others):
+            if other.others:
+                raise InvalidArgument(f"others[{n}] has others; keep all of them in the first profile")
+            if other.site != self.site:
+                raise InvalidArgument(
+                    f"others[{n}].site is {other.site!r} where the first profile's is {self.site!r}; calibrate all at "
+                    "one site"
+                )
+        check_others(self.base_sigmas, self.provenance, [(o.base_sigmas, o.provenance) for o in self.others])

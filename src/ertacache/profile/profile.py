@@ -12,7 +12,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
 from ertacache.files import write_atomic
 from ertacache.profile import profile_file
-from ertacache.profile.checks import MAX_STEPS
+from ertacache.profile.checks import MAX_GRIDS, MAX_STEPS
 from ertacache.profile.content import Activation, Content, Rectifier, Site
 from ertacache.profile.profile_html import draw_html
 from ertacache.profile.profile_source import locate, upload
@@ -24,6 +24,7 @@ __all__ = ["MAX_STEPS", "Activation", "Profile", "Provenance", "Rectifier", "Sit
 
 _DOCUMENT = {"activation", "provenance", "schedule", "site", "sources", "targets"}
 _GRIDS = {"base_sigmas", "sigmas"}
+_OTHERS = 4  # the first version that may hold several profiles
 _ROWS = 3  # the first version that holds the rows of predicted steps only
 
 
@@ -75,19 +76,14 @@ class Profile(Content):
         Raises:
             InvalidArgument: it is over a size cap of the format.
         """
-        document = {
-            "activation": self.rectifier.activation if self.rectifier else None,
-            "provenance": {field.name: getattr(self.provenance, field.name) for field in fields(Provenance)},
-            "schedule": str(self.schedule),
-            "site": self.site,
-            "sources": self.predictor.sources,
-            "targets": self.predictor.targets,
-        }
-        tables = {"predictor.a": self.predictor.a, "predictor.b": self.predictor.b, "predictor.d": self.predictor.d}
-        if self.rectifier is not None:
-            tables |= {"rectifier.beta": self.rectifier.beta, "rectifier.kappa": self.rectifier.kappa}
-        grids = {"base_sigmas": self.base_sigmas, "sigmas": self.sigmas}
-        return profile_file.pack(document, {**grids, **to_rows(tables, self.schedule)})
+        grids = 1 + len(self.others)
+        document = _document(self)
+        if self.others:
+            document["others"] = [_document(other) for other in self.others]
+        tensors = _tensors(self, grids)
+        for n, other in enumerate(self.others):
+            tensors |= {f"{_prefix(n)}{name}": tensor for name, tensor in _tensors(other, grids).items()}
+        return profile_file.pack(document, tensors)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "profile") -> "Profile":
@@ -97,18 +93,40 @@ class Profile(Content):
             ProfileInvalid: whatever is wrong with the content; the text names file, field and remedy.
         """
         version, document, tensors = profile_file.unpack(data, name)
+        documents = _others(document, name) if version >= _OTHERS else []
         profile_file.require_keys(document, _DOCUMENT, name, "document", version)
+        grids = 1 + len(documents)
+        others: list[Profile] = []
+        for n, other in enumerate(documents):
+            own = {key: tensors.pop(key) for key in sorted(tensors) if key.startswith(_prefix(n))}
+            profile_file.require_keys(other, _DOCUMENT, name, f"others[{n}]", version)
+            own = {key.removeprefix(_prefix(n)): tensor for key, tensor in own.items()}
+            others.append(cls._read(version, other, own, name, _prefix(n), grids, ()))
+        return cls._read(version, document, tensors, name, "", grids, tuple(others))
+
+    @classmethod
+    def _read(
+        cls,
+        version: int,
+        document: dict[str, Any],
+        tensors: dict[str, Tensor],
+        name: str,
+        prefix: str,
+        grids: int,
+        others: tuple["Profile", ...],
+    ) -> "Profile":
+        """One profile of a file; `prefix` names it in errors."""
         rectified = document["activation"] is not None
         tables = {table for table in TABLES if rectified or table.startswith("predictor.")}
-        profile_file.require_keys(tensors, _GRIDS | tables, name, "tensors", version)
-        facts = document["provenance"]
+        profile_file.require_keys(tensors, _GRIDS | tables, name, f"{prefix}tensors", version)
+        facts, field = document["provenance"], f"{prefix}provenance"
         if not profile_file.is_object(facts):
-            raise profile_file.invalid(name, "provenance", f"is {profile_file.short(facts)}, not an object")
-        profile_file.require_keys(facts, names_in(version), name, "provenance", version)
+            raise profile_file.invalid(name, field, f"is {profile_file.short(facts)}, not an object")
+        profile_file.require_keys(facts, names_in(version), name, field, version)
         try:
-            return cls(**_parts(version, document, tensors))
+            return cls(**_parts(version, document, tensors, grids), others=others)
         except InvalidArgument as error:
-            raise profile_file.invalid(name, "content", str(error)) from error
+            raise profile_file.invalid(name, f"{prefix}content", str(error)) from error
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the profile to `path`, all or nothing, and return the path.
@@ -154,12 +172,50 @@ class Profile(Content):
         return upload(self.to_bytes(), repo_id, private=private, options=options)
 
 
-def _parts(version: int, document: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _prefix(n: int) -> str:
+    """Before the names of the n-th profile beside the first."""
+    return f"others.{n}."
+
+
+def _others(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The documents of the profiles beside the first, taken out of its own."""
+    if "others" not in document:
+        return []
+    value = document.pop("others")
+    if not profile_file.is_list(value) or not value or not all(map(profile_file.is_object, value)):
+        raise profile_file.invalid(name, "others", f"is {profile_file.short(value)}, not a list of objects")
+    if len(value) >= MAX_GRIDS:
+        raise profile_file.invalid(name, "others", f"has {len(value)} profiles, over the cap of {MAX_GRIDS - 1}")
+    return value
+
+
+def _document(profile: Profile) -> dict[str, Any]:
+    facts = profile.provenance
+    return {
+        "activation": profile.rectifier.activation if profile.rectifier else None,
+        "provenance": {field.name: getattr(facts, field.name) for field in fields(Provenance)},
+        "schedule": str(profile.schedule),
+        "site": profile.site,
+        "sources": profile.predictor.sources,
+        "targets": profile.predictor.targets,
+    }
+
+
+def _tensors(profile: Profile, grids: int) -> dict[str, Tensor]:
+    predictor, rectifier = profile.predictor, profile.rectifier
+    tables = {"predictor.a": predictor.a, "predictor.b": predictor.b, "predictor.d": predictor.d}
+    if rectifier is not None:
+        tables |= {"rectifier.beta": rectifier.beta, "rectifier.kappa": rectifier.kappa}
+    own = {"base_sigmas": profile.base_sigmas, "sigmas": profile.sigmas}
+    return {**own, **to_rows(tables, profile.schedule, grids)}
+
+
+def _parts(version: int, document: dict[str, Any], tensors: dict[str, Tensor], grids: int) -> dict[str, Any]:
     """The arguments of `Profile`."""
     schedule, targets = _schedule(document["schedule"]), _names(document["targets"], "targets")
     tables = {name: table for name, table in tensors.items() if name not in _GRIDS}
     if version >= _ROWS:
-        tables = from_rows(tables, schedule, len(targets))
+        tables = from_rows(tables, schedule, len(targets), grids)
     activation = document["activation"]
     return {
         "schedule": schedule,

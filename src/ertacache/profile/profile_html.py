@@ -24,11 +24,16 @@ _STYLE = """<style>
 
 def draw_html(profile: Content) -> str:
     """A piece of HTML without script that stands by itself; every text of the file is escaped."""
+    grids = "".join(_grid(own, profile) for own in (profile, *profile.others))
+    return f'{_STYLE}<div class="ertacache-profile">{grids}</div>'
+
+
+def _grid(profile: Content, first: Content) -> str:
+    """What one time grid has: of several, one below the other."""
     schedule = profile.schedule
     head = f"<b>{_text(profile.provenance.model_class)}</b>, computes {schedule.K} of {schedule.T} steps"
-    rows = "".join(_row(label, words) for label, words in summary_rows(profile))
-    parts = (head, _strip(schedule.computed), _curve(profile), f"<dl>{rows}</dl>")
-    return f'{_STYLE}<div class="ertacache-profile">{"".join(parts)}</div>'
+    rows = "".join(_row(label, words) for label, words in summary_rows(profile, first))
+    return f"{head}{_strip(schedule.computed)}{_curve(profile)}<dl>{rows}</dl>"
 
 
 def _text(value: str) -> str:

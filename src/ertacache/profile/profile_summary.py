@@ -49,6 +49,7 @@ def summary_facts(profile: Content) -> dict[str, Any]:
         "step_arguments": facts.step_arguments,
         "calls": [list(change) for change in facts.calls],
         "step_weights": list(facts.step_weights),
+        "others": [summary_facts(other) for other in profile.others],
     }
 
 
@@ -60,23 +61,34 @@ def one_line(profile: Content) -> str:
         f"{profile.schedule.K} of {profile.schedule.T} steps",
         f"{_basis(profile)} at {profile.site}".strip(),
     ]
+    if profile.others:
+        parts.append(f"{1 + len(profile.others)} time grids")
     if psnr := _spread(facts.heldout, "psnr", _prompts(facts)):
         parts.append(f"{psnr} dB on {_prompts(facts)} prompts")
     return f"Profile({', '.join(parts)})"
 
 
 def summary_text(profile: Content) -> str:
-    """The profile in lines for people."""
+    """The profile in lines for people, and one further down for each other time grid."""
+    return "\n".join(line for own in (profile, *profile.others) for line in _lines(own, profile))
+
+
+def _lines(profile: Content, first: Content) -> list[str]:
     head = f"{profile.schedule}  computes {profile.schedule.K} of {profile.schedule.T} steps"
-    return "\n".join([head, *(f"{label}: {words}" for label, words in summary_rows(profile))])
+    return [head, *(f"{label}: {words}" for label, words in summary_rows(profile, first))]
 
 
-def summary_rows(profile: Content) -> list[tuple[str, str]]:
-    """What there is to say of a profile beside its schedule: (label, words), escaped for a terminal."""
+def summary_rows(profile: Content, first: Content) -> list[tuple[str, str]]:
+    """What there is to say of a profile beside its schedule: (label, words), escaped for a terminal.
+
+    Args:
+        first: the profile whose file it is in; of one that has others, each says its size.
+    """
     facts, method = profile.provenance, profile.provenance.method
     calls = ", ".join(map(printable, facts.contexts))
     rows = [
         ("model", f"{printable(facts.model_class)} with {printable(facts.scheduler_class)}, calls {calls}"),
+        *(_size(facts) if first.others else ()),
         ("method", f"{_basis(profile)} at site {profile.site}{_history(profile)}".strip()),
     ]
     if facts.guidance_weight is not None or facts.embedded_guidance is not None:
@@ -112,6 +124,14 @@ def _changes(facts: Provenance) -> list[tuple[str, str]]:
         given = (f"{printable(name)} {number:g}" for name, number in sorted(facts.step_arguments.items()))
         rows.append(("solver", ", ".join(given)))
     return rows
+
+
+def _size(facts: Provenance) -> list[tuple[str, str]]:
+    """Height × width and, of a clip, frames, where the calibration was told."""
+    found = [_number(facts.call, name) for name in ("height", "width", "num_frames")]
+    if found[0] is None or found[1] is None:
+        return []
+    return [("size", "×".join(f"{number:g}" for number in found if number is not None))]
 
 
 def _basis(profile: Content) -> str:

@@ -20,21 +20,24 @@ TABLES = ("predictor.a", "predictor.b", "predictor.d", "rectifier.beta", "rectif
 TABLE_CAP = 4 * SIZE_CAP
 
 
-def to_rows(tables: Mapping[str, Tensor], schedule: Schedule) -> dict[str, Tensor]:
+def to_rows(tables: Mapping[str, Tensor], schedule: Schedule, grids: int = 1) -> dict[str, Tensor]:
     """Tables [T, M, *] as a file holds them: [P, M, *] for P predicted steps, [P, 1, *] for a shared rectifier.
+
+    Args:
+        grids: number of profiles in the file, which share the cap.
 
     Raises:
         InvalidArgument: a table over the cap in memory, which no reader would take.
     """
     rows: dict[str, Tensor] = {}
     for name, table in tables.items():
-        _check_room(table.shape[1:], table.element_size(), schedule.T, name)
+        _check_room(table.shape[1:], table.element_size(), schedule.T, name, grids)
         kept = table[list(schedule.predicted_steps)]
         rows[name] = kept[:, :1] if name.startswith("rectifier.") and _shared(kept) else kept
     return rows
 
 
-def from_rows(rows: Mapping[str, Tensor], schedule: Schedule, targets: int) -> dict[str, Tensor]:
+def from_rows(rows: Mapping[str, Tensor], schedule: Schedule, targets: int, grids: int = 1) -> dict[str, Tensor]:
     """Inverse of `to_rows` for `targets` = M.
 
     Raises:
@@ -49,16 +52,17 @@ def from_rows(rows: Mapping[str, Tensor], schedule: Schedule, targets: int) -> d
                 f"[{P}, targets, ...]"
             )
         M = targets if name.startswith("rectifier.") and kept.shape[1] == 1 else kept.shape[1]
-        _check_room((M, *kept.shape[2:]), kept.element_size(), schedule.T, name)
+        _check_room((M, *kept.shape[2:]), kept.element_size(), schedule.T, name, grids)
         tables[name] = kept.new_zeros(schedule.T, M, *kept.shape[2:])
         tables[name][list(schedule.predicted_steps)] = kept
     return tables
 
 
-def _check_room(row: tuple[int, ...], size: int, T: int, name: str) -> None:
-    if (needed := T * math.prod(row) * size) > TABLE_CAP:
+def _check_room(row: tuple[int, ...], size: int, T: int, name: str, grids: int) -> None:
+    cap = TABLE_CAP // grids
+    if (needed := T * math.prod(row) * size) > cap:
         raise InvalidArgument(
-            f"{name} takes {needed} bytes in memory at {T} steps, over the cap of {TABLE_CAP}; use coefficients per "
+            f"{name} takes {needed} bytes in memory at {T} steps, over the cap of {cap}; use coefficients per "
             "channel in place of one per element"
         )
 

@@ -1,5 +1,8 @@
 """Which time grids are the same, and the profile that serves a run on one."""
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,17 +32,43 @@ def pick(profile: Profile, sigmas: Tensor, *, retarget: bool = False) -> Profile
         retarget: whether a profile for another grid may be made of this one, see `retarget.retargeted`.
 
     Returns:
-        The profile itself on its own grid; on another one that which was made for it, or, where each of its steps
-        would be computed (warm-ups of one or two steps), a text that says so.
+        The profile itself, or one of its `others`, on its own grid; on another one that which was made of the nearest,
+        or, where each of its steps would be computed (warm-ups of one or two steps), a text that says so.
 
     Raises:
         ProfileMismatch: another grid, which was not allowed or cannot be served.
     """
-    if same_grid(profile.base_sigmas, sigmas):
-        return profile
+    own = nearest(profile, sigmas)
+    if same_grid(own.base_sigmas, sigmas):
+        return own
     if not retarget:
-        check_grid(profile, sigmas)
-    return nothing_to_predict(profile, len(sigmas) - 1) or retargeted(profile, sigmas)
+        check_grid(own, sigmas)
+    return nothing_to_predict(own, len(sigmas) - 1) or retargeted(own, sigmas)
+
+
+def nearest(profile: Profile, sigmas: Tensor) -> Profile:
+    """Of a profile and its `others` the one that is on a grid [T'+1], else the one whose grid is nearest.
+
+    That is by `distance` and by the ratio of the step counts, each of which costs about as much where it was measured.
+    """
+
+    def far(own: Profile) -> tuple[bool, float]:
+        steps = abs(math.log(max(1, len(sigmas) - 1) / own.schedule.T))
+        return not same_grid(own.base_sigmas, sigmas), distance(own.base_sigmas, sigmas) + steps
+
+    return min((profile, *profile.others), key=far)
+
+
+def distance(base: Tensor, sigmas: Tensor) -> float:
+    """How far two grids are apart: the widest of the nodes, as a share of what `base` [T+1] spans.
+
+    Args:
+        sigmas: [T'+1]; of another length it is compared with `base` read off at the same shares of the steps.
+    """
+    at = np.linspace(0, len(base) - 1, len(sigmas))
+    same = np.interp(at, np.arange(len(base)), base.double().numpy())
+    apart = np.abs(sigmas.detach().cpu().double().numpy() - same)
+    return float(apart.max(initial=0.0) / abs(float(base[0] - base[-1])))
 
 
 def check_grid(profile: Profile, sigmas: Tensor) -> None:

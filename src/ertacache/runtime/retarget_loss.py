@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from ertacache.profile.profile import Profile
+from ertacache.runtime.grids import distance, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class Loss:
 
     Attributes:
         place: the grid that a profile was retargeted to, in words.
-        measure: how far it is from the calibrated one: T', or `distance`.
+        measure: how far it is from the calibrated one: T', or `grids.distance`.
         retargeted: PSNR with the profile that was calibrated at `CALIBRATED_AT` steps and `CALIBRATED_SIZE`.
         calibrated: with one that was calibrated there.
         reuse: with residual reuse there, on the schedule of the retargeted one.
@@ -44,26 +45,22 @@ SIZES: tuple[Loss, ...] = (
 )
 
 
-def distance(base: Tensor, sigmas: Tensor) -> float:
-    """How far two grids of the same length are apart: the widest node, as a share of what `base` [T+1] spans."""
-    return float((sigmas.detach().cpu() - base).abs().max() / (base[0] - base[-1]).abs())
-
-
 def warn_of_loss(profile: Profile, sigmas: Tensor) -> None:
-    """Say what it costs to retarget a profile to a grid [T'+1], by what was measured on the nearest."""
-    T, steps = profile.schedule.T, len(sigmas) - 1
+    """Say what it costs to retarget a profile, or the nearest of its others, to a grid [T'+1], by what was measured."""
+    own = nearest(profile, sigmas)
+    T, steps = own.schedule.T, len(sigmas) - 1
     if steps != T:
-        nearest = min(STEPS, key=lambda row: abs(np.log(row.measure / CALIBRATED_AT) - np.log(steps / T)))
+        known = min(STEPS, key=lambda row: abs(np.log(row.measure / CALIBRATED_AT) - np.log(steps / T)))
         found, measured = f"was calibrated at {T} steps and is retargeted to {steps}", f"{CALIBRATED_AT} steps"
         remedy = f"at num_inference_steps={steps}"
     else:
-        apart = distance(profile.base_sigmas, sigmas)
-        nearest = min(SIZES, key=lambda row: abs(row.measure - apart))
+        apart = distance(own.base_sigmas, sigmas)
+        known = min(SIZES, key=lambda row: abs(row.measure - apart))
         found = f"is retargeted to a time grid that differs by up to {apart:.1%} (another size, or other sigmas)"
         measured, remedy = f"{CALIBRATED_SIZE} pixels", "at this size"
     warnings.warn(
-        f"the profile {found}. Measured on tiny-flux, half of the steps computed, from {measured} to {nearest.place}: "
-        f"{nearest.retargeted:.1f} dB PSNR, where a profile calibrated there has {nearest.calibrated:.1f} dB and "
-        f"residual reuse {nearest.reuse:.1f} dB. Calibrate {remedy} to have no such loss",
+        f"the profile {found}. Measured on tiny-flux, half of the steps computed, from {measured} to {known.place}: "
+        f"{known.retargeted:.1f} dB PSNR, where a profile calibrated there has {known.calibrated:.1f} dB and "
+        f"residual reuse {known.reuse:.1f} dB. Calibrate {remedy} to have no such loss",
         stacklevel=2,
     )

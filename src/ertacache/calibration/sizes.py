@@ -1,0 +1,120 @@
+"""The sizes that one calibration covers: their calls, and whether each has a time grid of its own."""
+
+import os
+import reprlib
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ertacache.calibration.checks import check_whole
+from ertacache.calibration.pipeline_run import run_pipeline
+from ertacache.calibration.prompts import Prompts
+from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.profile.checks import MAX_GRIDS
+from ertacache.runtime.grids import same_grid
+from ertacache.runtime.hooks import Controller, Run
+
+#: (height, width) in pixels, of clips also (height, width, frames).
+Size = tuple[int, ...]
+_NAMES = ("height", "width", "num_frames")
+
+
+def check_sizes(sizes: Sequence[Sequence[int]], call: dict[str, Any]) -> tuple[Size, ...]:
+    """The sizes as tuples.
+
+    Args:
+        call: the other arguments of the pipeline calls.
+
+    Raises:
+        InvalidArgument: no size, too many, the same twice, one that is no (height, width) or (height, width, frames),
+            or what the call gives too.
+    """
+    listed = isinstance(sizes, tuple | list)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not listed or not all(isinstance(size, tuple | list) and len(size) in (2, 3) for size in sizes):
+        raise InvalidArgument(
+            f"sizes is {reprlib.repr(sizes)}; give a list of (height, width) or (height, width, frames)"
+        )
+    if not 1 <= len(sizes) <= MAX_GRIDS:
+        raise InvalidArgument(f"sizes has {len(sizes)} entries; give 1 to {MAX_GRIDS}, or leave it out")
+    for size in sizes:
+        for name, value in zip(_NAMES, size, strict=False):
+            check_whole(name, value, 1, f"in sizes, {reprlib.repr(size)}")
+            if name in call:
+                raise InvalidArgument(f"{name!r} is given in sizes and for all calls; give it once")
+    found = tuple(map(tuple, sizes))
+    if twice := [size for n, size in enumerate(found) if size in found[:n]]:
+        raise InvalidArgument(f"sizes has {twice[0]} twice; give each once")
+    return found
+
+
+def sized(call: dict[str, Any], size: Size) -> dict[str, Any]:
+    """The arguments of the pipeline calls of one size."""
+    return {**call, **dict(zip(_NAMES, size, strict=False))}
+
+
+def in_words(size: Size) -> str:
+    """Such as 768×1344."""
+    return "×".join(map(str, size))
+
+
+def checkpoint_of(path: str | os.PathLike[str] | None, size: Size) -> Path | None:
+    """The file in which the runs of one size are kept, beside the others'."""
+    if path is None or not size:
+        return None if path is None else Path(path)
+    path = Path(path)
+    return path.with_name(f"{path.stem}-{'x'.join(map(str, size))}{path.suffix}")
+
+
+def check_own_grids(pipe: Any, prompt: Prompts, calls: dict[Size, dict[str, Any]]) -> None:
+    """Refuse sizes that run on one time grid, of which a run could not tell whose profile is its own.
+
+    Args:
+        prompt: one of the calibration's; each size is begun with it, and ends before the denoiser runs.
+        calls: the arguments of the pipeline call of each size.
+
+    Raises:
+        InvalidArgument: naming both sizes.
+        UnsupportedPipeline: the pipeline sets no timesteps.
+    """
+    if len(calls) < 2:
+        return
+    grids = {size: _grid(pipe, prompt, call) for size, call in calls.items()}
+    for one, other in combinations(calls, 2):
+        if same_grid(grids[one], grids[other]):
+            raise InvalidArgument(
+                f"sizes {in_words(one)} and {in_words(other)} have the same time grid, so that the profile of one "
+                "serves both; leave one of them out"
+            )
+
+
+class _Begun(Exception):
+    """Ends a run before its first step."""
+
+
+class _Begin(Controller):
+    """Keeps the time grid [T+1] that a run begins with."""
+
+    def __init__(self) -> None:
+        self.sigmas = torch.zeros(0)
+
+    def begin(self, run: Run) -> None:
+        self.sigmas = run.sigmas.clone()
+        raise _Begun
+
+
+def _grid(pipe: Any, prompt: Prompts, call: dict[str, Any]) -> Tensor:
+    seen = _Begin()
+    try:
+        run_pipeline(pipe, prompt, seen, call, decode=False)
+    except _Begun:
+        pass
+    finally:
+        if free := getattr(pipe, "maybe_free_model_hooks", None):  # as the end of a whole run would
+            free()
+    if not len(seen.sigmas):
+        raise UnsupportedPipeline(f"{type(pipe).__name__} set no timesteps; give it one step or more")
+    return seen.sigmas
