@@ -32,8 +32,8 @@ from ertacache.profile.profile import Profile, Provenance, Site
 from ertacache.runtime.hooks import attached
 from ertacache.runtime.identity import identity_of
 from ertacache.runtime.player import Offload, Player
-from ertacache.runtime.run_stats import RunStats
 from ertacache.runtime.run import Controller
+from ertacache.runtime.run_stats import RunStats
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "memory.json", ROOT / "docs" / "how-it-works.md"

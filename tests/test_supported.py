@@ -9,8 +9,7 @@ import ertacache.runtime.apply as ertacache
 from benchmark_scripts import load
 from ertacache.calibration.calibrate import calibrate
 from ertacache.errors import ProfileMismatch
-from ertacache.profile.profile import Site
-from ertacache.profile.profile import Profile
+from ertacache.profile.profile import Profile, Site
 from every_pipeline import NAMES, fresh_page, result, small, solver_result
 from small_solvers import SOLVERS
 from supported import MASK, SITES, T, calibrated, generate, watched

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark_scripts import ROOT, load
+import ertacache.runtime.apply as ertacache
+from benchmark_scripts import ROOT
 from by_hand import ByHand
+from cached import T, calls_per_step, latents, profile
 from dummy_pipeline import PROMPTS, mixture_pipeline
 from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.calibration.prompts import Prompts
@@ -18,19 +20,19 @@ from ertacache.core.history import History
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
-from ertacache.profile.profile import Profile
+from ertacache.runtime.even_run import EvenPlayer
+from ertacache.runtime.hooks import attachment_of
+from ertacache.runtime.run_stats import RunStats
 from ertacache.runtime.uncalibrated import (
     LIMIT,
-    NAME,
     DampedLine,
     check_speedup,
     damping,
     nothing_measured,
     nothing_to_save,
     schedule_for,
-    uncalibrated_profile,
 )
-from profile_maker import FACTS, make
+from profile_maker import FACTS
 
 RESULTS = ROOT / "benchmarks" / "results" / "uncalibrated.json"
 #: Uneven, with differences that are exact in binary.
@@ -168,37 +170,6 @@ def test_it_computes_in_float32_and_returns_the_dtype_of_the_outputs() -> None:
     assert line(4, (3, 0), [x.double() for x in pair]).dtype == torch.float64
 
 
-def test_its_profile_has_the_whole_line_at_site_guided_and_says_that_nothing_was_measured() -> None:
-    profile = uncalibrated_profile(GRID.double(), 7 / 3, facts())
-    assert str(profile.schedule) == "#..#..#" and profile.site == "guided"
-    assert profile.predictor.a[:, 0, 0].tolist() == [
-        [0, 0], [1, 0], [1, 0], [0, 0], [pytest.approx(4 / 3), pytest.approx(-1 / 3)], [2, -1], [0, 0],
-    ]  # fmt: skip
-    assert not profile.predictor.d.any() and not profile.predictor.b.any() and profile.rectifier is None
-    assert torch.equal(profile.base_sigmas, GRID) and torch.equal(profile.sigmas, GRID)
-    told = profile.provenance
-    assert told.method == {"name": NAME, "basis": "damped line", "schedule": "#..#..#", "speedup": 7 / 3}
-    assert (told.heldout, told.measured, told.prompt_count, told.guidance_weight) == ({}, {}, 0, None)
-    assert "quality: not measured" in profile.summary() and "damped line at site guided" in profile.summary()
-
-
-def test_its_profile_is_known_again_from_its_file() -> None:
-    profile = uncalibrated_profile(GRID, 2.0, facts())
-    again = Profile.from_bytes(profile.to_bytes())
-    assert again == profile
-    line = DampedLine.of(again)
-    assert line is not None and line.schedule == profile.schedule and line.limit == LIMIT
-    assert torch.equal(line.sigmas, GRID)
-    assert DampedLine.of(make()) is None
-
-
-def test_where_another_denoiser_takes_over_the_line_begins_anew() -> None:
-    profile = uncalibrated_profile(GRID, 7 / 3, facts(boundaries=(3,)))
-    assert str(profile.schedule) == "#..#..#"
-    assert profile.predictor.a[4, 0, 0].tolist() == [1]
-    assert profile.provenance.later_weights == (None,)
-
-
 def test_it_says_how_to_calibrate() -> None:
     text = nothing_measured(Schedule.uniform(30, 15))
     assert text.startswith("computed 15 of 30 steps without calibration: nothing was measured on this pipeline")
@@ -230,14 +201,13 @@ def by_hand(hand: ByHand, mask: str, limit: float) -> Tensor:
 
 @pytest.mark.parametrize(("speedup", "w"), [(2.0, 1.5), (3.0, 1.5), (2.0, 7.0), (3.0, 7.0)])
 def test_a_run_is_the_one_by_hand(speedup: float, w: float) -> None:
-    script = load("uncalibrated")
     T = 20
     pipe: Any = mixture_pipeline()
     hand = ByHand(PROMPTS[:3], 5, T, w, pipe.transformer.mixture)
     call = {"num_inference_steps": T, "guidance_scale": w}
 
-    def run(texts: list[str], seed: int, **options: Any) -> Tensor:
-        final = Final(script.Uncalibrated(speedup, **options))
+    def run(texts: list[str], seed: int) -> Tensor:
+        final = Final(EvenPlayer(speedup, RunStats()))
         run_pipeline(pipe, Prompts(tuple(texts), seed), final, call, decode=False)
         return final.latents
 
@@ -247,6 +217,33 @@ def test_a_run_is_the_one_by_hand(speedup: float, w: float) -> None:
     # It is neither plain reuse nor the whole line, and a batch changes no entry.
     assert min(float((latents - wanted(limit)).abs().max()) for limit in (0.0, math.inf)) > 1e-3
     assert torch.allclose(latents[1:2], run(PROMPTS[1:2], 6), rtol=0, atol=1e-5)
+
+
+def test_one_line_computes_what_it_says(flux_cfg: Any) -> None:
+    plain = latents(flux_cfg)
+    with ertacache.apply(flux_cfg, speedup=2.0) as stats:
+        assert calls_per_step(flux_cfg) == [2 * (mark == "#") for mark in str(schedule_for(T, 2.0))]
+        assert (stats.runs, stats.computed, stats.predicted) == (1, {"cond": 5, "uncond": 5}, {"cond": 5, "uncond": 5})
+        assert (stats.reason, stats.advice) == (None, nothing_measured(schedule_for(T, 2.0)))
+        assert stats.extra_bytes == 2 * plain.nbytes
+        assert calls_per_step(flux_cfg, num_inference_steps=3) == [2, 2, 2]  # a warm-up
+        assert (stats.reason, stats.advice) == (nothing_to_save(3, 2.0), None)
+    with (
+        ertacache.apply(flux_cfg, speedup=7.0),
+        pytest.raises(InvalidArgument, match=r"speedup=7 of 10 .* ask for 5 at"),
+    ):
+        latents(flux_cfg)
+    assert torch.equal(latents(flux_cfg), plain)
+
+
+def test_a_profile_or_a_speedup_but_one_of_them(flux: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"neither of profile and speedup is given; pass a profile, or speedup=2"):
+        ertacache.enable(flux)
+    with pytest.raises(InvalidArgument, match=r"both of profile and speedup is given"):
+        ertacache.enable(flux, profile(flux, "guided"), speedup=2.0)
+    with pytest.raises(InvalidArgument, match=r"speedup is 1.0; give a number above 1"):
+        ertacache.enable(flux, speedup=1.0)
+    assert attachment_of(flux) is None
 
 
 def test_the_limit_is_the_best_of_those_tried_on_calibration_prompts() -> None:

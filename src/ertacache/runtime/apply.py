@@ -9,6 +9,7 @@ from typing import Any
 from ertacache.core.offload import Offload
 from ertacache.errors import InvalidArgument
 from ertacache.profile.profile import Profile
+from ertacache.runtime.even_run import EvenPlayer
 from ertacache.runtime.hooks import Attachment, attachment_of
 from ertacache.runtime.identity import check_pipeline, warn_of_weights
 from ertacache.runtime.player import OnMismatch, Player
@@ -20,8 +21,9 @@ ProfileSource = Profile | str | os.PathLike[str]
 
 def enable(
     pipe: Any,
-    profile: ProfileSource,
+    profile: ProfileSource | None = None,
     *,
+    speedup: float | None = None,
     offload_history: Offload = None,
     retarget: bool = False,
     on_mismatch: OnMismatch = "refuse",
@@ -35,6 +37,8 @@ def enable(
     Args:
         pipe: a diffusers pipeline; nothing but its scheduler and denoiser instances is touched.
         profile: from `calibrate` or `Profile.load`, or the path or Hub id to load it from.
+        speedup: instead of a profile: compute T / speedup steps, evenly spaced, and predict the others. Nothing was
+            measured then, as `stats.advice` says; see `docs/uncalibrated.md`.
         offload_history: "cpu" keeps histories in the host's memory (pinned, for a CUDA device) and brings them back on
             predicted steps; None keeps them on the device.
         retarget: in calls with another number of steps than the calibration's, run what `retarget.retargeted` makes of
@@ -46,26 +50,38 @@ def enable(
         Counters that follow the runs.
 
     Raises:
-        InvalidArgument: another `offload_history` or `on_mismatch`, or nothing to load.
+        InvalidArgument: another `offload_history` or `on_mismatch`, nothing to load, no speed-up above 1, or not one of
+            `profile` and `speedup`.
         ProfileInvalid: what was loaded is no sound profile.
         ProfileMismatch: the pipeline is not the one that the profile was made for. Step count, guidance, call
             names and channels show only in a call, which then raises the same.
         CacheConflict: a profile or another cache is on already.
         UnsupportedPipeline: nothing can be predicted for this pipeline.
     """
-    return _attach(pipe, profile, offload_history, retarget, on_mismatch)[1]
+    return _attach(pipe, profile, speedup, offload_history, retarget, on_mismatch)[1]
 
 
 def _attach(
-    pipe: Any, source: ProfileSource, offload_history: Offload, retarget: bool, on_mismatch: OnMismatch
+    pipe: Any,
+    source: ProfileSource | None,
+    speedup: float | None,
+    offload_history: Offload,
+    retarget: bool,
+    on_mismatch: OnMismatch,
 ) -> tuple[Attachment, RunStats]:
+    stats = RunStats()
+    if (source is None) == (speedup is None):
+        given = "neither" if source is None else "both"
+        raise InvalidArgument(f"{given} of profile and speedup is given; pass a profile, or speedup=2.0 to do without")
+    if speedup is not None:
+        return Attachment(pipe, EvenPlayer(speedup, stats, offload_history), hidden=False), stats
     profile = Profile.load(source) if isinstance(source, str | os.PathLike) else source
-    if not isinstance(profile, Profile):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(profile, Profile):
         raise InvalidArgument(f"profile is a {type(profile).__name__}; pass a Profile, or the path or Hub id of one")
     check_pipeline(profile, pipe)
     warn_of_weights(profile, pipe)
-    player = Player(profile, RunStats(), offload_history, retarget=retarget, on_mismatch=on_mismatch)
-    return Attachment(pipe, player, hidden=profile.site == "hidden"), player.stats
+    player = Player(profile, stats, offload_history, retarget=retarget, on_mismatch=on_mismatch)
+    return Attachment(pipe, player, hidden=profile.site == "hidden"), stats
 
 
 def disable(pipe: Any) -> None:
@@ -86,14 +102,15 @@ def disable(pipe: Any) -> None:
 @contextmanager
 def apply(
     pipe: Any,
-    profile: ProfileSource,
+    profile: ProfileSource | None = None,
     *,
+    speedup: float | None = None,
     offload_history: Offload = None,
     retarget: bool = False,
     on_mismatch: OnMismatch = "refuse",
 ) -> Generator[RunStats]:
     """`enable` for the length of a `with` block, `disable` at its end, also when it raises."""
-    attachment, stats = _attach(pipe, profile, offload_history, retarget, on_mismatch)
+    attachment, stats = _attach(pipe, profile, speedup, offload_history, retarget, on_mismatch)
     try:
         yield stats
     finally:

@@ -22,7 +22,6 @@ from ertacache.runtime.matching import (
     check_calls,
     check_context,
     check_embedded,
-    check_grid,
     check_options,
     check_output,
     check_shape,
@@ -76,7 +75,6 @@ class PlayedRun(Controller):
         self._late: ErtacacheError | None = None
 
     def begin(self, run: Run) -> None:
-        check_grid(self.profile, run)
         if not torch.equal(self.profile.sigmas, self.profile.base_sigmas):
             write_grid(run.scheduler, self.profile.sigmas)
 

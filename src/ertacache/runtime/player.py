@@ -6,14 +6,15 @@ from typing import Literal, get_args
 
 from ertacache.core.history import History
 from ertacache.core.offload import Offload, check_offload, history_for
-from ertacache.errors import ErtacacheError, InvalidArgument
+from ertacache.errors import ErtacacheError, InvalidArgument, ProfileMismatch
 from ertacache.profile.profile import Profile
 from ertacache.runtime.coefficients import Coefficients
+from ertacache.runtime.grids import nearest, pick
 from ertacache.runtime.plain_run import PlainRun
 from ertacache.runtime.played_run import PlayedRun
-from ertacache.runtime.retarget import retargeted, warn_of_loss
+from ertacache.runtime.retarget_loss import warn_of_loss
 from ertacache.runtime.run import Controller, Run
-from ertacache.runtime.run_stats import RunStats
+from ertacache.runtime.run_stats import RunStats, of_one_run
 
 logger = logging.getLogger(__name__)
 
@@ -55,24 +56,32 @@ class Player(Controller):
         self._spare: list[tuple[Profile, History]] = []
 
     def for_run(self, run: Run) -> Controller:
-        profile, coefficients = self._for_grid(run)
+        own = of_one_run()
+        try:
+            found = self._for_grid(run)
+        except ProfileMismatch as error:
+            return self.computed(own, error, by_need=False)
+        if isinstance(found, str):  # a warm-up
+            return PlainRun(self.stats, replace(own, reason=found))
+        profile, coefficients = found
         return PlayedRun(profile, coefficients, self._history(profile), self)
 
     def passed_by(self) -> None:
         self.stats.outside += 1
 
-    def _for_grid(self, run: Run) -> tuple[Profile, Coefficients]:
-        """The profile for the grid of a run, and its coefficients; another number of steps only where allowed."""
-        own = not self._retarget or run.T == self.profile.schedule.T
-        key = b"" if own else run.sigmas.numpy().tobytes()
+    def _for_grid(self, run: Run) -> tuple[Profile, Coefficients] | str:
+        """The profile for the grid of a run, and its coefficients; or why nothing is predicted on that grid."""
+        key = run.sigmas.numpy().tobytes()
         if key not in self._made:
-            profile = self.profile if own else retargeted(self.profile, run.sigmas)
+            found = pick(self.profile, run.sigmas, retarget=self._retarget)
+            if isinstance(found, str):
+                return found
+            if "retarget" not in self._warned and found is not nearest(self.profile, run.sigmas):
+                self._warned.add("retarget")
+                warn_of_loss(self.profile, run.sigmas)
             while len(self._made) >= _KEPT_GRIDS:
                 self._made.pop(next(iter(self._made)), None)
-            self._made[key] = profile, Coefficients(profile)
-        if not own and not self._warned & {"retarget"}:
-            self._warned.add("retarget")
-            warn_of_loss(self.profile.schedule.T, run.T)
+            self._made[key] = found, Coefficients(found)
         return self._made[key]
 
     def _history(self, profile: Profile) -> History:

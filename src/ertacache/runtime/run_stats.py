@@ -16,6 +16,7 @@ class RunStats:
             tensor coefficients.
         host_bytes: bytes of the host's memory that kept outputs and inputs are moved to, where that was asked for.
         reason: why the run, or what was left of it, was computed though a profile is on; None where it was not.
+        advice: what a person should know of the run: that nothing was measured, and how to calibrate.
         outside: calls of the denoiser since the profile was applied that belonged to no run of it and were computed,
             as of another pipeline, or of a callback.
     """
@@ -26,6 +27,7 @@ class RunStats:
     extra_bytes: int = 0
     host_bytes: int = 0
     reason: str | None = None
+    advice: str | None = None
     outside: int = 0
 
     def show(self, run: "RunStats") -> None:
@@ -33,7 +35,8 @@ class RunStats:
         self.runs += run.runs
         run.runs = 0  # counted
         self.computed, self.predicted = run.computed, run.predicted
-        self.extra_bytes, self.host_bytes, self.reason = run.extra_bytes, run.host_bytes, run.reason
+        self.extra_bytes, self.host_bytes = run.extra_bytes, run.host_bytes
+        self.reason, self.advice = run.reason, run.advice
 
 
 def of_one_run() -> RunStats:

@@ -12,21 +12,15 @@ known before the run, and an entry gets the same picture in every batch.
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ertacache.core.precision import widen
-from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
-from ertacache.profile.profile import Profile, Provenance
 
-#: In `provenance.method["name"]` of a profile that nothing was calibrated for.
-NAME = "uncalibrated"
 #: Stiffness at which nothing of the line is left. Chosen on calibration prompts by benchmarks/uncalibrated.py.
 LIMIT = 1.2
 #: Below these steps a run has nothing to save: first and last are computed.
@@ -88,13 +82,6 @@ class DampedLine:
     schedule: Schedule
     limit: float = LIMIT
 
-    @classmethod
-    def of(cls, profile: Profile) -> "DampedLine | None":
-        """What predicts the steps of a profile that nothing was calibrated for; None for a calibrated one."""
-        if profile.provenance.method.get("name") != NAME:
-            return None
-        return cls(profile.base_sigmas, profile.schedule)
-
     def __call__(self, i: int, computed: Sequence[int], outputs: Sequence[Tensor]) -> Tensor:
         """The prediction [B, *] of step i, in the dtype of the outputs (computed in float32, or in their float64).
 
@@ -121,41 +108,6 @@ def damping(newest: Tensor, older: Tensor, ahead: float, limit: float = LIMIT) -
     change = (newest - older).flatten(1).norm(dim=1) / older.flatten(1).norm(dim=1)
     m = (limit - change * ahead).clamp(0, 1).nan_to_num(0.0)
     return m.view(-1, *(1,) * (newest.ndim - 1))
-
-
-def uncalibrated_profile(sigmas: Tensor, speedup: float, facts: Mapping[str, Any]) -> Profile:
-    """The profile of a run that nothing was calibrated for, once its first step has shown the calls.
-
-    Its table is the whole line, at site `guided`, where anything is covered that a pipeline makes of its calls;
-    `DampedLine.of` the profile predicts.
-
-    Args:
-        sigmas: [T+1] the solver's own grid.
-        facts: of `Provenance`, what the run knows: classes, configurations, contexts, latent shape and channel axis,
-            dtype, boundaries. No guidance weight: any is right.
-
-    Raises:
-        InvalidArgument: as `schedule_for`, or facts that are none.
-    """
-    grid = sigmas.detach().to("cpu", torch.float32)
-    boundaries = tuple(facts.get("boundaries", ()))
-    schedule = schedule_for(len(grid) - 1, speedup, boundaries)
-    known: dict[str, Any] = {
-        "guidance_weight": None, "embedded_guidance": None, "call": {}, "prompt_count": 0, "prompt_hash": "",
-        "holdout_count": 0, "seed": 0, "versions": {}, "later_weights": (None,) * len(boundaries),
-    }  # fmt: skip
-    known |= facts
-    known |= {"num_inference_steps": schedule.T, "heldout": {}, "measured": {}}
-    known["method"] = {"name": NAME, "basis": "damped line", "schedule": str(schedule), "speedup": float(speedup)}
-    return Profile(
-        schedule=schedule,
-        site="guided",
-        predictor=Predictor.extrapolation(schedule, ("guided",), grid, boundaries),
-        base_sigmas=grid,
-        sigmas=grid.clone(),
-        rectifier=None,
-        provenance=Provenance(**known),
-    )
 
 
 def nothing_measured(schedule: Schedule) -> str:
