@@ -14,7 +14,7 @@ from small_parts import GUIDED, LENGTH_CALL, SIZE, THREE_PROMPTS, WIDTH, assembl
 from supported import Small
 
 
-def _picture(side: int = 32) -> Image.Image:
+def picture(side: int = 32) -> Image.Image:
     pixels = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Image.fromarray(pixels.numpy())
 
@@ -47,7 +47,7 @@ def flux() -> Small:
 def flux_kontext() -> Small:
     pipe = assembled(diffusers.FluxKontextPipeline, **_flux_parts())
     call = {**LENGTH_CALL, **SIZE, "guidance_scale": 2.5, "max_area": 32 * 32, "_auto_resize": False}
-    return Small(pipe, call, THREE_PROMPTS, {"image": _picture()})
+    return Small(pipe, call, THREE_PROMPTS, {"image": picture()})
 
 
 def flux_fill() -> Small:
@@ -55,14 +55,14 @@ def flux_fill() -> Small:
     pipe = assembled(diffusers.FluxFillPipeline, **_flux_parts(in_channels=48, out_channels=16))
     mask = Image.new("L", (32, 32), 255)
     call = {**LENGTH_CALL, **SIZE, "guidance_scale": 30.0}
-    return Small(pipe, call, THREE_PROMPTS, {"image": _picture(), "mask_image": mask})
+    return Small(pipe, call, THREE_PROMPTS, {"image": picture(), "mask_image": mask})
 
 
 def flux_img2img() -> Small:
     pipe = assembled(diffusers.FluxImg2ImgPipeline, **_flux_parts())
     call = {**LENGTH_CALL, **SIZE, "guidance_scale": 3.5, "strength": 1.0}
     notes = ("calibrated at strength 1; a late start computes until it has a history",)
-    return Small(pipe, call, THREE_PROMPTS, {"image": _picture()}, notes=notes)
+    return Small(pipe, call, THREE_PROMPTS, {"image": picture()}, notes=notes)
 
 
 def _chroma_transformer() -> Any:
@@ -124,7 +124,7 @@ def flux2() -> Small:
 
 def flux2_edit() -> Small:
     # A list of images would be taken for several to one prompt, so that prompts come one at a time.
-    return dataclasses.replace(flux2(), inputs={"image": _picture(64)}, batch_size=1)
+    return dataclasses.replace(flux2(), inputs={"image": picture(64)}, batch_size=1)
 
 
 def flux2_klein() -> Small:

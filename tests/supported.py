@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import ertacache.runtime.apply as ertacache
 from ertacache.calibration.calibrate import calibrate
 from ertacache.errors import UnsupportedPipeline
+from ertacache.pipelines import pipeline_call
 from ertacache.profile.profile import Profile
 
 T, MASK = 8, "##.#..##"
@@ -25,6 +26,7 @@ SITES: tuple[Literal["output", "guided"], ...] = ("output", "guided")
 _BASES: dict[str, dict[str, Any]] = {
     "output": {"basis": "residual"},
     "guided": {"basis": "fitted", "history": 2, "aim": "step"},
+    "hidden": {"basis": "residual"},
 }
 
 
@@ -171,16 +173,15 @@ def _notes(first: tuple[Any, Any], latent: Tensor, unnamed: bool) -> Iterator[st
         yield "no cache context"
 
 
-def generate(small: Small, prompt: int = 0) -> Tensor:
-    """The final latents of one prompt."""
-    call = dict(small.call)
-    call["prompt"] = small.prompts[prompt]
+def generate(small: Small, prompt: int = 0, *, decode: bool = False) -> Tensor:
+    """The final latents of one prompt, or its picture."""
+    call = {"prompt": small.prompts[prompt], **small.call}
     if small.batch_size != 1:
         for name in [name for name in call if name.startswith(("prompt", "negative_prompt"))]:
             call[name] = [call[name]] if isinstance(call[name], str) else call[name]
     generator: Any = torch.Generator().manual_seed(prompt)
     with torch.no_grad():
-        return small.pipe(generator=generator, output_type="latent", **call, **small.inputs)[0]
+        return pipeline_call.call(small.pipe, {"generator": generator, **call, **small.inputs}, decode=decode)
 
 
 def calibrated(small: Small, site: str) -> Profile:

@@ -1,6 +1,5 @@
 """Whether a cache runs as diffusers has it, or as we have it: with its state kept apart by branch."""
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 from ertacache.baselines import diffusers_cache
 from ertacache.baselines.baseline import denoiser_class
 from ertacache.errors import InvalidArgument
+from ertacache.pipelines.pipeline_call import defaults_of
 
 #: "auto" is diffusers' own where that is right, ours elsewhere.
 Implementation = Literal["auto", "diffusers", "ours"]
@@ -28,13 +28,13 @@ def branches(pipe: Any, call: Mapping[str, Any]) -> Branches:
     if denoiser not in _GUIDANCE:
         return "calls"
     argument, two = _GUIDANCE[denoiser]
-    parameters = inspect.signature(pipe.__call__).parameters
-    if argument not in parameters:
+    defaults = defaults_of(pipe)
+    if argument not in defaults:
         return "one"
     # FLUX leaves the second branch out without a negative prompt; the others take an empty one.
     needs_negative = argument == "true_cfg_scale"
     negative = call.get("negative_prompt") is not None or call.get("negative_prompt_embeds") is not None
-    guided = call.get(argument, parameters[argument].default) > 1 and (negative or not needs_negative)
+    guided = call.get(argument, defaults[argument]) > 1 and (negative or not needs_negative)
     return two if guided else "one"
 
 

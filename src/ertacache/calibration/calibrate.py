@@ -25,6 +25,7 @@ from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.pipelines.inputs import Inputs
+from ertacache.pipelines.pipeline_call import defaults_of
 from ertacache.profile.profile import Activation, Profile, Site
 
 #: Runs shorter than this have few steps to spare: each is too far from the last to be predicted well.
@@ -183,8 +184,7 @@ def _steps(pipe: Any, call: Mapping[str, Any]) -> int | None:
     """The number of steps where the call says it, or the pipeline's default does."""
     if any(call.get(name) is not None for name in ("sigmas", "timesteps")):
         return None
-    known = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
-    steps = call.get("num_inference_steps", known.default if known is not None else None)
+    steps = call.get("num_inference_steps", defaults_of(pipe).get("num_inference_steps"))
     return steps if isinstance(steps, int) else None
 
 

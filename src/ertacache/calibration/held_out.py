@@ -1,7 +1,6 @@
 """Runs of the held-out prompts: uncached, under a profile and with fewer solver steps. Each is made and timed once."""
 
 import hashlib
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from ertacache.calibration.pipeline_run import Final
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import UnsupportedPipeline
 from ertacache.metrics import PairedMetrics
+from ertacache.pipelines.pipeline_call import defaults_of
 from ertacache.profile.profile import Profile
 from ertacache.runtime.player import Player
 from ertacache.runtime.run import Controller, Run
@@ -114,7 +114,7 @@ def _shorter_call(calibrator: Calibrator, K: int) -> dict[str, Any]:
     call = calibrator.call
     if fixed := [name for name in ("sigmas", "timesteps") if call.get(name) is not None]:
         raise UnsupportedPipeline(f"{fixed[0]} in the call fixes the solver's steps")
-    if "num_inference_steps" not in inspect.signature(calibrator.pipe.__call__).parameters:
+    if "num_inference_steps" not in defaults_of(calibrator.pipe):
         raise UnsupportedPipeline(f"{type(calibrator.pipe).__name__} takes no num_inference_steps")
     return {**call, "num_inference_steps": K}
 

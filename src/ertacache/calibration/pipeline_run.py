@@ -1,6 +1,5 @@
 """Runs of a user's pipeline, as it is, under a controller: one generator per prompt, results in plain tensors."""
 
-import inspect
 import json
 import re
 import reprlib
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from ertacache.calibration.checks import check_whole
 from ertacache.calibration.prompts import Prompts
-from ertacache.errors import ErtacacheError, InvalidArgument, UnsupportedPipeline, meant
+from ertacache.errors import ErtacacheError, InvalidArgument, meant
+from ertacache.pipelines import pipeline_call
 from ertacache.pipelines.inputs import Inputs, input_names
 from ertacache.pipelines.models import denoisers_of, takes_one_prompt
 from ertacache.pipelines.solvers import read_grid
@@ -44,7 +44,7 @@ def check_call(pipe: Any, call: Mapping[str, Any], inputs: Sequence[Inputs] = ()
         UnsupportedPipeline: `pipe` is no pipeline with a denoiser.
     """
     denoisers_of(pipe)
-    known = inspect.signature(pipe.__call__).parameters
+    known = pipeline_call.defaults_of(pipe)
     brought = input_names(inputs)
     for name in (*call, *brought):
         if name in _OURS:
@@ -110,25 +110,25 @@ def call_pipeline(pipe: Any, prompts: Prompts, call: dict[str, Any], *, decode: 
         arguments |= {name: arguments[name][0] for name in (*texts, "generator")}
     with quiet(pipe):
         try:
-            output = pipe(**arguments, output_type="pt" if decode else "latent")[0]
+            output = pipeline_call.call(pipe, arguments, decode=decode)
         except ValueError as error:  # what pipelines raise for sizes and arguments that they do not take
             if isinstance(error, ErtacacheError):
                 raise
             raise InvalidArgument(f"{type(pipe).__name__} refuses the call: {error}") from error
-    if not isinstance(output, Tensor):
-        raise UnsupportedPipeline(f"{type(pipe).__name__} returned {type(output).__name__} for output_type='pt'")
     return output.float().cpu()
 
 
 @contextmanager
 def quiet(pipe: Any) -> Generator[None]:
-    """Without the pipeline's own progress bar; ours counts whole runs."""
-    before = dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.set_progress_bar_config(**{**before, "disable": True})
+    """Without the pipeline's own progress bars; ours counts whole runs."""
+    before = [(bar, dict(getattr(bar, "_progress_bar_config", {}))) for bar in pipeline_call.progress_bars(pipe)]
+    for bar, config in before:
+        bar.set_progress_bar_config(**{**config, "disable": True})
     try:
         yield
     finally:
-        pipe.set_progress_bar_config(**before)
+        for bar, config in before:
+            bar.set_progress_bar_config(**config)
 
 
 @dataclass

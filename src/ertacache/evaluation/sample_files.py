@@ -1,6 +1,5 @@
 """Pictures and clips as files: PNG, JPEG, WebP; mp4 by ffmpeg; gif and WebP that loop."""
 
-import inspect
 import subprocess
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,6 +13,7 @@ from torch import Tensor
 from ertacache.errors import InvalidArgument
 from ertacache.extras import require
 from ertacache.files import save_atomic, write_atomic
+from ertacache.pipelines.pipeline_call import defaults_of
 
 #: Frames per second of samples in result folders, and where no model says otherwise.
 FPS = 8
@@ -37,7 +37,7 @@ def trained_fps(pipe: Any) -> int:
 
 def makes_clips(pipe: Any, call: dict[str, Any]) -> bool:
     """Whether a call gives clips, not pictures: what all pipelines of clips take is a number of frames."""
-    return "num_frames" in inspect.signature(pipe.__call__).parameters and call.get("num_frames") != 1
+    return "num_frames" in defaults_of(pipe) and call.get("num_frames") != 1
 
 
 def check_kind(path: Path, *, clip: bool, fps: float = FPS) -> None:

@@ -1,6 +1,5 @@
 """Pipelines by id, path or zoo name, with the call arguments that belong to them."""
 
-import inspect
 import os
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from ertacache.errors import InvalidArgument, meant
 from ertacache.files import json_object
 from ertacache.pipelines import bundled
+from ertacache.pipelines.pipeline_call import defaults_of
 
 # torch and diffusers are imported where they are used: a slip of the pen is answered at once.
 if TYPE_CHECKING:
@@ -163,8 +163,7 @@ def call_arguments(model: str, overrides: dict[str, Any]) -> dict[str, Any]:
 
 def with_steps(pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
     """The call with its number of steps, which is the pipeline's default where nobody said."""
-    default = inspect.signature(pipe.__call__).parameters["num_inference_steps"].default
-    return {"num_inference_steps": default, **call}
+    return {"num_inference_steps": defaults_of(pipe)["num_inference_steps"], **call}
 
 
 def read_prompts(path: Path) -> list[str]:
