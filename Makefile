@@ -9,7 +9,7 @@ FLOORS := .venv-floors/bin
 export OMP_WAIT_POLICY := PASSIVE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: install demo test test-slow test-all test-floors lint docs reports dist test-dist
+.PHONY: install demo test test-slow test-all test-combinations test-floors lint docs reports dist test-dist
 .PHONY: bench gpu ablation ablation-video compare compare-video clean
 
 install: .venv/.ok
@@ -25,6 +25,11 @@ test-slow: .venv/.ok
 	$(PYTEST) -m slow
 
 test-all: test test-slow
+
+# What a profile is combined with, with the libraries that are not installed for the other tests: torchao is imported
+# by every process that imports diffusers.
+test-combinations: .venv-combinations/.ok
+	PYTHONPATH=.venv-combinations $(PYTEST) tests/test_combinations.py tests/test_compiled.py
 
 # What the lower bounds of pyproject.toml promise: exactly they are installed, and it calibrates, applies and saves.
 test-floors: .venv-floors/.ok
@@ -97,6 +102,10 @@ compare-video: .venv/.ok
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	touch $@
 
+.venv-combinations/.ok: .venv/.ok
+	$(BIN)/python -m pip install --quiet --no-deps --target .venv-combinations -c constraints.txt gguf peft torchao
+	touch $@
+
 .venv-floors/.ok: pyproject.toml zoo/pyproject.toml .ci/floors.py
 	$(PYTHON) -m venv .venv-floors
 	$(FLOORS)/python -m pip install --quiet --upgrade pip
@@ -105,4 +114,4 @@ compare-video: .venv/.ok
 	touch $@
 
 clean:
-	rm -rf .venv .venv-floors .venv-dist dist out
+	rm -rf .venv .venv-combinations .venv-floors .venv-dist dist out

@@ -25,7 +25,9 @@ the pipeline gives the bits of before.
   denoiser computes, formula (P) written out around the denoiser, without this package's run-time. The largest relative
   distance follows.
 
-This page is written by `python benchmarks/combinations_page.py` ({versions}).
+This page is written by `python benchmarks/combinations_page.py` and compared with the checks by
+`make test-combinations`, which installs the last three of these beside the environment:
+{versions}.
 """
 COLUMNS = ("combination", "how", "pipeline", "before", "while applied", "equals", "notes")
 

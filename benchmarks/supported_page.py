@@ -14,8 +14,8 @@ NOISE = ROOT / "benchmarks" / "results" / "stochastic_solver.json"
 VERSIONS = ("diffusers", "transformers", "torch")
 HEAD = """# Supported pipelines
 
-Any diffusers pipeline with one `transformer` or `unet`, or with Wan2.2's two, is served at the sites `output` and
-`guided`, without a line about it in this package. The tables are what the checks of `tests/test_supported.py` find
+Any diffusers pipeline with one `transformer` or `unet`, or with Wan2.2's two, classic or of Modular Diffusers, is
+served at the sites `output` and `guided`, without a line about it in this package. The tables are what the checks of `tests/test_supported.py` find
 on the real pipeline classes around small random weights: they prove the plumbing (calls, shapes, signs, batches),
 not the quality on trained weights.
 

@@ -19,7 +19,7 @@ from ertacache.pipelines.pipeline_call import progress_bars
 from small_parts import THREE_PROMPTS
 from supported import Small, T
 
-_BLOCKS = "made of blocks"
+_GUIDER = "guidance by the pipeline's guider"
 
 
 def _of_blocks(blocks: Any, classic: Small, guidance: str = "") -> Small:
@@ -31,11 +31,18 @@ def _of_blocks(blocks: Any, classic: Small, guidance: str = "") -> Small:
     pipe.update_components(**{name: part for name, part in known.items() if name in pipe._component_specs}, **guider)
     for bar in progress_bars(pipe):
         bar.set_progress_bar_config(disable=True)
-    return replace(classic, pipe=pipe, call=call, notes=(_BLOCKS,))
+    return replace(classic, pipe=pipe, call=call, notes=(_GUIDER,) if guidance else ())
 
 
 def flux() -> Small:
     return _of_blocks(FluxAutoBlocks(), tokens.flux())
+
+
+def without_decoder() -> Any:
+    """FLUX that ends with its latents."""
+    blocks = FluxAutoBlocks()
+    del blocks.sub_blocks["decode"]
+    return _of_blocks(blocks, tokens.flux()).pipe
 
 
 def wan() -> Small:
@@ -52,8 +59,8 @@ def qwen_image() -> Small:
 
 
 BUILDERS: dict[str, Callable[[], Small]] = {
-    "FLUX.1": flux,
-    "Stable Diffusion XL": stable_diffusion_xl,
-    "Qwen-Image": qwen_image,
-    "Wan": wan,
+    "FLUX.1 of blocks": flux,
+    "Stable Diffusion XL of blocks": stable_diffusion_xl,
+    "Qwen-Image of blocks": qwen_image,
+    "Wan of blocks": wan,
 }

@@ -152,16 +152,19 @@ def cosmos() -> Small:
         ),
         safety_checker=_Unchecked(),
     )  # fmt: skip
-    twice = "a second step of the solver in each step"
+    twice = "the solver steps twice on each output"
     call = {**LENGTH_CALL, **GUIDED, "height": 32, "width": 32, "num_frames": 9}
-    return Small(pipe, call, THREE_PROMPTS, notes=(twice,))
+    reason = r"(?i)second .*step|step.* twice|two steps"
+    return Small(pipe, call, THREE_PROMPTS, refused={"output": reason, "guided": reason}, notes=(twice,))
 
 
-BUILDERS: dict[str, Callable[[], Small]] = {
-    "FramePack": framepack,
-    "FramePack, three sections": framepack_sections,
+IMAGES: dict[str, Callable[[], Small]] = {
     "GLM-Image": glm_image,
     "GLM-Image with an image": glm_image_edit,
     "Cosmos 2": cosmos_2,
+}
+VIDEOS: dict[str, Callable[[], Small]] = {
+    "FramePack": framepack,
+    "FramePack, three sections": framepack_sections,
     "Cosmos": cosmos,
 }

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import combined_calls
-import combined_compile
 import combined_ranks
 import combined_weights
 import ertacache
@@ -22,8 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),
 ]
-_AFTER_ENABLE = "a denoiser that is compiled while a profile is applied is traced with it"
-_MORE_GRAPHS = "the blocks of site hidden are compiled again under a profile"
 
 
 def need(*names: str) -> None:
@@ -42,29 +39,6 @@ def test_it_works_or_is_refused_with_the_reason(name: str) -> None:
     need(*row.needs)
     one = found(name)
     assert one.while_applied.startswith("refused: " if row.conflict else "–" if row.on is None else "works")
-
-
-def _compiled(attribute: str, reason: str) -> list[Any]:
-    return [
-        pytest.param(name, site, marks=pytest.mark.xfail(strict=True, reason=reason) if known else ())
-        for name, way in combined_compile.WAYS.items()
-        for site in combined_compile.SITES
-        for known in [site in getattr(way, attribute)]
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "site"), _compiled("more_graphs", _MORE_GRAPHS))
-def test_compiled_before_no_graph_and_no_break_is_added(name: str, site: str) -> None:
-    combined_compile.check_before(combined_compile.WAYS[name], site)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "site"), _compiled("traced", _AFTER_ENABLE))
-def test_compiled_after_it_is_served_or_refused_with_the_remedy(name: str, site: str) -> None:
-    way = combined_compile.WAYS[name]
-    words = combined_compile.check_after(way, site)
-    assert words == "works" if site in way.after else "apply it again" in words
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Profiles on denoisers that are compiled, offloaded or changed in the middle of a run."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,82 +8,37 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 
 import ertacache.runtime.apply as ertacache
 from cached import MASK, SITES, T, calls_per_step, latents, profile
+from combined_compile import WAYS, check_after, check_before
 from ertacache.errors import CacheConflict
 from ertacache.profile.profile import Site
 
 COMPUTED = [int(mark == "#") for mark in MASK]
 
 
-def state(pipe: Any) -> list[set[str]]:
-    """Names of what hangs on the instances that a profile may touch."""
-    inner = getattr(pipe.transformer, "_orig_mod", pipe.transformer)
-    blocks = [*inner.transformer_blocks, *inner.single_transformer_blocks]
-    return [set(vars(owner)) for owner in (pipe.transformer, inner, pipe.scheduler, *blocks)]
+_AFTER_ENABLE = "a denoiser that is compiled while a profile is applied is traced with it"
+_MORE_GRAPHS = "the blocks of site hidden are compiled again under a profile"
 
 
-class Counting:
-    """A backend that runs the graph as it is and counts the attentions in it."""
-
-    def __init__(self) -> None:
-        self.attentions = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, _: Any) -> Any:
-        found = sum("scaled_dot_product_attention" in str(node.target) for node in graph.graph.nodes)
-
-        def run(*args: Any) -> Any:
-            self.attentions += found
-            return graph.forward(*args)
-
-        return run
-
-
-def compile_module(pipe: Any, backend: Any) -> None:
-    pipe.transformer = torch.compile(pipe.transformer, backend=backend)
-
-
-def compile_in_place(pipe: Any, backend: Any) -> None:
-    pipe.transformer.compile(backend=backend)
-
-
-def compile_blocks(pipe: Any, backend: Any) -> None:
-    pipe.transformer.compile_repeated_blocks(backend=backend)
-
-
-@pytest.fixture
-def backend() -> Iterator[Counting]:
-    """Graphs of one test only: torch keeps them by code, whatever instance they came from."""
-    torch._dynamo.reset()
-    yield Counting()
-    torch._dynamo.reset()
+def _ways(attribute: str, reason: str) -> list[Any]:
+    return [
+        pytest.param(name, site, marks=pytest.mark.xfail(strict=True, reason=reason) if known else ())
+        for name, way in WAYS.items()
+        for site in SITES
+        for known in [site in getattr(way, attribute)]
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("compiling", [compile_module, compile_in_place, compile_blocks])
-def test_a_compiled_denoiser(flux: Any, site: Site, compiling: Any, backend: Counting) -> None:
-    wanted = profile(flux, site)
-    blocks = len(flux.transformer.transformer_blocks) + len(flux.transformer.single_transformer_blocks)
-    with ertacache.apply(flux, wanted):
-        expected = latents(flux)
-    compiling(flux, backend)
-    plain, before = latents(flux), state(flux)  # graphs exist before the profile comes
-    backend.attentions = 0
-    with ertacache.apply(flux, wanted) as stats:
-        torch.testing.assert_close(latents(flux), expected, rtol=1e-5, atol=1e-5)
-        assert backend.attentions == 5 * blocks
-        assert (stats.computed, stats.predicted) == ({"cond": 5}, {"cond": 5})
-    assert state(flux) == before
-    assert torch.equal(latents(flux), plain)
+@pytest.mark.parametrize(("name", "site"), _ways("more_graphs", _MORE_GRAPHS))
+def test_compiled_before_no_graph_and_no_break_is_added(name: str, site: str) -> None:
+    check_before(WAYS[name], site)
 
 
-@pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("compiling", [compile_module, compile_in_place])
-def test_compiling_under_a_profile_is_refused(flux: Any, site: Site, compiling: Any, backend: Counting) -> None:
-    ertacache.enable(flux, profile(flux, site))
-    compiling(flux, backend)
-    with pytest.raises(CacheConflict, match=r"FluxTransformer2DModel was compiled while .*disable.*apply the profile"):
-        latents(flux)
-    assert backend.attentions == 0
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "site"), _ways("traced", _AFTER_ENABLE))
+def test_compiled_after_it_is_served_or_refused_with_the_remedy(name: str, site: str) -> None:
+    words = check_after(WAYS[name], site)
+    assert words == "works" if site in WAYS[name].after else "apply it again" in words
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -5,16 +5,20 @@ from typing import Any
 import pytest
 import torch
 
+import small_modular
 from by_hand import ByHand
 from dummy_pipeline import PROMPTS, decode, mixture_pipeline
 from ertacache.calibration.pipeline_run import Final, check_call, run_pipeline
 from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.calibration.reference_log import ReferenceLog
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.pipelines.pipeline_call import defaults_of, progress_bars
 from ertacache.runtime.run import Controller, Run
+from small_parts import THREE_PROMPTS
 
 T, W = 10, 7.0
 CALL: dict[str, Any] = {"num_inference_steps": T, "guidance_scale": W}
+BLOCKS_CALL: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32, "max_sequence_length": 32}
 
 
 def by_hand(n: int = 8) -> ByHand:
@@ -111,6 +115,53 @@ def test_a_pipeline_that_returns_no_tensor_is_refused():
 
     with pytest.raises(UnsupportedPipeline, match="Pipeline returned list for output_type='pt'"):
         run_pipeline(Pipeline(), Prompts(("x",), 0), Controller(), {})
+
+
+def test_sections_of_a_clip_are_joined_on_their_frames():
+    class Pipeline:
+        transformer, scheduler = mixture_pipeline().transformer, mixture_pipeline().scheduler
+
+        def set_progress_bar_config(self, **config: Any) -> None:
+            pass
+
+        def __call__(self, **arguments: Any) -> tuple[list[torch.Tensor]]:
+            return ([torch.full((1, 2, frames, 1, 1), float(frames)) for frames in (1, 2)],)
+
+    found = run_pipeline(Pipeline(), Prompts(("x",), 0), Controller(), {}, decode=False)
+    assert found[0, 0, :, 0, 0].tolist() == [1, 2, 2]
+
+
+def test_a_pipeline_of_blocks_is_called_by_what_its_blocks_take_and_give():
+    pipe: Any = small_modular.flux().pipe
+    (bar,) = progress_bars(pipe)
+    bar.set_progress_bar_config(desc="mine")
+    prompts = Prompts(tuple(THREE_PROMPTS[:2]), 3)
+    final, seen = Final(), list[dict[str, Any]]()
+    loop = type(bar).__call__
+
+    def looped(block: Any, *args: Any) -> Any:
+        seen.append(dict(block._progress_bar_config))
+        return loop(block, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(bar), "__call__", looped)
+        images = run_pipeline(pipe, prompts, final, BLOCKS_CALL)
+    assert images.shape == (2, 3, 32, 32) and 0 <= images.min() and images.max() <= 1
+    assert seen == [{"desc": "mine", "disable": True}] and bar._progress_bar_config == {"desc": "mine"}
+    latents = run_pipeline(pipe, prompts, Controller(), BLOCKS_CALL, decode=False)
+    assert latents.shape == (2, 4, 16, 16) and latents.numel() == final.latents.numel()
+    assert defaults_of(pipe)["num_inference_steps"] == 50
+    check_call(pipe, BLOCKS_CALL)
+    with pytest.raises(InvalidArgument, match=r"no argument 'num_inference_step'.*num_inference_steps"):
+        check_call(pipe, {"num_inference_step": 4})
+
+
+def test_a_pipeline_of_blocks_without_one_that_decodes_is_refused():
+    pipe = small_modular.without_decoder()
+    prompts = Prompts(tuple(THREE_PROMPTS[:1]), 0)
+    with pytest.raises(UnsupportedPipeline, match=r"no block that gives images or videos.*block that decodes"):
+        run_pipeline(pipe, prompts, Controller(), BLOCKS_CALL)
+    assert run_pipeline(pipe, prompts, Controller(), BLOCKS_CALL, decode=False).shape == (1, 4, 16, 16)
 
 
 @pytest.mark.parametrize(("named", "contexts"), [(True, ("cond", "uncond")), (False, ("call0", "call1"))])

@@ -64,7 +64,9 @@ def _call(pipe: Any, arguments: dict[str, Any], decode: bool) -> Any:
 
 def _modular_call(pipe: Any, arguments: dict[str, Any], decode: bool) -> Any:
     # The latents are there whether or not they are decoded; not every block that decodes can be told not to.
-    decoded = next((output.name for output in pipe.blocks.outputs if output.name in _DECODED), None)
+    # `outputs` says what the blocks as published return, decoded or not.
+    made = [output.name for output in pipe.blocks.intermediate_outputs]
+    decoded = next((name for name in _DECODED if name in made), None)
     if decode and decoded is None:
         raise UnsupportedPipeline(
             f"{type(pipe).__name__} has no block that gives {' or '.join(_DECODED)}; calibrate the pipeline with its "

@@ -60,7 +60,7 @@ def check_intact(overrides: Overrides, denoisers: tuple[nn.Module, ...], schedul
         raise CacheConflict(
             f"{type(unwrapped(denoiser)).__name__} was {what} while a profile is applied to it; call "
             "ertacache.disable(pipe), finish changing the pipeline (compile, replace or copy the denoiser), then apply "
-            "the profile again"
+            "it again"
         )
 
 
