@@ -69,14 +69,12 @@ class Way:
 WAYS = {
     "torch.compile, whole": Way(
         "`pipe.transformer = torch.compile(pipe.transformer, fullgraph=True)`", whole, more_graphs=("hidden",),
-        traced=SITES,
     ),
     "torch.compile, in place": Way(
         "`pipe.transformer.compile(fullgraph=True)`", in_place, more_graphs=("hidden",)
     ),
     "torch.compile, repeated blocks": Way(
         "`pipe.transformer.compile_repeated_blocks(fullgraph=True)`", blocks, after=("output", "guided"),
-        traced=("hidden",),
     ),
 }  # fmt: skip
 

@@ -39,7 +39,6 @@ BUILDERS: dict[str, dict[str, Callable[[], Small]]] = {
 }
 #: What is not served, or not refused for the true reason, today; the page leaves it out until it is.
 WRONG = {
-    "GLM-Image with an image": "a call of the denoiser before the loop is an error",
     "FramePack, three sections": "the runs of one call are taken for denoisers that take over",
     "Cosmos": "a second step of the solver is taken for another shape",
 }

@@ -85,8 +85,8 @@ def test_the_profile_serves_its_own_grid_whether_or_not_others_are_allowed() -> 
 
 def test_another_number_of_steps_is_refused_with_both() -> None:
     message = (
-        r"num_inference_steps: the profile has 7, this call 9; call the pipeline with num_inference_steps=7, or apply "
-        r"the profile with retarget=True, which fits it to other step counts at some loss"
+        r"num_inference_steps: the profile has 7, this pipeline 9; call the pipeline with num_inference_steps=7, or "
+        r"apply the profile with retarget=True, which fits it to other step counts at some loss"
     )
     for ask in (pick, check_grid):
         with pytest.raises(ProfileMismatch, match=message):
@@ -135,7 +135,7 @@ def test_where_every_step_would_be_computed_there_is_a_reason_and_no_error(mask:
         assert pick(each, straight(steps), retarget=True) == wanted == nothing_to_predict(each, steps)
     with pytest.raises(ProfileMismatch, match="leaves nothing to predict"):
         retargeted(original, straight(steps))
-    with pytest.raises(ProfileMismatch, match=f"num_inference_steps: the profile has 7, this call {steps}"):
+    with pytest.raises(ProfileMismatch, match=f"num_inference_steps: the profile has 7, this pipeline {steps}"):
         pick(original, straight(steps))
 
 

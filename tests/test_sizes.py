@@ -96,7 +96,7 @@ def test_of_several_grids_the_same_one_is_picked_and_else_the_nearest() -> None:
     assert nearest(first, bent(7, 1.6)) is low and nearest(first, bent(7, 1.3)) is first
     assert nearest(first, bent(12, 1.1)) is long and nearest(first, bent(8, 1.9)) is low
     assert pick(first, bent(7, 1.7), retarget=True) == retargeted(low, bent(7, 1.7))
-    with pytest.raises(ProfileMismatch, match="the profile has 14, this call 15"):
+    with pytest.raises(ProfileMismatch, match="the profile has 14, this pipeline 15"):
         pick(first, straight(15))
     # Two that are both the same grid: the nearer one, though the first would do.
     near = straight(7).clone()

@@ -80,7 +80,7 @@ def test_a_branch_may_end_within_a_run() -> None:
 def test_a_batch_may_shrink_within_a_run(site: Site, calls: list[int]) -> None:
     """Z-Image has both branches in one batch, and later one: no output of two goes on to a step of one."""
     one = small("Z-Image")
-    profile = calibrated(replace(one, call={**one.call, "cfg_truncation": 0.5}), site)
+    profile = calibrated(replace(one, call={**one.call, "cfg_truncation": 0.2}), site)
     assert profile.provenance.calls == ((0, {"call0": 2}), (4, {"call0": 1}))
     assert [len(step) for step in counts("Z-Image", profile, cfg_truncation=0.2)] == calls
     if site == "guided":

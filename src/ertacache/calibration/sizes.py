@@ -16,7 +16,7 @@ from ertacache.calibration.prompts import Prompts
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.profile.checks import MAX_GRIDS
 from ertacache.runtime.grids import same_grid
-from ertacache.runtime.hooks import Controller, Run
+from ertacache.runtime.run import Controller, Run
 
 #: (height, width) in pixels, of clips also (height, width, frames).
 Size = tuple[int, ...]

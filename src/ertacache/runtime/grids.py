@@ -83,7 +83,7 @@ def check_grid(profile: Profile, sigmas: Tensor) -> None:
     T, steps, base = profile.schedule.T, len(sigmas) - 1, profile.base_sigmas
     if steps != T:
         raise ProfileMismatch(
-            f"num_inference_steps: the profile has {T}, this call {steps}; call the pipeline with "
+            f"num_inference_steps: the profile has {T}, this pipeline {steps}; call the pipeline with "
             f"num_inference_steps={T}, or apply the profile with retarget=True, which fits it to other step counts "
             "at some loss"
         )
