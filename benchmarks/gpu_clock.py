@@ -17,10 +17,9 @@ from ertacache.core.schedule import Schedule
 from ertacache.pipelines.models import family_for
 from ertacache.pipelines.overrides import Overrides
 from ertacache.pipelines.solvers import STEP_ARGUMENTS, read_grid
-from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile, Provenance
 from ertacache.runtime.apply import apply
-from ertacache.runtime.matching import model_of
+from ertacache.runtime.identity import identity_of
 from ertacache.runtime.watch import now
 
 #: Outputs that a prediction reaches back, and their weights, newest first, where as many are held. They stand in for
@@ -162,12 +161,8 @@ def by_hand(built: Built, uncached: Timing, K: int) -> Profile:
         a[i, 0, 0, : len(weights)] = torch.tensor(weights)
         d[i] = 0.1
     predictor = Predictor(("guided",), ("guided",), a, d, torch.zeros(T, 1))
-    model_class, model_config_hash = model_of(pipe)
     facts = Provenance(
-        model_class=model_class,
-        model_config_hash=model_config_hash,
-        scheduler_class=type(pipe.scheduler).__name__,
-        scheduler_config_hash=config_hash(pipe.scheduler.config),
+        **identity_of(pipe),
         num_inference_steps=T,
         contexts=built.model.contexts,
         guidance_weight=None, embedded_guidance=None, call={},

@@ -15,9 +15,9 @@ VERSIONS = ("diffusers", "transformers", "torch")
 HEAD = """# Supported pipelines
 
 Any diffusers pipeline with one `transformer` or `unet`, or with Wan2.2's two, classic or of Modular Diffusers, is
-served at the sites `output` and `guided`, without a line about it in this package. The tables are what the checks of `tests/test_supported.py` find
-on the real pipeline classes around small random weights: they prove the plumbing (calls, shapes, signs, batches),
-not the quality on trained weights.
+served at the sites `output` and `guided`, without a line about it in this package. The tables are what the checks
+of `tests/test_supported.py` find on the real pipeline classes around small random weights: they prove the plumbing
+(calls, shapes, signs, batches), not the quality on trained weights.
 
 For every row a profile was calibrated on two prompts and measured on a third, with schedule `{mask}` of {T} steps:
 residual reuse at `output`, a predictor fitted to the last two outputs at `guided`. Then, counted below whatever

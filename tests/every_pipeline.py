@@ -37,11 +37,6 @@ BUILDERS: dict[str, dict[str, Callable[[], Small]]] = {
     },
     "Modular Diffusers": small_modular.BUILDERS,
 }
-#: What is not served, or not refused for the true reason, today; the page leaves it out until it is.
-WRONG = {
-    "FramePack, three sections": "the runs of one call are taken for denoisers that take over",
-    "Cosmos": "a second step of the solver is taken for another shape",
-}
 NAMES = {name: kind for kind, builders in BUILDERS.items() for name in builders}
 
 
@@ -67,7 +62,7 @@ def solver_result(name: str) -> tuple[Result, str | None]:
 def fresh_page(page: Callable[..., str]) -> str:
     """The page from results of this process, those that are not there yet made now."""
     pipelines: dict[str, Any] = {
-        kind: {name: {site: result(name, site) for site in SITES} for name in builders if name not in WRONG}
+        kind: {name: {site: result(name, site) for site in SITES} for name in builders}
         for kind, builders in BUILDERS.items()
     }
     return page(pipelines, {name: solver_result(name) for name in small_solvers.SOLVERS})

@@ -15,7 +15,7 @@ from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.evaluation.ablation import Ablation
 from ertacache.evaluation.ablation_run import AblationRun
 from ertacache.evaluation.evaluate import Evaluation, Measured, Trial
-from ertacache.runtime.player import Player
+from ertacache.runtime.played_run import PlayedRun
 from ertacache_zoo import catalogue
 from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, flux, wan
 
@@ -121,14 +121,14 @@ def test_a_plan_that_computes_more_than_it_says_is_found_out(tmp_path: Path, mon
     trial = next(t for t in Ablation(calibrator, 5, full_reuse()).trials() if t.stage == "uniform")
     evaluation = Evaluation(pipe, Prompts(tuple(HELD), 0), CALL, "g", tmp_path)
     evaluation.row(Trial("no cache", "no cache"))
-    call = Player.call
+    call = PlayedRun.call
 
     def wasteful(self, run, context, x, compute):
         if self._predicts(run):
             compute()
         return call(self, run, context, x, compute)
 
-    monkeypatch.setattr(Player, "call", wasteful)
+    monkeypatch.setattr(PlayedRun, "call", wasteful)
     with pytest.raises(CalibrationError, match="10 real denoiser calls were counted, 5 due"):
         evaluation.row(trial)
 

@@ -10,7 +10,7 @@ from benchmark_scripts import load
 from ertacache.calibration.calibrate import calibrate
 from ertacache.errors import ProfileMismatch
 from ertacache.profile.profile import Profile, Site
-from every_pipeline import NAMES, WRONG, fresh_page, result, small, solver_result
+from every_pipeline import NAMES, fresh_page, result, small, solver_result
 from small_solvers import SOLVERS
 from supported import MASK, SITES, T, calibrated, generate, watched
 
@@ -18,13 +18,8 @@ from supported import MASK, SITES, T, calibrated, generate, watched
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 
-def _marked(name: str) -> Any:
-    known = name in WRONG
-    return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=WRONG[name]) if known else ())
-
-
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("name", [_marked(name) for name in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_calls_follow_the_schedule_and_nothing_is_left_behind(name: str, site: str) -> None:
     found = result(name, site)
     if not found.refused:

@@ -129,7 +129,7 @@ class ReferenceLog(Controller):
         for context, branch in self._outputs.items():
             two.observe(context, branch)
         weight = two.weight(output)
-        self.step_weights += (weight,)
+        self.step_weights += (weight if weight is None else float(f"{weight:.5g}"),)
         if run.denoiser != self._serving:
             self.weights += (weight,)
             self._serving = run.denoiser

@@ -48,6 +48,7 @@ def weights_hash(pipe: Any) -> str:
 
 def _weights(model: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor | None]]:
     """Every weight by its name, in the order of the model; None for one whose numbers are not to be had."""
+    on_disk = _on_disk(unwrapped(model))
     for place, module in unwrapped(model).named_modules():
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         computed = vars(module)["_non_persistent_buffers_set"]
@@ -55,7 +56,22 @@ def _weights(model: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor | None
         for name, weight in own.items():
             path = [part for part in (*place.split("."), name) if part and part != "_orig_mod"]
             if _FUSED.isdisjoint(path):
-                yield prefix + ".".join(path), _readable(_held(module, name) if weight.is_meta else weight)
+                held = None if id(weight) in on_disk else _held(module, name) if weight.is_meta else weight
+                yield prefix + ".".join(path), _readable(held)
+
+
+def _on_disk(model: nn.Module) -> set[int]:
+    """The tensors whose numbers diffusers' group offload keeps in a file, and leaves unset between two calls."""
+    registries = (getattr(module, "_diffusers_hook", None) for module in model.modules())
+    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
+    groups = (group for hook in hooks if getattr(group := getattr(hook, "group", None), "offload_to_disk_path", None))
+    return {
+        id(tensor)
+        for group in groups
+        for part in (*(tensors for one in group.modules for tensors in (one.parameters(), one.buffers())),
+                     group.parameters, group.buffers)
+        for tensor in part
+    }  # fmt: skip
 
 
 def _held(module: nn.Module, name: str) -> Tensor | None:

@@ -218,6 +218,7 @@ class Attachment(Overrides):
         if not owners:
             self.controller.passed_by()
             return self._plain(n, original, args, kwargs)[0]
+        latent_of(args, kwargs, denoiser)  # refused here if there is none
         for run in owners:
             run.settle(frames, self._pipe(), self._end)
         first = [run for run in owners if run.steps_done == 0 and run.controller.replays]
