@@ -85,6 +85,11 @@ def test_generate_with_and_without_a_profile(model: Path, profile: Path):
         assert invoke("generate", model, "--prompt", PROMPTS[0], *other)["computed"] == {"cond": 3}
 
 
+def test_generate_at_a_speedup_without_a_profile(model: Path):
+    half = invoke("generate", model, "--prompt", PROMPTS[0], "--speedup", "2", "--out", model / "s.png", "--json")
+    assert half["computed"] == {"cond": 5} and half["predicted"] == {"cond": 5}
+
+
 def test_ablation_prints_a_table_and_writes_a_report(model: Path):
     arguments = ("ablation", model, "--prompts", model / "heldout.txt", "--calibration-prompts", model / "prompts.txt")
     result = invoke(*arguments, "--budgets", "5", "--no-full", "--out", model / "out", "--json")

@@ -15,6 +15,10 @@ def generate(
     model: given.Model,
     prompt: Annotated[list[str], typer.Option(help="What to draw; give it again for each further picture or clip.")],
     profile: Annotated[str | None, typer.Option(help="Profile file or Hub id; without one nothing is cached.")] = None,
+    speedup: Annotated[
+        float | None,
+        typer.Option(help="Instead of a profile: compute the steps by this factor less, nothing measured. Above 1."),
+    ] = None,
     offload_history: given.History = None,
     out: Annotated[
         Path | None,
@@ -31,7 +35,7 @@ def generate(
     placement: given.Placement,
 ) -> dict[str, Any]:
     """Draw a picture or clip for each prompt, with a profile or without."""
-    drawing = Drawing(model, profile, offload_history, out, fps, retarget, seed)
+    drawing = Drawing(model, profile, speedup, offload_history, out, fps, retarget, seed)
     drawn = drawing.draw(prompt, call, placement)
     text = "\n".join(one["text"] for one in drawn)
     return drawn[0] if len(drawn) == 1 else {"images": [{**one, "text": None} for one in drawn], "text": text}
@@ -43,6 +47,7 @@ class Drawing:
 
     model: str
     profile: str | None = None
+    speedup: float | None = None
     offload_history: str | None = None
     out: Path | None = None
     fps: float | None = None
@@ -83,11 +88,18 @@ class Drawing:
         from ertacache.errors import InvalidArgument
         from ertacache.evaluation.sample_files import check_format
         from ertacache.files import check_output
+        from ertacache.runtime.uncalibrated import check_speedup
 
         if any(not text.strip() for text in prompts):
             raise InvalidArgument("--prompt is empty; say what to draw")
-        if self.profile is None and (self.offload_history is not None or self.retarget):
-            raise InvalidArgument("--offload-history and --retarget are for a profile; give one with --profile")
+        if self.profile is None and self.retarget:
+            raise InvalidArgument("--retarget is for a profile; give one with --profile")
+        if self.profile is None and self.speedup is None and self.offload_history is not None:
+            raise InvalidArgument("--offload-history is for a profile or a speed-up; give --profile or --speedup")
+        if self.profile is not None and self.speedup is not None:
+            raise InvalidArgument("--profile and --speedup are both given; a profile has its own speed-up: give one")
+        if self.speedup is not None:
+            check_speedup(self.speedup)
         for file in self._files(Path("image.png"), len(prompts)):
             check_format(file, 1 if self.fps is None else self.fps)
             check_output(file, "picture")
@@ -107,22 +119,16 @@ class Drawing:
     ) -> dict[str, Any]:
         from ertacache.calibration.pipeline_run import run_pipeline
         from ertacache.calibration.prompts import Prompts
-        from ertacache.core.offload import check_offload
         from ertacache.evaluation.evaluate import Timed
         from ertacache.evaluation.sample_files import write_sample
         from ertacache.files import rescued
-        from ertacache.runtime.player import Player
-        from ertacache.runtime.run import Controller
         from ertacache.runtime.run_stats import RunStats
         from ertacache.runtime.watch import now
 
-        stats, offload = RunStats(), check_offload(self.offload_history)
-        plain = profile is None
-        timed = Timed(Controller() if plain else Player(profile, stats, offload, retarget=self.retarget))
+        stats, plain = RunStats(), profile is None and self.speedup is None
+        timed, hidden = Timed(self._controller(profile, stats)), profile is not None and profile.site == "hidden"
         start = now()
-        images = run_pipeline(
-            pipe, Prompts((prompt,), seed), timed, call, hidden=not plain and profile.site == "hidden"
-        )
+        images = run_pipeline(pipe, Prompts((prompt,), seed), timed, call, hidden=hidden)
         seconds = now() - start
         rescued(file, lambda path: write_sample(images[0], path, fps=fps))
         counts: dict[str, Counter[str]] = {"computed": stats.computed, "predicted": stats.predicted}
@@ -137,3 +143,14 @@ class Drawing:
             "host_bytes": stats.host_bytes,
             "text": f"{file}: denoising {timed.seconds:.2f} s, whole call {seconds:.2f} s{counted}",
         }
+
+    def _controller(self, profile: Any, stats: Any) -> Any:
+        from ertacache.core.offload import check_offload
+        from ertacache.runtime.even_run import EvenPlayer
+        from ertacache.runtime.player import Player
+        from ertacache.runtime.run import Controller
+
+        offload = check_offload(self.offload_history)
+        if self.speedup is not None:
+            return EvenPlayer(self.speedup, stats, offload)
+        return Controller() if profile is None else Player(profile, stats, offload, retarget=self.retarget)
