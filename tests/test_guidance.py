@@ -1,5 +1,6 @@
 """The guidance weight that a pipeline used, whatever else it did to the two branches."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -92,3 +93,24 @@ def test_what_the_branches_do_not_make_up_has_no_weight(change: str) -> None:
 def test_equal_branches_have_no_weight() -> None:
     cond, _ = branches()
     assert inferred(cond, cond, cond) is None
+
+
+def test_another_kind_of_guidance_is_told_from_branches_that_hardly_differ() -> None:
+    """NaN is no weight that a profile was calibrated at; None may be any."""
+    cond, uncond = branches()
+
+    def read(first: Tensor, guided: Tensor) -> float | None:
+        guidance = TwoBranchGuidance(("cond", "uncond"))
+        guidance.observe("cond", first)
+        guidance.observe("uncond", uncond)
+        weighed = guidance.weigh(guided)
+        assert weighed is not None
+        return weighed.read()
+
+    other = branches(5)[0]
+    found = read(cond, combined(cond, uncond) + other)
+    assert found is not None and math.isnan(found)
+    assert read(uncond, uncond + other) is None
+    assert read(cond, combined(cond, uncond) * torch.nan) is None
+    between = 0.07 * combined(cond, uncond).norm() / other.norm()  # more than rounding, less than another kind
+    assert read(cond, combined(cond, uncond) + between * other) is None

@@ -1,6 +1,7 @@
 """A call that does not belong is refused; the text names what differs, both values and the remedy."""
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from ertacache.core.predictor import Predictor
 from ertacache.errors import ProfileMismatch
 from ertacache.pipelines.guidance import TwoBranchGuidance
 from ertacache.profile.profile import Profile, Rectifier, Site
-from ertacache.runtime.matching import check_shape, depends_on_guidance
+from ertacache.runtime.matching import check_shape, check_weight, depends_on_guidance
 from pipelines import CALL, CFG_CALL, PROMPTS, generate
 
 
@@ -129,6 +130,14 @@ def test_guidance_weight_is_read_off_the_outputs(batched: bool) -> None:
     assert read(cond) is None  # any weight would do
 
 
+def test_a_fitted_profile_does_not_belong_to_another_kind_of_guidance(flux_cfg: Any) -> None:
+    for wanted in of_each_kind(flux_cfg):
+        with pytest.raises(ProfileMismatch, match=r"calibrated at 4, this call mixes its outputs in another way; use"):
+            check_weight(wanted, 0, math.nan)
+        check_weight(wanted, 0, None)
+    check_weight(profile(flux_cfg, "output"), 0, math.nan)  # reuse belongs to any
+
+
 def test_one_branch_has_no_guidance_weight() -> None:
     guidance = TwoBranchGuidance(("cond",))
     guidance.observe("cond", torch.ones(2, 3))
@@ -191,6 +200,9 @@ def test_channel_count(flux: Any, axis: int) -> None:
 def test_what_depends_on_guidance(flux: Any) -> None:
     assert all(depends_on_guidance(wanted) for wanted in of_each_kind(flux))
     schedule = profile(flux, "output").schedule
+    plain = profile(flux, "output").predictor
+    damped = Predictor(plain.targets, plain.sources, plain.a, plain.d * 0.5, plain.b)
+    assert depends_on_guidance(profile(flux, "output", predictor=damped))
     line = Predictor.extrapolation(schedule, ("cond",), base_sigmas(flux))
     assert depends_on_guidance(profile(flux, "output", predictor=line))
     assert call_of(flux) is CALL

@@ -133,10 +133,9 @@ class ReferenceLog(Controller):
         if run.denoiser != self._serving:
             self.weights += (weight,)
             self._serving = run.denoiser
-        calls = {context: count for context, count in self._seen.items() if context in self.contexts}
-        if not self.calls or calls != self.calls[-1][1]:
-            self.calls += ((run.step, calls),)
-        if len(self.calls) > 1:
+        if not self.calls or self._seen != self.calls[-1][1]:
+            self.calls += ((run.step, self._seen),)
+        if any(self._seen.get(context) != count for context, count in self.calls[0][1].items()):
             self.branches = ()  # what some steps lack cannot help to predict them
         self._seen, self._outputs = {}, {}
 

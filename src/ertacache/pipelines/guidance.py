@@ -9,6 +9,8 @@ from torch import Tensor
 
 #: Relative distance of g from what u and c can give above which something else made it.
 _UNEXPLAINED = 0.05
+#: The same, above which another kind of guidance did; what lies between may be either.
+_FOREIGN = 0.1
 #: Share of w that rounding may leave open: branches that hardly differ name no weight.
 _OPEN = 0.002
 #: A freer model must leave this many times less unexplained to be preferred.
@@ -26,13 +28,19 @@ class Weighed:
     fits: Tensor
 
     def read(self) -> float | None:
-        """w of the simplest model that explains it as well as any; None where none does. Waits for the device."""
-        rows = [row for row in self.fits.tolist() if row[1] == row[1]]  # not NaN
+        """w of the simplest model that explains it as well as any. Waits for the device.
+
+        Returns:
+            None where the branches hardly differ, or hold NaN; NaN where they do differ and no w explains it.
+        """
+        rows = [row for row in self.fits.tolist() if row[0] == row[0] and row[1] == row[1]]  # not NaN
         known = [(error, weight) for error, weight, open_ in rows if open_ < _OPEN * max(1.0, abs(weight))]
-        least = min((error for error, _ in known), default=_UNEXPLAINED)
-        if not least < _UNEXPLAINED:  # also where a run has ended in NaN
+        if not known:
             return None
-        return next(weight for error, weight in known if error <= _BETTER * least)
+        least = min(error for error, _ in known)
+        if least < _UNEXPLAINED:
+            return next(weight for error, weight in known if error <= _BETTER * least)
+        return math.nan if least > _FOREIGN else None
 
 
 class TwoBranchGuidance:
@@ -73,9 +81,10 @@ class TwoBranchGuidance:
         return Weighed(_fits(guided.float(), uncond, cond - uncond, rounding))
 
     def weight(self, guided: Tensor) -> float | None:
-        """`weigh`, read at once."""
+        """`weigh`, read at once; None where no w explains it."""
         weighed = self.weigh(guided)
-        return None if weighed is None else weighed.read()
+        found = None if weighed is None else weighed.read()
+        return None if found is None or math.isnan(found) else found
 
 
 def _part(output: Tensor, guided: Tensor) -> Tensor | None:

@@ -211,10 +211,15 @@ def _check_start(scheduler: Any, grid: Tensor, timesteps: Tensor) -> None:
         )
 
 
-def restore_grid(scheduler: Any, sigmas: Tensor) -> None:
-    """Put back the grid [T+1] that `set_timesteps` made, where another one was written since."""
+def restore_grid(scheduler: Any, sigmas: Tensor, timesteps: Tensor) -> None:
+    """Put back the grid [T+1] that `set_timesteps` made, where another one was written since.
+
+    Args:
+        timesteps: [T] those of that grid, which rounding does not always lead back to.
+    """
     if not torch.equal(read_grid(scheduler), sigmas):
         write_grid(scheduler, sigmas)
+        scheduler.timesteps.copy_(timesteps)
 
 
 def first_index(scheduler: Any, timestep: Any) -> int:

@@ -12,7 +12,8 @@ from ertacache.profile.profile import Profile
 from ertacache.runtime.even_run import EvenPlayer
 from ertacache.runtime.hooks import Attachment, attachment_of
 from ertacache.runtime.identity import check_pipeline, warn_of_weights
-from ertacache.runtime.player import OnMismatch, Player
+from ertacache.runtime.plain_run import OnMismatch
+from ertacache.runtime.player import Player
 from ertacache.runtime.run_stats import RunStats
 
 #: A profile, or the file, folder or Hub id that `Profile.load` reads one from.
@@ -74,7 +75,7 @@ def _attach(
         given = "neither" if source is None else "both"
         raise InvalidArgument(f"{given} of profile and speedup is given; pass a profile, or speedup=2.0 to do without")
     if speedup is not None:
-        return Attachment(pipe, EvenPlayer(speedup, stats, offload_history), hidden=False), stats
+        return Attachment(pipe, EvenPlayer(speedup, stats, offload_history, on_mismatch), hidden=False), stats
     profile = Profile.load(source) if isinstance(source, str | os.PathLike) else source
     if not isinstance(profile, Profile):
         raise InvalidArgument(f"profile is a {type(profile).__name__}; pass a Profile, or the path or Hub id of one")

@@ -1,6 +1,5 @@
 """Runs at a speed-up that nothing was calibrated for: evenly spaced computed steps, a damped line between them."""
 
-import logging
 from collections.abc import Callable
 
 import torch
@@ -9,14 +8,13 @@ from torch import Tensor
 from ertacache.core.history import History
 from ertacache.core.offload import Offload, check_offload, history_for
 from ertacache.errors import ErtacacheError
+from ertacache.pipelines.branches import branch_count
 from ertacache.pipelines.denoiser_call import Shapes
-from ertacache.runtime.finite_watch import FiniteWatch
-from ertacache.runtime.plain_run import PlainRun
+from ertacache.runtime.finite_watch import FiniteWatch, at_once
+from ertacache.runtime.plain_run import OnMismatch, Otherwise, PlainRun
 from ertacache.runtime.run import Controller, Run
 from ertacache.runtime.run_stats import RunStats, of_one_run
 from ertacache.runtime.uncalibrated import DampedLine, check_speedup, nothing_measured, nothing_to_save, schedule_for
-
-logger = logging.getLogger(__name__)
 
 _SOURCE = "guided"
 
@@ -27,15 +25,18 @@ class EvenPlayer(Controller):
     Args:
         speedup: T / K, see `uncalibrated.schedule_for`.
         stats: counters that follow the runs.
+        on_mismatch: "compute" goes on without a prediction where the latent changes its shape within a run.
 
     Raises:
-        InvalidArgument: no speed-up.
+        InvalidArgument: no speed-up, or another `on_mismatch`.
     """
 
     replays = True
 
-    def __init__(self, speedup: float, stats: RunStats, offload_history: Offload = None) -> None:
-        self._speedup, self.stats = check_speedup(speedup), stats
+    def __init__(
+        self, speedup: float, stats: RunStats, offload_history: Offload = None, on_mismatch: OnMismatch = "refuse"
+    ) -> None:
+        self._speedup, self.stats, self._otherwise = check_speedup(speedup), stats, Otherwise(stats, on_mismatch)
         self._offload: Offload = check_offload(offload_history)
 
     def for_run(self, run: Run) -> Controller:
@@ -45,7 +46,7 @@ class EvenPlayer(Controller):
             return PlainRun(self.stats, own)
         line = DampedLine(run.sigmas, schedule_for(run.T, self._speedup))
         own.advice = nothing_measured(line.schedule)
-        return EvenRun(line, history_for(2, self._offload), self.stats, own)
+        return EvenRun(line, history_for(2, self._offload), self.stats, own, self._otherwise)
 
     def passed_by(self) -> None:
         self.stats.outside += 1
@@ -57,12 +58,16 @@ class EvenRun(Controller):
     Args:
         line: on the run's own grid. history: empty, of two levels.
         stats: of the pipeline. own: of the run.
+        otherwise: what goes on where nothing can be predicted any longer.
     """
 
     replays = True
     placeholders = True
 
-    def __init__(self, line: DampedLine, history: History, stats: RunStats, own: RunStats) -> None:
+    def __init__(
+        self, line: DampedLine, history: History, stats: RunStats, own: RunStats, otherwise: Otherwise
+    ) -> None:
+        self._otherwise = otherwise
         self._line, self.history, self._stats, self._own = line, history, stats, own
         self._steps: list[int] = []  # of which the history has the outputs, newest first
         self._placeholder: dict[str, Tensor] = {}
@@ -72,6 +77,7 @@ class EvenRun(Controller):
 
     def call(self, run: Run, context: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         if len(run.contexts) == 1:
+            self._shapes.check(run.step, f"the latent of call {context!r}", x, branch_count(x, run.batch))
             self._start_step(run)
         if self._predicting and context in self._placeholder:
             self._own.predicted[context] += 1
@@ -98,7 +104,7 @@ class EvenRun(Controller):
             return output
         value = self._line(run.step, self._steps, self.history.outputs(_SOURCE))
         self._finite.note(run.step, _SOURCE, value)
-        if value.device.type == "cpu":
+        if at_once(value):
             self._finite.read(self.history)
         return value
 
@@ -113,8 +119,4 @@ class EvenRun(Controller):
         self.history.clear()
 
     def without(self, run: Run, error: ErtacacheError, *, by_need: bool) -> Controller:
-        if not by_need:
-            raise error
-        logger.warning("computed without a prediction: %s", error)
-        self._own.reason = str(error)
-        return PlainRun(self._stats, self._own)
+        return self._otherwise(self._own, error, by_need=by_need)

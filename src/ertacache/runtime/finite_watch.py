@@ -10,6 +10,11 @@ from ertacache.core.precision import wide
 from ertacache.errors import PredictionDiverged
 
 
+def at_once(value: Tensor) -> bool:
+    """Whether a number can be read where it was made without waiting for it: not on a device that runs behind."""
+    return value.device.type == "cpu"
+
+
 class FiniteWatch:
     """Notes one number per prediction on its device; `read` brings the notes to the host together.
 

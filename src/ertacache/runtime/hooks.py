@@ -125,7 +125,7 @@ class Attachment(Overrides):
         left, run.controller = run.controller, run.controller.without(run, error, by_need=by_need)
         left.end(run)
         if run.steps_done == 0:
-            restore_grid(run.scheduler, run.sigmas)
+            restore_grid(run.scheduler, run.sigmas, run.timesteps)
 
     def _scale_model_input(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
@@ -165,7 +165,7 @@ class Attachment(Overrides):
             run.beside = True
             refuse_beside(run, self.runs.all(), self.denoisers[0])
         elif not calls:  # of another denoiser, as of a pipeline that was copied whole
-            restore_grid(run.scheduler, run.sigmas)
+            restore_grid(run.scheduler, run.sigmas, run.timesteps)
             self._end(run)
         for call in calls:
             self._serve(run, call.denoiser, call.guidance)

@@ -1,5 +1,6 @@
 """Whether a profile belongs to a call; every check names the field, both values and the remedy."""
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -74,22 +75,18 @@ def _coefficient_shapes(profile: Profile) -> list[tuple[int, ...]]:
 def check_calls(profile: Profile, run: Run) -> None:
     """The set of calls of a step that is complete.
 
-    A call that the first step does not make (skip-layer guidance that starts later) is none of the profile's: it is
-    computed wherever it comes, but at site guided, where every call of a predicted step is free.
+    Nothing predicts a call that the first step does not make (skip-layer guidance that starts later): it is computed
+    wherever it comes, but at site guided, where every call of a predicted step is free.
 
     Raises:
-        ProfileMismatch: calls are missing in the first step, or in one of a guided or rectified profile.
+        ProfileMismatch: other calls than in the calibration in the first step, or in one of a fitted profile.
     """
     expected = calls_at(profile, run.step)
-    if run.steps_done == 0:
-        found = run.contexts
-    elif profile.provenance.calls and depends_on_guidance(profile):
-        found = [context for context in run.contexts if context in profile.provenance.contexts]
-    else:
+    if sorted(run.contexts) == sorted(expected):
         return
-    if sorted(found) != sorted(expected):
+    if run.steps_done == 0 or (profile.provenance.calls and depends_on_guidance(profile)):
         raise ProfileMismatch(
-            f"call names: at step {run.step} the profile has {list(expected)}, this call made {found}; call the "
+            f"call names: at step {run.step} the profile has {list(expected)}, this call made {run.contexts}; call the "
             "pipeline with the same kind of guidance (true_cfg_scale needs a negative_prompt, even an empty one)"
         )
 
@@ -98,7 +95,7 @@ def check_branches(profile: Profile, run: Run, context: str, x: Tensor) -> int:
     """How many branches of guidance a call on the latent `x` [n B, *] has in its batch; 1 where that is not known.
 
     Raises:
-        ProfileMismatch: other than in the calibration, for a guided or rectified profile.
+        ProfileMismatch: other than in the calibration, for a fitted profile.
     """
     if not profile.provenance.calls:
         return 1
@@ -120,29 +117,26 @@ def calls_at(profile: Profile, step: int) -> dict[str, int]:
 
 
 def check_weight(profile: Profile, step: int, weight: float | None) -> None:
-    """The guidance weight of a computed step.
+    """The guidance weight of a computed step, as `Weighed.read` gives it.
 
     Raises:
-        ProfileMismatch: a guided or rectified profile meets another one than in the calibration.
+        ProfileMismatch: a fitted profile meets another one than in the calibration.
     """
-    if not depends_on_guidance(profile):
-        return
     facts = profile.provenance
     if facts.step_weights:
-        _same_guidance("guidance weight", facts.step_weights[step], weight, f"at step {step} ")
+        _same_guidance(profile, "guidance weight", facts.step_weights[step], weight, f"at step {step} ")
     elif step == 0 or step in facts.boundaries:  # an older profile knows no more
         serving = sum(boundary <= step for boundary in facts.boundaries)
-        _same_guidance("guidance weight", facts.guidance_weights[serving], weight)
+        _same_guidance(profile, "guidance weight", facts.guidance_weights[serving], weight)
 
 
 def check_embedded(profile: Profile, weight: float | None) -> None:
     """The guidance weight that the denoiser is given.
 
     Raises:
-        ProfileMismatch: a guided or rectified profile meets another one than in the calibration.
+        ProfileMismatch: a fitted profile meets another one than in the calibration.
     """
-    if depends_on_guidance(profile):
-        _same_guidance("embedded guidance", profile.provenance.embedded_guidance, weight)
+    _same_guidance(profile, "embedded guidance", profile.provenance.embedded_guidance, weight)
 
 
 def check_options(profile: Profile, run: Run) -> None:
@@ -180,20 +174,27 @@ def check_boundary(profile: Profile, run: Run, taken_over: bool) -> None:
 
 
 def depends_on_guidance(profile: Profile) -> bool:
-    """Whether the coefficients were fitted: reuse of an output or a residual is right at any guidance weight."""
+    """Whether the coefficients were fitted: reuse of an output or a residual is right at any guidance weight.
+
+    It looks at all of them, so ask it last.
+    """
     tables = profile.predictor
-    fixed = bool(((tables.a == 0) | (tables.a == 1)).all() and not tables.b.any())
+    reuse = all(bool(((table == 0) | (table == 1)).all()) for table in (tables.a, tables.d))
+    fixed = reuse and not tables.b.any()
     return profile.rectifier is not None or profile.site == "guided" or not fixed
 
 
-def _same_guidance(field: str, expected: float | None, found: float | None, where: str = "") -> None:
+def _same_guidance(profile: Profile, field: str, expected: float | None, found: float | None, where: str = "") -> None:
+    """Refuse another weight; one that either side does not know, as where the branches hardly differ, is no other."""
     if expected is None or found is None:
         return
-    if abs(found - expected) > GUIDANCE_TOLERANCE * max(1.0, abs(expected)):
-        raise ProfileMismatch(
-            f"{field}: {where}the profile was calibrated at {expected:.4g}, this call runs at {found:.4g}; use that "
-            "guidance or calibrate at this one"
-        )
+    if abs(found - expected) <= GUIDANCE_TOLERANCE * max(1.0, abs(expected)) or not depends_on_guidance(profile):
+        return
+    runs_at = "mixes its outputs in another way" if math.isnan(found) else f"runs at {found:.4g}"
+    raise ProfileMismatch(
+        f"{field}: {where}the profile was calibrated at {expected:.4g}, this call {runs_at}; use that guidance or "
+        "calibrate at this one"
+    )
 
 
 def _same(field: str, expected: Any, found: Any, remedy: str) -> None:

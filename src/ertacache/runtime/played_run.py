@@ -8,14 +8,14 @@ from torch import Tensor
 
 from ertacache.core.history import History
 from ertacache.core.predictor import Terms
-from ertacache.errors import CacheConflict, ErtacacheError
+from ertacache.errors import CacheConflict, ErtacacheError, ProfileMismatch, UnsupportedPipeline
 from ertacache.pipelines.branches import split
 from ertacache.pipelines.denoiser_call import Shapes, leading
 from ertacache.pipelines.guidance import TwoBranchGuidance, Weighed
 from ertacache.pipelines.solvers import write_grid
 from ertacache.profile.profile import Profile
 from ertacache.runtime.coefficients import Coefficients
-from ertacache.runtime.finite_watch import FiniteWatch
+from ertacache.runtime.finite_watch import FiniteWatch, at_once
 from ertacache.runtime.matching import (
     check_boundary,
     check_branches,
@@ -27,6 +27,7 @@ from ertacache.runtime.matching import (
     check_shape,
     check_weight,
 )
+from ertacache.runtime.plain_run import Otherwise
 from ertacache.runtime.run import Controller, Run
 from ertacache.runtime.run_stats import RunStats, of_one_run
 
@@ -36,10 +37,9 @@ class Plays(Protocol):
 
     stats: RunStats
     keep_nan: bool
+    otherwise: Otherwise
 
     def release(self, profile: Profile, history: History) -> None: ...
-
-    def computed(self, own: RunStats, error: ErtacacheError, *, by_need: bool) -> Controller: ...
 
 
 class PlayedRun(Controller):
@@ -86,8 +86,13 @@ class PlayedRun(Controller):
     def call(self, run: Run, context: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         if len(run.contexts) == 1:
             self._start_step(run)
-        branches = check_branches(self.profile, run, context, x)
-        self._shapes.check(run.step, f"the latent of call {context!r}", x, branches)
+        try:
+            branches = check_branches(self.profile, run, context, x)
+            self._shapes.check(run.step, f"the latent of call {context!r}", x, branches)
+        except (ProfileMismatch, UnsupportedPipeline) as error:
+            if not self._answered:
+                raise
+            return self._compute_last(context, error, compute)
         if not (self._predicts(run) and self._answers(context, x)):
             self._finite.read(self.history)
             self._check_weight()
@@ -104,9 +109,14 @@ class PlayedRun(Controller):
             return self._predict(run, context, x)
         return self._call_hidden(run, context, compute)
 
+    def _compute_last(self, context: str, error: ErtacacheError, compute: Callable[[], Tensor]) -> Tensor:
+        """A call that does not suit, in a step that was begun as a predicted one and ends as that."""
+        self._late = self._late or error
+        self.stats.computed[context] += 1
+        return compute()
+
     def _start_step(self, run: Run) -> None:
         """Where another denoiser takes over, what the last one left means nothing."""
-        self._answered = False
         if self._late is not None:
             raise self._late
         self._fresh = run.denoiser != self._serving
@@ -177,7 +187,7 @@ class PlayedRun(Controller):
             try:
                 check_calls(self.profile, run)
             except ErtacacheError as error:
-                self._late = error
+                self._late = self._late or error
             return
         check_calls(self.profile, run)
         if run.embedded is not self._embedded:  # the same tensor in every step of the pipelines there are
@@ -192,7 +202,7 @@ class PlayedRun(Controller):
     def _weigh(self, run: Run, output: Tensor) -> None:
         weighed = self._guidance.weigh(output)
         self._weighed = None if weighed is None else (run.step, weighed)
-        if self._fresh or output.device.type == "cpu":
+        if self._fresh or at_once(output):
             self._check_weight()
 
     def _check_weight(self) -> None:
@@ -210,7 +220,18 @@ class PlayedRun(Controller):
             self.stats.host_bytes = max(self.stats.host_bytes, self.history.host_nbytes)
         if last:
             self._finite.read(self.history)
+            self._end_late()
+        self._answered = False
         self._player.stats.show(self.stats)
+
+    def _end_late(self) -> None:
+        """What would be said at a next step, and there is none."""
+        try:
+            self._check_weight()
+        except ProfileMismatch as error:
+            self._late = self._late or error
+        if self._late is not None:
+            self._player.otherwise(self.stats, self._late)
 
     def end(self, run: Run) -> None:
         """The decoder may need the room."""
@@ -220,7 +241,7 @@ class PlayedRun(Controller):
     def without(self, run: Run, error: ErtacacheError, *, by_need: bool) -> Controller:
         if self._answered and not by_need:
             raise error  # what the pipeline holds of this step is a placeholder
-        return self._player.computed(self.stats, error, by_need=by_need)
+        return self._player.otherwise(self.stats, error, by_need=by_need)
 
     def _predict(self, run: Run, target: str, x: Tensor) -> Tensor:
         return self._finished(run.step, target, self._terms(run, target)(self.history, x))
@@ -233,6 +254,6 @@ class PlayedRun(Controller):
         value = self._coefficients.correct(step, target, value)
         if not self._player.keep_nan:
             self._finite.note(step, target, value)
-            if value.device.type == "cpu":
+            if at_once(value):
                 self._finite.read(self.history)
         return value

@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class Run:
     """One pass through the denoising loop, which belongs to the scheduler that set its timesteps.
 
     Attributes:
-        sigmas: its grid [T+1] on the CPU, before any change.
+        sigmas: its grid [T+1] on the CPU, before any change. timesteps: those of it, as the scheduler has them.
         controller: what decides in it.
         stack: the block stack of the denoiser that serves, where site `hidden` is attached.
         step: index in the grid of the step under way. The first step of a run is index 0 until
@@ -118,6 +118,7 @@ class Run:
     ) -> None:
         self._scheduler = weakref.ref(scheduler)
         self.sigmas, self.controller, self.begun = sigmas, controller, begun
+        self.timesteps = cast("Tensor", scheduler.timesteps).clone()
         self.stack: BlockStack | None = None
         self.step = self.steps_done = self.denoiser = self.strangers = 0
         self.contexts: list[str] = []
