@@ -96,6 +96,7 @@ class PlayedRun(Controller):
         if not (self._predicts(run) and self._answers(context, x)):
             self._finite.read(self.history)
             self._check_weight()
+            self._check_embedded(run)
             output = compute()
             self._record(run, context, x, output, branches)
             return output
@@ -190,9 +191,6 @@ class PlayedRun(Controller):
                 self._late = self._late or error
             return
         check_calls(self.profile, run)
-        if run.embedded is not self._embedded:  # the same tensor in every step of the pipelines there are
-            self._embedded = run.embedded
-            check_embedded(self.profile, run.guidance)
         self._weigh(run, output)
         if run.steps_done == 0:
             check_shape(self.profile, tuple(output.shape[1:]))
@@ -210,6 +208,11 @@ class PlayedRun(Controller):
         if self._weighed is not None:
             (step, weighed), self._weighed = self._weighed, None
             check_weight(self.profile, step, weighed.read())
+
+    def _check_embedded(self, run: Run) -> None:
+        if run.embedded is not self._embedded:  # the same tensor in every step of the pipelines there are
+            self._embedded = run.embedded
+            check_embedded(self.profile, run.guidance)
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
         if not self._predicts(run):
