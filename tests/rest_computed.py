@@ -1,7 +1,7 @@
 """Runs under a profile that stops predicting half way, and the same by hand: computed from the latent of then on."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ def _calibrated(small: Small, site: Site, mask: str, plan: dict[str, Any], call:
 
 
 @contextlib.contextmanager
-def _counted(pipe: Any) -> Iterator[list[int]]:
+def _counted(pipe: Any) -> Generator[list[int]]:
     count = [0]
 
     def ran(*_: Any) -> None:
@@ -124,7 +124,7 @@ def go_on_plainly(
     start = ran.computed_from()
     by_hand = generate(small, change, go_on_from=(start - 1, ran.latents[start - 1]) if start else None, **call)
     assert torch.equal(ran.final, by_hand.final)
-    assert [stats.reason in record.getMessage() for record in caplog.records] == [True] * (stats.reason is not None)
+    assert [str(stats.reason) in record.getMessage() for record in caplog.records] == [True] * (stats.reason is not None)
     assert [i for i, made in enumerate(ran.calls) if made == 0] == [i for i in PREDICTED if i < start]
     return ran, stats
 
