@@ -124,7 +124,8 @@ def go_on_plainly(
     start = ran.computed_from()
     by_hand = generate(small, change, go_on_from=(start - 1, ran.latents[start - 1]) if start else None, **call)
     assert torch.equal(ran.final, by_hand.final)
-    assert [str(stats.reason) in record.getMessage() for record in caplog.records] == [True] * (stats.reason is not None)
+    said = [str(stats.reason) in record.getMessage() for record in caplog.records]
+    assert said == [True] * (stats.reason is not None)
     assert [i for i, made in enumerate(ran.calls) if made == 0] == [i for i in PREDICTED if i < start]
     return ran, stats
 
