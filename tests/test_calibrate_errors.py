@@ -94,7 +94,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"prompts": ["one"]}, r"1 prompt\(s\) given; calibrate with at least 2"),
     ({"prompts": "a single text"}, r"1 prompt\(s\) given; calibrate with at least 2"),
     ({"prompts": ["one", 2]}, "prompt 2 is a int; give texts"),
-    ({"prompts": None}, "prompts is None; give a list of texts"),
+    ({"prompts": None}, 'DummyPipeline needs prompts; give texts, or what its encode_prompt makes of them: '),
     ({"generator": None}, "'generator' is set by this package for each prompt; leave it out"),
     ({"output_type": "pil"}, "'output_type' is set by this package"),
     ({"num_images_per_prompt": 2}, "'num_images_per_prompt' is set by this package"),

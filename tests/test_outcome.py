@@ -66,6 +66,28 @@ def test_a_plan_that_loses_is_warned_about(caplog: pytest.LogCaptureFixture):
     assert f"gain: {held['gain']['mean']:+.1f}" in caplog.text and "warning: loses to fewer steps" in caplog.text
 
 
+@pytest.mark.parametrize(("mean", "said"), [(19.94, True), (20.0, False)])
+def test_a_ruinous_plan_is_warned_about_though_it_beats_fewer_steps(mean: float, said: bool):
+    profile = calibrated(mixture_pipeline())
+    held = {**profile.provenance.heldout, "psnr": {"mean": mean, "std": 0.0, "standard_error": 0.0}, "wins": True}
+    ruinous = replace(profile, provenance=replace(profile.provenance, heldout=held))
+    text = (
+        "this plan's results are far from the uncached ones, PSNR 19.9 dB on 2 held-out prompt(s) where 20 or more "
+        "keep the picture; compute more steps"
+    )
+    assert warning(ruinous) == (text if said else None)
+    line = "warning: far from the uncached results, below 20 dB: compute more steps"
+    assert (line in ruinous.summary()) is said
+
+
+def test_a_calibration_warns_of_a_ruinous_plan():
+    pipe = mixture_pipeline()
+    velocity = pipe.transformer.mixture.velocity
+    pipe.transformer.mixture.velocity = lambda x, sigma, label=None: (30 * sigma * x).sin() * velocity(x, sigma, label)
+    with pytest.warns(UserWarning, match=r"this plan's results are far from the uncached ones, PSNR \d+\.\d dB on 2"):
+        calibrated(pipe, compute_steps=2, num_inference_steps=40, aim="step")
+
+
 def test_a_pipeline_that_cannot_make_fewer_steps_says_so(caplog: pytest.LogCaptureFixture):
     sigmas = [1 - n / T for n in range(T)]
     given = calibrated(mixture_pipeline(), sigmas=sigmas, num_inference_steps=None)

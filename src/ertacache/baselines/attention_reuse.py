@@ -120,7 +120,8 @@ class AttentionReuse(Controller):
             kept = self._kept.get(key, ())
             reused = bool(kept) and kind in self._reused
             output = _extrapolated(kept[0], kept[-1], self._weight) if reused else original(*args, **kwargs)
-            self._kept[key] = (output,) if self._weight is None else (*kept[-1:], output)
+            own = output if reused else _copied(output)
+            self._kept[key] = (own,) if self._weight is None else (*kept[-1:], own)
             return output
 
         return call
@@ -130,6 +131,11 @@ def refusal(pipe: Any) -> str | None:
     """Why no attention can be reused; None where it can."""
     family = family_of(denoiser_of(pipe))
     return None if family.attentions else f"the attention modules of {denoiser_class(pipe)} are not known"
+
+
+def _copied(output: Output) -> Output:
+    """Not what a CUDA graph overwrites in its next call."""
+    return output.clone() if isinstance(output, Tensor) else tuple(part.clone() for part in output)
 
 
 def _extrapolated(older: Output, newer: Output, weight: float | None) -> Output:

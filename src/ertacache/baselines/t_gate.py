@@ -141,7 +141,7 @@ class _Gate(Controller):
             if gated:
                 kept.clear()
             if reused:
-                kept[self._context] = output
+                kept[self._context] = output.clone()  # a CUDA graph overwrites it in its next call
             return output
 
         return call

@@ -17,6 +17,7 @@ from ertacache.calibration.choices import Budget, resolve
 from ertacache.calibration.defaults import HOLDOUT, METHOD, RIDGE, Aim, Basis, Choices, MethodName, Timesteps
 from ertacache.calibration.effort import effort, estimating
 from ertacache.calibration.element_rectifier import announce_price
+from ertacache.calibration.own_arguments import pipeline_arguments, refuse_mistaken
 from ertacache.calibration.pipeline_run import check_call
 from ertacache.calibration.progress import run_progress, say
 from ertacache.calibration.prompts import split_prompts
@@ -24,7 +25,7 @@ from ertacache.calibration.sizes import check_own_grids, check_sizes, checkpoint
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, InvalidArgument
-from ertacache.pipelines.inputs import Inputs
+from ertacache.pipelines.inputs import Inputs, input_names
 from ertacache.pipelines.pipeline_call import defaults_of
 from ertacache.profile.profile import Activation, Profile, Site
 
@@ -34,7 +35,7 @@ _FEW_STEPS = 8
 
 def calibrate(
     pipe: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | None = None,
     *,
     method: MethodName = METHOD,
     compute_steps: int | None = None,
@@ -55,7 +56,8 @@ def calibrate(
     sizes: Sequence[Sequence[int]] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     show_progress: bool = True,
-    **call: Any,
+    call: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Profile:
     """Calibrate a profile on the user's pipeline, run as it is.
 
@@ -65,7 +67,8 @@ def calibrate(
 
     Args:
         pipe: a diffusers pipeline. Where a second denoiser takes over (Wan2.2), that step is always computed.
-        prompts: two or more; the last `holdout` share is never fitted and gives the figures in the profile.
+        prompts: two or more; the last `holdout` share is never fitted and gives the figures in the profile. Where
+            `inputs` hold embeddings they are names, or None; None also for a pipeline that takes no prompt.
         method: "fitted": evenly spaced steps, the others predicted by a least-squares combination of the last three
             outputs that brings the latent back to the uncached trajectory. "ertacache", the paper: the offline policy's
             schedule, residual reuse, adjusted timesteps (the strength is measured) and the rectifier per channel.
@@ -93,8 +96,9 @@ def calibrate(
         holdout: share of the prompts that is held out; fewer than four of them are no measurement.
         seed: prompt n starts from the noise of seed + n.
         batch_size: prompts per pipeline call. All at once is exact; less needs several passes.
-        inputs: what each prompt brings along beside its text, one dictionary per prompt, as
-            `[{"image": first}, {"image": second}]`. Several prompts in one call pass the pipeline a list for each
+        inputs: what each prompt brings along beside or in place of its text, one dictionary per prompt, as
+            `[{"image": first}, {"image": second}]` or `[{"prompt_embeds": [1, L, C], ...}, ...]`. Several prompts in
+            one call pass the pipeline their embeddings and masks as one tensor [B, *], and a list for each other
             argument; where it takes such a list for one prompt's (FLUX.2's references), use batch_size=1. The
             profile keeps the names of the arguments only.
         sizes: (height, width) in pixels, of clips also (height, width, frames), in place of those arguments of the
@@ -103,7 +107,9 @@ def calibrate(
         checkpoint: file in which finished runs are kept; an interrupted calibration continues from it. Of several
             sizes each has its own beside it, its name followed by the size.
         show_progress: say on standard error what will be done, how far it is and what came of it. The log has it all.
-        call: arguments of the pipeline call, `num_inference_steps`, `guidance_scale`, `height` and so on.
+        call: arguments of the pipeline call, `num_inference_steps`, `guidance_scale`, `height` and so on; the only
+            place for one that has the name of an argument above, such as `call={"timesteps": [999, 845, ...]}`.
+        more: the same as keywords.
 
     Returns:
         The profile. Its provenance has PSNR and SSIM on the held-out prompts, those of fewer steps at the same cost and
@@ -119,20 +125,24 @@ def calibrate(
             which caching has little to save.
     """
     own = inspect.signature(calibrate).parameters
-    calls = {(): call} if sizes is None else {size: sized(call, size) for size in check_sizes(sizes, call)}
+    given: dict[str, Any] = {
+        "schedule": schedule, "basis": basis, "site": site, "history": history, "aim": aim, "timesteps": timesteps,
+        "rectifier": rectifier, "activation": activation,
+    }  # fmt: skip
+    others = {"method": method, "compute_steps": compute_steps, "threshold": threshold, "ridge": ridge}
+    others |= {"holdout": holdout, "seed": seed, "batch_size": batch_size, "checkpoint": checkpoint}
+    refuse_mistaken(pipe, {**given, **others})
+    shared = pipeline_arguments(call, more)
+    calls = {(): shared} if sizes is None else {size: sized(shared, size) for size in check_sizes(sizes, shared)}
     for arguments in calls.values():
-        check_call(pipe, arguments, inputs or (), own=own)
+        check_call(pipe, arguments, inputs or (), own=own, texts=prompts is not None)
     check_number("ridge", ridge, "choose 0 for plain least squares, more to shrink, such as 0.001", _from_zero)
     if batch_size is not None:
         check_whole("batch_size", batch_size, 1, "prompts per pipeline call, or None for all at once")
     fitted, held = split_prompts(prompts, holdout, seed, inputs)
     budget = Budget(compute_steps, threshold)
-    given = {
-        "schedule": schedule, "basis": basis, "site": site, "history": history, "aim": aim, "timesteps": timesteps,
-        "rectifier": rectifier, "activation": activation,
-    }  # fmt: skip
     choices = resolve(pipe, method, budget, given, one_call=len(fitted.batches(batch_size)) == 1)
-    T = _steps(pipe, call)
+    T = _steps(pipe, {**dict.fromkeys(input_names(inputs or ()), ()), **shared})
     _check_steps(T, choices, budget)
     expected = effort(choices, budget, fitted, held, batch_size, T)
     tell = partial(say, title="calibrate", show=show_progress)

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ertacache.calibration.checkpoint import Cost, RunStore
 from ertacache.calibration.closed_loop import ClosedLoop
+from ertacache.calibration.followed import Followed
 from ertacache.calibration.pipeline_run import check_call, run_pipeline
 from ertacache.calibration.plan import Plan, Solved, from_state, schedule_of, to_state
 from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.calibration.reference_log import Reference, ReferenceLog
 from ertacache.core.policy import Probe, nearest_threshold
 from ertacache.core.schedule import Schedule
-from ertacache.errors import CalibrationError
+from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.pipelines.inputs import Inputs, digest
 from ertacache.pipelines.models import boundary_of, denoisers_of, family_for, family_of
 from ertacache.pipelines.weights import weights_hash
@@ -47,7 +48,7 @@ class Calibrator:
 
     Args:
         pipe: the user's pipeline.
-        prompts: calibration prompts; the last `holdout` share of them is never fitted.
+        prompts: calibration prompts; the last `holdout` share of them is never fitted. None where `inputs` say it all.
         seed: prompt n starts from the noise of seed + n.
         batch_size: prompts per pipeline call; None for all at once (exact in one pass), less where memory is short.
         passes: how many times a fit is repeated at most when the prompts need several batches. One pass for every
@@ -68,7 +69,7 @@ class Calibrator:
     def __init__(
         self,
         pipe: Any,
-        prompts: Sequence[str],
+        prompts: Sequence[str] | None,
         *,
         holdout: float,
         seed: int,
@@ -82,7 +83,7 @@ class Calibrator:
     ) -> None:
         denoiser = denoisers_of(pipe)[0]
         self.family = family_of(denoiser)
-        check_call(pipe, call, inputs or ())
+        check_call(pipe, call, inputs or (), texts=prompts is not None)
         self.pipe, self.call, self.seed, self.progress = pipe, call, seed, progress
         self.prompts, self.heldout = split_prompts(prompts, holdout, seed, inputs)
         self.batch_size, self.passes, self._keeps_trajectory = batch_size, passes, trajectory
@@ -129,9 +130,18 @@ class Calibrator:
         Args:
             share: of the uncached run's denoiser steps that it computes.
             call: arguments, where they are not the calibration's.
+
+        Raises:
+            UnsupportedPipeline: the run ends before its last step.
         """
         start = now()
-        result = run_pipeline(self.pipe, prompts, controller, call or self.call, hidden=hidden, decode=decode)
+        followed = Followed(controller)
+        result = run_pipeline(self.pipe, prompts, followed, call or self.call, hidden=hidden, decode=decode)
+        if followed.left or not followed.steps:
+            raise UnsupportedPipeline(
+                f"the {name} ended after {followed.steps - followed.left} of {followed.steps} steps; calibrate on "
+                "whole runs, which nobody interrupts and no argument (such as denoising_end) ends early"
+            )
         self.store.charge(Cost(len(prompts.texts) * share, now() - start))
         self.progress(name)
         return result

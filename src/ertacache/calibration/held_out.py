@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ertacache.calibration.calibrator import UNCACHED, Calibrator
@@ -12,6 +13,7 @@ from ertacache.calibration.pipeline_run import Final
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import UnsupportedPipeline
 from ertacache.metrics import PairedMetrics
+from ertacache.pipelines.inputs import input_names
 from ertacache.pipelines.pipeline_call import defaults_of
 from ertacache.profile.profile import Profile
 from ertacache.runtime.player import Player
@@ -35,7 +37,7 @@ class Clocked(Final):
             self._start = now()
         if run.step == run.T - 1:
             self.seconds = now() - self._start
-            self.latents = x_next.float().cpu()
+            self.latents = x_next.to("cpu", torch.float32, copy=True)
 
 
 def measure(calibrator: Calibrator, profile: Profile) -> dict[str, list[float]]:
@@ -111,8 +113,8 @@ def _against(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, lis
 
 
 def _shorter_call(calibrator: Calibrator, K: int) -> dict[str, Any]:
-    call = calibrator.call
-    if fixed := [name for name in ("sigmas", "timesteps") if call.get(name) is not None]:
+    call, brought = calibrator.call, input_names(calibrator.heldout.inputs)
+    if fixed := [name for name in ("sigmas", "timesteps") if call.get(name) is not None or name in brought]:
         raise UnsupportedPipeline(f"{fixed[0]} in the call fixes the solver's steps")
     if "num_inference_steps" not in defaults_of(calibrator.pipe):
         raise UnsupportedPipeline(f"{type(calibrator.pipe).__name__} takes no num_inference_steps")

@@ -177,7 +177,7 @@ def _provenance(calibrator: Calibrator, method: Method, change: float, heldout: 
         channel_axis=calibrator.family.channel_axis,
         dtype=reference.dtype,
         prompt_count=len(calibrator.prompts.texts),
-        prompt_hash=prompt_hash([*calibrator.prompts.texts, *calibrator.heldout.texts]),
+        prompt_hash=prompt_hash([*calibrator.prompts.identities, *calibrator.heldout.identities]),
         holdout_count=len(calibrator.heldout.texts),
         seed=calibrator.seed,
         method=choices,

@@ -10,6 +10,7 @@ from ertacache.calibration.candidates import Candidate, summary
 from ertacache.calibration.held_out import measure_fewer_steps
 from ertacache.errors import UnsupportedPipeline
 from ertacache.profile.profile import Profile
+from ertacache.profile.profile_summary import LEAST_PSNR
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +56,19 @@ def _measured(calibrator: Calibrator, best: Candidate) -> dict[str, float]:
 
 
 def warning(profile: Profile) -> str | None:
-    """What to warn of: a plan that fewer steps beat."""
+    """What to warn of: a plan that fewer steps beat, or whose results are far from the uncached ones."""
     held = profile.provenance.heldout
-    if held.get("wins", True):
-        return None
-    # One prompt has no spread.
-    spread = f" ± {held['gain']['standard_error']:.2f}" if held["prompts"] > 1 else ""
-    return (
-        f"this plan loses to {held['fewer_steps']['steps']} solver steps without a cache, which cost the same, by "
-        f"{-held['gain']['mean']:.2f}{spread} dB; compute more steps, or use fewer steps"
-    )
+    if not held.get("wins", True):
+        # One prompt has no spread.
+        spread = f" ± {held['gain']['standard_error']:.2f}" if held["prompts"] > 1 else ""
+        return (
+            f"this plan loses to {held['fewer_steps']['steps']} solver steps without a cache, which cost the same, by "
+            f"{-held['gain']['mean']:.2f}{spread} dB; compute more steps, or use fewer steps"
+        )
+    reached = held["psnr"]["mean"] if "psnr" in held else LEAST_PSNR
+    if reached < LEAST_PSNR:
+        return (
+            f"this plan's results are far from the uncached ones, PSNR {reached:.1f} dB on {held['prompts']} held-out "
+            f"prompt(s) where {LEAST_PSNR:g} or more keep the picture; compute more steps"
+        )
+    return None

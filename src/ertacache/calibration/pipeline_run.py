@@ -1,7 +1,6 @@
 """Runs of a user's pipeline, as it is, under a controller: one generator per prompt, results in plain tensors."""
 
 import json
-import re
 import reprlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ertacache.calibration.checks import check_whole
+from ertacache.calibration.followed import Followed
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import ErtacacheError, InvalidArgument, meant
 from ertacache.pipelines import pipeline_call
-from ertacache.pipelines.inputs import Inputs, input_names
+from ertacache.pipelines.inputs import Inputs, embedded, input_names, is_text, joined
 from ertacache.pipelines.models import denoisers_of, takes_one_prompt
 from ertacache.pipelines.solvers import read_grid
 from ertacache.runtime.hooks import attached
@@ -23,21 +23,25 @@ from ertacache.runtime.run import Controller, Run
 
 _OURS = (
     "prompt", "generator", "output_type", "return_dict", "latents", "callback_on_step_end", "num_images_per_prompt",
-    "num_videos_per_prompt",
+    "num_videos_per_prompt", "batch_size",
 )  # fmt: skip
 #: Arguments that count something, by what they count.
 _COUNTS = {
     "num_inference_steps": "the steps of the solver", "height": "pixels", "width": "pixels", "num_frames": "frames",
 }  # fmt: skip
-_TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
+#: The longest text of a pipeline's own error that is passed on.
+_LONGEST = 300
 
 
-def check_call(pipe: Any, call: Mapping[str, Any], inputs: Sequence[Inputs] = (), own: Iterable[str] = ()) -> None:
+def check_call(
+    pipe: Any, call: Mapping[str, Any], inputs: Sequence[Inputs] = (), own: Iterable[str] = (), *, texts: bool = True
+) -> None:
     """Refuse call arguments that the pipeline lacks, that are decided here or that a profile cannot hold.
 
     Args:
         inputs: what each prompt brings along; no profile holds it.
         own: other arguments that may have been meant by an unknown one.
+        texts: whether there are prompts beside the inputs.
 
     Raises:
         InvalidArgument: naming the argument, and the one that may have been meant.
@@ -46,6 +50,11 @@ def check_call(pipe: Any, call: Mapping[str, Any], inputs: Sequence[Inputs] = ()
     denoisers_of(pipe)
     known = pipeline_call.defaults_of(pipe)
     brought = input_names(inputs)
+    if not texts and "prompt" in known and not embedded(inputs):
+        raise InvalidArgument(
+            f"{type(pipe).__name__} needs prompts; give texts, or what its encode_prompt makes of them: "
+            'inputs=[{"prompt_embeds": ...}, ...]'
+        )
     for name in (*call, *brought):
         if name in _OURS:
             raise InvalidArgument(f"{name!r} is set by this package for each prompt; leave it out")
@@ -93,29 +102,64 @@ def call_pipeline(pipe: Any, prompts: Prompts, call: dict[str, Any], *, decode: 
         InvalidArgument: the pipeline refuses the call.
         UnsupportedPipeline: it returns something else than tensors.
     """
-    count = len(prompts.texts)
-    generators = [torch.Generator("cpu").manual_seed(prompts.seed + n) for n in range(count)]
-    arguments = {**call, "prompt": list(prompts.texts), "generator": generators}
-    for name in filter(_TEXT.fullmatch, call):
-        if isinstance(call[name], str):
-            arguments[name] = [call[name]] * count
-    for name in input_names(prompts.inputs):
-        values = [given[name] for given in prompts.inputs]
-        # Bare for a batch of one: not every pipeline takes a list of images or clips.
-        arguments[name] = values if count > 1 or _TEXT.fullmatch(name) else values[0]
-    if takes_one_prompt(pipe):
-        if count > 1:
-            raise InvalidArgument(f"{type(pipe).__name__} takes one prompt per call, not {count}; use batch_size=1")
-        texts = [name for name in arguments if _TEXT.fullmatch(name) and isinstance(arguments[name], list)]
-        arguments |= {name: arguments[name][0] for name in (*texts, "generator")}
+    arguments = _arguments(pipe, prompts, call)
     with quiet(pipe):
         try:
             output = pipeline_call.call(pipe, arguments, decode=decode)
         except ValueError as error:  # what pipelines raise for sizes and arguments that they do not take
             if isinstance(error, ErtacacheError):
                 raise
-            raise InvalidArgument(f"{type(pipe).__name__} refuses the call: {error}") from error
+            raise InvalidArgument(f"{type(pipe).__name__} refuses the call: {_short(error)}") from error
+        except (AttributeError, TypeError) as error:  # what comes of calling None
+            if not (gone := _unloaded(pipe)):
+                raise
+            raise InvalidArgument(
+                f"{type(pipe).__name__} has no {' and no '.join(gone)}, and its call fails ({_short(error)}); "
+                "give everything that encode_prompt returns for each prompt: "
+                'inputs=[{"prompt_embeds": ..., "negative_prompt_embeds": ...}, ...]'
+            ) from error
     return output.float().cpu()
+
+
+def _arguments(pipe: Any, prompts: Prompts, call: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the call for a batch of prompts."""
+    count, known = len(prompts.texts), pipeline_call.defaults_of(pipe)
+    generators = [torch.Generator("cpu").manual_seed(prompts.seed + n) for n in range(count)]
+    arguments = {**call, "generator": generators, **joined(prompts.inputs)}
+    if not embedded(prompts.inputs):
+        if "prompt" in known:
+            arguments["prompt"] = list(prompts.texts)
+        elif "batch_size" in known:
+            arguments["batch_size"] = count
+    else:
+        arguments |= {name: None for name in filter(is_text, known) if _replaced(name, known[name], arguments)}
+    for name in filter(is_text, call):
+        if isinstance(call[name], str):
+            arguments[name] = [call[name]] * count
+    if takes_one_prompt(pipe):
+        if count > 1:
+            raise InvalidArgument(f"{type(pipe).__name__} takes one prompt per call, not {count}; use batch_size=1")
+        texts = [name for name in arguments if is_text(name) and isinstance(arguments[name], list)]
+        arguments |= {name: arguments[name][0] for name in (*texts, "generator")}
+    return arguments
+
+
+def _short(error: Exception) -> str:
+    """What a pipeline says, which may print whole tensors."""
+    return " ".join(str(error).split())[:_LONGEST]
+
+
+def _replaced(name: str, default: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether embeddings stand in place of a text that the pipeline would otherwise take from its default."""
+    negative = name.startswith("negative_")
+    given = not negative or any(other.startswith("negative_prompt_embed") for other in arguments)
+    return default is not None and name not in arguments and given
+
+
+def _unloaded(pipe: Any) -> list[str]:
+    """The text encoders that a pipeline is without."""
+    parts: Mapping[str, Any] = getattr(pipe, "components", {})
+    return [name for name, part in parts.items() if "text_encoder" in name and part is None]
 
 
 @contextmanager
@@ -132,48 +176,25 @@ def quiet(pipe: Any) -> Generator[None]:
 
 
 @dataclass
-class Final(Controller):
+class Final(Followed):
     """Keeps the final latent of a run under another controller and, if asked, what the solver received at each step."""
 
-    inner: Controller = field(default_factory=Controller)
     keep_outputs: bool = False
     latents: Tensor = field(default_factory=lambda: torch.zeros(0))
     outputs: list[Tensor] = field(default_factory=list[Tensor])
     sigmas: Tensor = field(default_factory=lambda: torch.zeros(0))
 
-    def __post_init__(self) -> None:
-        self.several = self.inner.several
-        self._follow(self.inner)
-
-    def _follow(self, inner: Controller) -> None:
-        self._now, self.call_names = inner, inner.call_names
-        self.placeholders, self.replays = inner.placeholders, inner.replays
-
-    def for_run(self, run: Run) -> Controller:
-        self._follow(self.inner.for_run(run))
-        return self
-
     def begin(self, run: Run) -> None:
         self.outputs.clear()
-        self._now.begin(run)
+        super().begin(run)
         self.sigmas = read_grid(run.scheduler)
 
-    def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
-        return self._now.call(run, context, x, compute)
-
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
-        used = self._now.solve(run, output, x)
+        used = super().solve(run, output, x)
         if self.keep_outputs:
             self.outputs.append(used.to("cpu", torch.float32, copy=True))
         return used
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
-        self._now.end_step(run, x_next)
-        self.latents = x_next.float().cpu()
-
-    def end(self, run: Run) -> None:
-        self._now.end(run)
-
-    def without(self, run: Run, error: ErtacacheError, *, by_need: bool) -> Controller:
-        self._follow(self._now.without(run, error, by_need=by_need))
-        return self
+        super().end_step(run, x_next)
+        self.latents = x_next.to("cpu", torch.float32, copy=True)

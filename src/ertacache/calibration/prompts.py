@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ertacache.calibration.checks import check_number, check_whole
 from ertacache.errors import InvalidArgument
-from ertacache.pipelines.inputs import Inputs
+from ertacache.pipelines.inputs import Inputs, embedded, names_of
 
 #: What a profile can keep; torch would take twice as many.
 LARGEST_SEED = 2**63 - 1
@@ -17,12 +17,19 @@ class Prompts:
     """Prompts with the seed of their initial noise: prompt n uses seed + n, in whatever batch it runs.
 
     Attributes:
-        inputs: what each prompt brings along beside its text, by argument of the pipeline; empty where none does.
+        texts: of prompts that are no text, names, by which reports speak of them.
+        inputs: what each prompt brings along beside or in place of its text, by argument of the pipeline; empty where
+            none does.
     """
 
     texts: tuple[str, ...]
     seed: int
     inputs: tuple[Inputs, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """What tells each prompt from the others: its text, or its embeddings where it has some, whatever its name."""
+        return tuple(names_of(self.inputs)) if embedded(self.inputs) else self.texts
 
     def first(self, count: int) -> "Prompts":
         """The first `count` prompts."""
@@ -39,19 +46,22 @@ class Prompts:
 
 
 def split_prompts(
-    prompts: Sequence[str], holdout: float, seed: int, inputs: Sequence[Inputs] | None = None
+    prompts: Sequence[str] | None, holdout: float, seed: int, inputs: Sequence[Inputs] | None = None
 ) -> tuple[Prompts, Prompts]:
     """Calibration prompts and held-out prompts: the last `holdout` share, at least one of each kind.
 
     Args:
+        prompts: texts; None where all of a prompt is in `inputs`, whose content names it then.
         inputs: one per prompt, which it stays with, or none at all.
 
     Raises:
         InvalidArgument: fewer than two prompts, one that is no text, another number of inputs, a share outside
             (0, 1), or no seed.
     """
+    if prompts is None and inputs is not None:
+        prompts = names_of(inputs)
     if not isinstance(prompts, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgument(f"prompts is {reprlib.repr(prompts)}; give a list of texts")
+        raise InvalidArgument(f"prompts is {reprlib.repr(prompts)}; give a list of texts, or inputs without prompts")
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if len(texts) < 2:
         raise InvalidArgument(f"{len(texts)} prompt(s) given; calibrate with at least 2, since one part is held out")

@@ -57,7 +57,7 @@ class Timed(Final):
         self._start = now()
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
-        self.trajectory.append(x.float().cpu())
+        self.trajectory.append(x.to("cpu", torch.float32, copy=True))
         return super().solve(run, output, x)
 
     def end_step(self, run: Run, x_next: Tensor) -> None:

@@ -24,8 +24,11 @@ def execute(
 
     Returns:
         Images or frames (final latents where `decode` is False) and what was executed.
+
+    Raises:
+        UnsupportedPipeline: the call runs its solver more than once.
     """
-    with Watch(pipe, flops=flops, keep_outputs=keep_outputs) as watch:
+    with Watch(pipe, flops=flops, keep_outputs=keep_outputs, one_run=True) as watch:
         if method is None:
             return call_pipeline(pipe, prompts, call, decode=decode), watch.executed
         changed = method.call(call)

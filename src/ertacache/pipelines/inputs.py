@@ -1,9 +1,10 @@
-"""What a prompt brings along beside its text: the image to animate, the clip to change, a mask, a control signal."""
+"""What a prompt brings along beside or in place of its text: embeddings, an image to animate, a mask, a label."""
 
 import hashlib
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -13,6 +14,16 @@ from ertacache.errors import InvalidArgument
 
 #: Arguments of a pipeline call that differ from prompt to prompt, by name.
 Inputs = Mapping[str, Any]
+
+_TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
+#: What a text encoder makes of a prompt, in place of which it is given.
+_EMBEDDED = re.compile(r"prompt_embed(s|dings)(_(?!mask)\w+)?")
+#: Tensors of which a batch is one, with the prompts along an axis: embeddings and their masks.
+_BATCHED = re.compile(r"\w*(embed(s|dings)(_(?!scale)\w+)?|attention_mask(_\d+)?)")
+#: Where that axis is not the first.
+_AXES = {"prompt_embeds_llama3": 1, "negative_prompt_embeds_llama3": 1}
+#: Where a batch is one list of numbers, of one prompt too.
+_LABELS = ("class_labels",)
 
 
 def input_names(inputs: Sequence[Inputs]) -> tuple[str, ...]:
@@ -33,6 +44,75 @@ def input_names(inputs: Sequence[Inputs]) -> tuple[str, ...]:
                 "arguments"
             )
     return tuple(sorted(inputs[0])) if inputs else ()
+
+
+def is_text(name: str) -> bool:
+    """Whether an argument is a text, of a batch a list of texts."""
+    return _TEXT.fullmatch(name) is not None
+
+
+def embedded(inputs: Sequence[Inputs]) -> bool:
+    """Whether the prompts come as embeddings, so that their texts go to no text encoder."""
+    return any(_EMBEDDED.fullmatch(name) for name in input_names(inputs))
+
+
+def names_of(inputs: Sequence[Inputs]) -> list[str]:
+    """What tells each prompt that has no text from the others, by its content: its embeddings where it has some.
+
+    Raises:
+        InvalidArgument: see `digest`.
+    """
+    apart = embedded(inputs)
+    kept = [{name: given[name] for name in given if not apart or _BATCHED.fullmatch(name)} for given in inputs]
+    return [f"{'embeddings' if apart else 'inputs'} {digest([given])[:16]}" for given in kept]
+
+
+def joined(inputs: Sequence[Inputs]) -> dict[str, Any]:
+    """The arguments of one call for a batch of prompts.
+
+    Tensors of embeddings and masks [1, *] are put together along the batch; of anything else several prompts give a
+    list, and one gives it bare (not every pipeline takes a list of images or clips), but for texts and class labels.
+
+    Raises:
+        InvalidArgument: embeddings that cannot be put together.
+    """
+    found: dict[str, Any] = {}
+    for name in input_names(inputs):
+        values = [given[name] for given in inputs]
+        if all(value is None for value in values):
+            found[name] = None
+        elif _BATCHED.fullmatch(name):
+            found[name] = _together(name, values)
+        elif "cu_seqlens" in name and len(values) > 1:
+            _refuse(name, values)
+        else:
+            found[name] = values if len(values) > 1 or is_text(name) or name in _LABELS else values[0]
+    return found
+
+
+def _together(name: str, values: list[Any]) -> Any:
+    axis = _AXES.get(name, 0)
+    if len(values) == 1 and (not isinstance(values[0], Tensor) or "prompt" not in name):
+        return values[0]
+    if all(isinstance(value, list) and len(cast("list[object]", value)) == 1 for value in values) and "prompt" in name:
+        return [value[0] for value in values]  # pipelines whose embeddings are a list of one tensor per prompt
+    shapes = [tuple(value.shape) if isinstance(value, Tensor) else () for value in values]
+    if any(len(shape) <= axis or shape[axis] != 1 for shape in shapes) or len(set(shapes)) > 1:
+        _refuse(name, values)
+    return values[0] if len(values) == 1 else torch.cat(values, axis)
+
+
+def _refuse(name: str, values: list[Any]) -> NoReturn:
+    kinds = list(dict.fromkeys(str(list(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in values))
+    axis = _AXES.get(name, 0)
+    if len(values) == 1:
+        raise InvalidArgument(
+            f"{name} of one prompt is {kinds[0]}; give it with a batch axis of 1 at {axis}, as encode_prompt returns it"
+        )
+    raise InvalidArgument(
+        f"{name} is {' or '.join(kinds[:4])} from prompt to prompt, which one call cannot take together; give tensors "
+        f"of one shape with a batch axis of 1 at {axis}, or use batch_size=1"
+    )
 
 
 def digest(inputs: Sequence[Inputs]) -> str:

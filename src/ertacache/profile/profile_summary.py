@@ -12,6 +12,8 @@ from ertacache.profile.provenance import Provenance
 
 #: Held-out prompts below which a mean says nothing.
 FEWEST_PROMPTS = 4
+#: Held-out PSNR in dB below which a plan's pictures are others than the uncached ones.
+LEAST_PSNR = 20.0
 _LONGEST = 200
 
 
@@ -168,6 +170,8 @@ def _quality(facts: Provenance) -> list[tuple[str, str]]:
         rows.append(("gain", f"{gain:+.1f}{spread} dB over fewer steps"))
     if held.get("wins") is False:
         rows.append(("warning", "loses to fewer steps: run the pipeline with fewer steps, or calibrate another plan"))
+    if (mean := _number(held, "psnr", "mean")) is not None and mean < LEAST_PSNR:
+        rows.append(("warning", f"far from the uncached results, below {LEAST_PSNR:g} dB: compute more steps"))
     if prompts < FEWEST_PROMPTS:
         rows.append(("warning", f"fewer than {FEWEST_PROMPTS} held-out prompts: no measurement"))
     return rows

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ertacache.errors import CalibrationError
+from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.pipelines.models import blocks_of, denoisers_of, unwrapped
 from ertacache.pipelines.overrides import Overrides
 from ertacache.pipelines.solvers import STEP_ARGUMENTS, check_scheduler, read_grid
@@ -55,14 +55,15 @@ class Watch(Overrides):
     Args:
         flops: count operations as well; the run is then several times slower and its time means nothing.
         keep_outputs: keep what the solver received in every step.
+        one_run: refuse a second run, of which only the last would be counted.
 
     Raises:
         UnsupportedPipeline: no denoiser, or a solver whose steps cannot be followed.
     """
 
-    def __init__(self, pipe: Any, *, flops: bool = False, keep_outputs: bool = False) -> None:
+    def __init__(self, pipe: Any, *, flops: bool = False, keep_outputs: bool = False, one_run: bool = False) -> None:
         super().__init__()
-        self._flops, self._keep = flops, keep_outputs
+        self._flops, self._keep, self._one_run = flops, keep_outputs, one_run
         self._executed: Executed | None = None
         self._tick: dict[str, int] = {}
         self._handles: list[Any] = []
@@ -124,6 +125,11 @@ class Watch(Overrides):
         return result
 
     def _set_timesteps(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._one_run and self._executed is not None and self._executed.denoiser_calls:
+            raise UnsupportedPipeline(
+                "the pipeline runs its solver again within one call (sections, windows or segments), which cannot be "
+                "compared; compare on a call with one section"
+            )
         result = original(*args, **kwargs)
         self._executed = Executed(read_grid(scheduler))
         self._tick = {}
