@@ -90,6 +90,7 @@ class Calibrator:
         self.store = RunStore(checkpoint, self._identity() if checkpoint is not None else "")
         self._batches, self.heldout_batches = self.prompts.batches(batch_size), self.heldout.batches(batch_size)
         self._trajectories: list[Tensor] = []
+        self._norms: list[dict[str, Tensor]] = []
         self.reference = self._reference()
         self.family = family_for(denoiser, self.reference.latents.ndim)
 
@@ -164,6 +165,8 @@ class Calibrator:
             }
 
         parts = [self.store.get(f"reference {n}", lambda b=b: record(b)) for n, b in enumerate(self._batches)]
+        # By batch: where both branches are samples of one call, a batch has more norms than prompts.
+        self._norms = [{kind: part[kind] for kind in ("guided", "hidden")} for part in parts]
         if all(part["trajectory"] is not None for part in parts):
             self._trajectories = [part["trajectory"] for part in parts]
         return Reference(
@@ -222,9 +225,7 @@ class Calibrator:
         return solved
 
     def _run_batch(self, loop: ClosedLoop, n: int) -> None:
-        norms = self.reference.hidden_l1 if loop.plan.level == "hidden" else self.reference.guided_l1
-        start = sum(len(batch.texts) for batch in self._batches[:n])
-        loop.reference_l1 = norms[:, start : start + len(self._batches[n].texts)]
+        loop.reference_l1 = self._norms[n]["hidden" if loop.plan.level == "hidden" else "guided"]
         if loop.plan.aim == "trajectory":
             loop.trajectory = self._trajectories[n]
         self.run(self._batches[n], loop, "closed loop", hidden=loop.plan.level == "hidden")

@@ -122,7 +122,7 @@ def evaluate(calibrator: Calibrator, method: Method) -> Candidate:
     figures = {name: summary(measured[name]) for name in ("psnr", "ssim") if measured[name]}
     heldout: dict[str, Any] = {
         **figures,
-        "prompts": len(measured["error"]),
+        "prompts": len(calibrator.heldout.texts),
         "latent_log10_error": max(error, _LEAST_ERROR) if math.isfinite(error) else None,
         "K": draft.schedule.K,
     }

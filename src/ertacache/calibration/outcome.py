@@ -46,7 +46,7 @@ def _measured(calibrator: Calibrator, best: Candidate) -> dict[str, float]:
     of the uncached run's others: both plans compute it."""
     spent = calibrator.store.spent
     cost = {"uncached_runs": spent.runs, "calibration_seconds": spent.seconds}
-    prompts, T = len(best.measured["error"]), calibrator.T
+    prompts, T = len(calibrator.heldout.texts), calibrator.T
     uncached, cached = math.fsum(best.measured["uncached"]), math.fsum(best.measured["cached"])
     if T == 1 or not prompts:
         return cost

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,12 +43,15 @@ def progress_bars(pipe: Any) -> Iterator[Any]:
 
 
 def call(pipe: Any, arguments: dict[str, Any], *, decode: bool) -> Tensor:
-    """Images or frames of one call as the pipeline's tensor in [0, 1]; its final latents where `decode` is False.
+    """Images or frames of one call as the pipeline's tensor in [0, 1]; its final latents where `decode` is False,
+    if it gives them.
 
     Raises:
         UnsupportedPipeline: it returns something else than one tensor, or it has no step that decodes.
     """
     result = _modular_call(pipe, arguments, decode) if is_modular(pipe) else _call(pipe, arguments, decode)
+    if isinstance(result, np.ndarray) and result.ndim >= 4:  # whatever is asked for, of pipelines from early days
+        result = torch.from_numpy(result).movedim(-1, -3)
     if not isinstance(result, Tensor):
         raise UnsupportedPipeline(f"{type(pipe).__name__} returned {type(result).__name__} for output_type='pt'")
     return result
