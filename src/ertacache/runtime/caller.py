@@ -8,10 +8,18 @@ from types import CodeType, FrameType
 from typing import Any, cast
 
 #: Packages whose frames lie between a pipeline and its denoiser without being anybody's loop.
-_MACHINERY = frozenset({"ertacache", "torch", "accelerate", "peft", "contextlib", "functools", "threading"})
+_MACHINERY = frozenset(
+    {
+        "ertacache", "torch", "accelerate", "peft", "contextlib", "functools", "threading", "concurrent", "asyncio",
+        "anyio",
+    }
+)  # fmt: skip
 _PIPELINES = frozenset({"DiffusionPipeline", "ModularPipeline", "ModularPipelineBlocks"})
 #: Name under which a frame holds its mark, beside its variables.
 _MARK = "__ertacache_mark__"
+
+#: References to a frame's dictionary of variables that nobody else has: the frame's, ours, and that of the question.
+_UNSHARED = 3
 
 #: A call under way: which frame, and of which function, since a later frame may lie at the same address.
 Place = tuple[int, CodeType]
@@ -57,16 +65,22 @@ class Scope:
         mark: _Mark = variables.get(_MARK) or _Mark()
         code = frame.f_code
         self.of_pipeline = code.co_varnames[: min(1, code.co_argcount)] == ("self",) and _is_pipeline(variables, pipe)
-        if isinstance(variables, dict):  # before Python 3.13 a copy, in which tensors would live on
+        # Before Python 3.13 a copy, in which tensors would live on; but one that a debugger writes back into the frame,
+        # or that the function has from `locals()`, is not ours to empty.
+        if isinstance(variables, dict) and sys.gettrace() is None and sys.getrefcount(variables) <= _UNSHARED:
             variables.clear()
         variables[_MARK] = mark
         self._mark = weakref.ref(mark)
 
     def depth(self, frames: list[FrameType]) -> int | None:
         """Its place among the frames of a call; None where it has ended or made no such call."""
-        if self._mark is not None and self._mark() is None:
+        if not self.alive():
             return None
         return next((n for n, frame in enumerate(frames) if (id(frame), frame.f_code) == self.place), None)
+
+    def alive(self) -> bool:
+        """Whether it has not ended, as far as can be told."""
+        return self._mark is None or self._mark() is not None
 
     def at_end(self, action: Callable[..., None], *args: Any) -> None:
         """Call `action` when the function returns, raises (and the error is gone) or is closed.
@@ -90,8 +104,12 @@ def common(frames: list[FrameType], begun: frozenset[Place]) -> FrameType | None
 
 
 def path_to(frames: list[FrameType], depth: int) -> tuple[CodeType, ...]:
-    """The functions through which a call came from the frame at `depth`, innermost first."""
-    return tuple(frame.f_code for frame in frames[:depth])
+    """The functions through which a call came from the frame at `depth`, innermost first.
+
+    Each once, however deep it calls itself, and without cells and modules, which are other code at each step.
+    """
+    codes = (frame.f_code for frame in frames[:depth])
+    return tuple(dict.fromkeys(code for code in codes if code.co_flags & inspect.CO_OPTIMIZED))
 
 
 def all_of_diffusers(frames: list[FrameType], depth: int) -> bool:

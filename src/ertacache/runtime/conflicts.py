@@ -4,7 +4,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ertacache.errors import CacheConflict, UnsupportedPipeline
 from ertacache.pipelines.models import denoisers_of, unwrapped
@@ -88,6 +88,19 @@ def refuse_beside(run: Run, others: list[Run], denoiser: nn.Module) -> None:
         "a copy of the scheduler steps on what the denoiser returned, which at site 'guided' is nothing on a "
         "predicted step; calibrate with site='output'"
     )
+
+
+def refuse_taken(run: Run, others: list[Run], sample: Tensor) -> None:
+    """Refuse a solver that goes on [B, *] from where another's loop was broken off in the same function.
+
+    Its first denoiser call looked like the next one of that loop, and may have been answered as such.
+    """
+    for other in others:
+        if other is not run and other.contexts and other.continues(sample):
+            raise UnsupportedPipeline(
+                f"a {type(run.scheduler).__name__} goes on from the latent of a run that was broken off at step "
+                f"{other.step}; make each of the two loops in a function of its own"
+            )
 
 
 def refuse_unclaimed(runs: list[Run], frames: list[FrameType]) -> None:

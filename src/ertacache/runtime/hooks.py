@@ -30,12 +30,14 @@ from ertacache.pipelines.solvers import (
     solver_step,
     step_options,
 )
+from ertacache.runtime.cache_contexts import CacheContexts
 from ertacache.runtime.caller import callers, path_to, places
 from ertacache.runtime.conflicts import (
     check_intact,
     check_one_thread,
     refuse_beside,
     refuse_conflicts,
+    refuse_taken,
     refuse_tracing,
     refuse_unclaimed,
     where_attached,
@@ -61,7 +63,7 @@ class Attachment(Overrides):
         self.controller, self.runs = controller, Runs()
         self.denoisers = denoisers_of(pipe) if controller.several else (denoiser_of(pipe),)
         self.scheduler, self._pipe, self._leaving = pipe.scheduler, weakref.ref(pipe), False
-        self._local, self._one_at_a_time = threading.local(), threading.RLock()
+        self._contexts, self._one_at_a_time = CacheContexts(), threading.RLock()
         check_scheduler(pipe.scheduler)
         refuse_conflicts(self.denoisers, pipe.scheduler)
         self._stacks = [BlockStack(unwrapped(denoiser), family_of(denoiser)) for denoiser in self.denoisers if hidden]
@@ -72,12 +74,12 @@ class Attachment(Overrides):
             raise
 
     def detach(self) -> None:
-        """Take every wrapper off, newest first; while a pipeline call is in the middle of a run, when that has ended.
+        """Take every wrapper off, newest first; where a run cannot be left alone, when it has ended: none begins then.
 
         Raises:
             CacheConflict: something else was wrapped around one of them meanwhile; the others are off then.
         """
-        self._leaving = any(not run.by_hand and run.scope.under_way() for run in self.runs.all() if run.scope)
+        self._leaving = any(run.in_the_middle() for run in self.runs.all())
         if not self._leaving:
             for run in self.runs.all():
                 self._end(run)
@@ -95,7 +97,7 @@ class Attachment(Overrides):
         for n, denoiser in enumerate(self.denoisers):
             inner = unwrapped(denoiser)
             if hasattr(type(inner), "cache_context"):
-                self.replace(inner, "cache_context", self._cache_context, copies=False)
+                self.replace(inner, "cache_context", self._contexts.enter, copies=False)
             self.replace_call(denoiser, functools.partial(self._forward, n))
             self.controller.install(self, inner)
 
@@ -106,10 +108,14 @@ class Attachment(Overrides):
             check_one_thread(before, frames)
             self._end(before)
         result = original(*args, **kwargs)
+        if self._leaving:
+            return result
         run = Run(scheduler, read_grid(scheduler), self.controller, places(frames))
         run.controller = self.controller.for_run(run)
         run.stack = self._stacks[0] if self._stacks else None
         self._asked(run, lambda: run.controller.begin(run))
+        for other in self.runs.all():
+            other.is_followed_by(run, frames)
         self.runs.add(run)
         return result
 
@@ -161,23 +167,21 @@ class Attachment(Overrides):
         if not run.controller.replays and run.contexts:
             return True
         offered, calls = bool(run.first), run.claim(sample)
+        self._forget(run)
         if offered and not calls:
             run.beside = True
             refuse_beside(run, self.runs.all(), self.denoisers[0])
         elif not calls:  # of another denoiser, as of a pipeline that was copied whole
+            refuse_taken(run, self.runs.all(), sample)
             restore_grid(run.scheduler, run.sigmas, run.timesteps)
             self._end(run)
         for call in calls:
             self._serve(run, call.denoiser, call.guidance)
             if run.stack is not None:
                 run.stack.residual = call.residual
-            context = self._name_call(run, call.name)
-            self._asked(run, functools.partial(self._tell, run, context, call))
+            context = run.name_call(call.name)
+            self._asked(run, functools.partial(call.tell, run, context))
         return bool(calls)
-
-    @staticmethod
-    def _tell(run: Run, context: str, call: FirstCall) -> None:
-        run.controller.call(run, context, call.x, lambda: call.output)
 
     def _without_calls(self, run: Run) -> None:
         """At a step that none of the run's own denoiser calls came before."""
@@ -186,20 +190,14 @@ class Attachment(Overrides):
 
     def _end(self, run: Run) -> None:
         if self.runs.end(run):
+            self._forget(run)
             run.controller.end(run)
         if self._leaving:
             self.detach()
 
-    @contextmanager
-    def _cache_context(
-        self, original: Callable[..., Any], _: Any, name: str, *args: Any, **kwargs: Any
-    ) -> Generator[None]:
-        before, self._local.context = getattr(self._local, "context", None), name
-        try:
-            with original(name, *args, **kwargs):
-                yield
-        finally:
-            self._local.context = before
+    def _forget(self, run: Run) -> None:
+        for _ in range(run.forget()):
+            self.controller.passed_by()
 
     def _forward(self, n: int, original: Callable[..., Any], denoiser: Any, *args: Any, **kwargs: Any) -> Any:
         refuse_tracing(denoiser)
@@ -244,7 +242,7 @@ class Attachment(Overrides):
         for run in runs:
             run.form = form_of(output)
         call = FirstCall(
-            name=getattr(self._local, "context", None), x=x, output=value, denoiser=n, residual=residual,
+            name=self._contexts.name, x=x, output=value, denoiser=n, residual=residual,
             guidance=kwargs.get("guidance"), path=path_to(frames, runs[0].depth(frames) or 0), offered=len(runs),
         )  # fmt: skip
         for run in runs:
@@ -253,7 +251,7 @@ class Attachment(Overrides):
     def _answer(self, run: Run, n: int, original: Callable[..., Any], denoiser: Any, args: Any, kwargs: Any) -> Any:
         x = latent_of(args, kwargs, denoiser)
         self._serve(run, n, kwargs.get("guidance"))
-        context = self._name_call(run, getattr(self._local, "context", None))
+        context = run.name_call(self._contexts.name)
         computed: list[tuple[Any, Tensor]] = []
 
         def compute() -> Tensor:
@@ -262,9 +260,14 @@ class Attachment(Overrides):
             run.form = form_of(output)
             return computed[-1][1]
 
-        value = self._asked(
-            run, lambda: run.controller.call(run, context, x, (lambda: computed[-1][1]) if computed else compute)
-        )
+        def ask() -> Tensor:
+            return run.controller.call(run, context, x, (lambda: computed[-1][1]) if computed else compute)
+
+        try:
+            value = self._asked(run, ask)
+        except BaseException:
+            run.contexts.pop()  # not made: a loop that handles the error may make it again
+            raise
         if computed and computed[-1][1] is value:
             return computed[-1][0]
         form = run.form or form_without(kwargs.get("return_dict", True))
@@ -273,12 +276,6 @@ class Attachment(Overrides):
     def _serve(self, run: Run, n: int, guidance: Any) -> None:
         run.denoiser, run.stack = n, self._stacks[n] if self._stacks else None
         run.embedded = guidance if isinstance(guidance, Tensor) else None
-
-    def _name_call(self, run: Run, context: str | None) -> str:
-        order, names = len(run.contexts), run.controller.call_names
-        name = context or (names[order] if order < len(names) else f"call{order}")
-        run.contexts.append(name)
-        return name
 
 
 def attachment_of(pipe: Any) -> Attachment | None:

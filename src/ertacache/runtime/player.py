@@ -1,5 +1,6 @@
 """A profile at work on a pipeline: for each run, what computes or predicts its steps."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 from ertacache.core.history import History
@@ -64,7 +65,7 @@ class Player(Controller):
     def _for_grid(self, run: Run) -> tuple[Profile, Coefficients] | str:
         """The profile for the grid of a run, and its coefficients; or why nothing is predicted on that grid."""
         key = run.sigmas.numpy().tobytes()
-        if key not in self._made:
+        if (made := self._made.get(key)) is None:
             found = pick(self.profile, run.sigmas, retarget=self._retarget)
             if isinstance(found, str):
                 return found
@@ -73,15 +74,16 @@ class Player(Controller):
                 warn_of_loss(self.profile, run.sigmas)
             while len(self._made) >= _KEPT_GRIDS:
                 self._made.pop(next(iter(self._made)), None)
-            self._made[key] = found, Coefficients(found)
-        return self._made[key]
+            self._made[key] = made = found, Coefficients(found)
+        return made
 
     def _history(self, profile: Profile) -> History:
         """An empty history; one that waits on the host keeps its buffers from run to run."""
-        while self._spare:
-            known, history = self._spare.pop()
-            if known is profile:
-                return history
+        with suppress(IndexError):  # not asked before: another thread may take the last one
+            while True:
+                known, history = self._spare.pop()
+                if known is profile:
+                    return history
         return history_for(profile.predictor.depths(), self._offload)
 
     def release(self, profile: Profile, history: History) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from ertacache.errors import ErtacacheError
@@ -14,6 +13,7 @@ from ertacache.pipelines.block_stack import BlockStack
 from ertacache.pipelines.denoiser_call import OutputForm
 from ertacache.pipelines.overrides import Overrides
 from ertacache.runtime.caller import Place, Scope, all_of_diffusers, common, path_to
+from ertacache.runtime.latents import derives, same_memory
 
 #: First calls that are remembered until the solver steps; more come only from those who never step.
 _REMEMBERED = 64
@@ -30,7 +30,7 @@ class FirstCall:
         residual: of its block stack, at site hidden.
         guidance: the embedded guidance weight that it was given, if any.
         path: the functions through which it came from the scope of the run.
-        offered: how many runs it may belong to.
+        offered: how many runs it may belong to. waiting: how many of them may still claim it.
         claimed: whether one of them has taken it for its own.
     """
 
@@ -43,6 +43,13 @@ class FirstCall:
     path: tuple[CodeType, ...]
     offered: int = 1
     claimed: bool = False
+
+    def __post_init__(self) -> None:
+        self.waiting = self.offered
+
+    def tell(self, run: "Run", context: str) -> None:
+        """Tell the controller of the run that it was made."""
+        run.controller.call(run, context, self.x, lambda: self.output)
 
 
 class Controller:
@@ -110,6 +117,7 @@ class Run:
         batch: samples that the solver integrates; known from the first step on.
         options: what `scheduler.step` is given besides its first three arguments, by name.
         form: in which the denoiser hands over its output, once that was seen.
+        heir: a run that began in the same function since the last step: of a pipeline whose first loop ended early.
         strangers: denoiser calls since the last step that were made inside of the run's function by another way.
     """
 
@@ -128,8 +136,10 @@ class Run:
         self.form: OutputForm | None = None
         self.scope: Scope | None = None
         self.beside = False
+        self.heir: Run | None = None
         self.first: list[FirstCall] = []
         self.paths: set[tuple[CodeType, ...]] = set()
+        self._placed = False  # whether the first denoiser call has told where it lives
         self._follows = False  # whether the first step started from the latent that the denoiser had been given
         self._latents: list[weakref.ref[Tensor]] = []
         self._held: list[Tensor] = []  # the same where nobody else may hold them
@@ -157,26 +167,45 @@ class Run:
     def depth(self, frames: list[FrameType]) -> int | None:
         """How far out among these frames the function lies in which the run lives; None where it does not."""
         if self.scope is not None:
-            return self.scope.depth(frames)
-        shared = common(frames, self.begun)
+            depth = self.scope.depth(frames)
+            # By hand, each step may be made by another worker thread than the one in which the run began.
+            handed_on = depth is None and self.by_hand and self.steps_done > 0 and self.scope.alive()
+            return len(frames) if handed_on else depth
+        shared = None if self._placed else common(frames, self.begun)
         # None of the calls that began it: somebody steps by hand, each time from elsewhere.
         return len(frames) if shared is None else frames.index(shared)
 
     def settle(self, frames: list[FrameType], pipe: object, at_end: Callable[["Run"], object]) -> None:
         """Note in which function it lives, at its first denoiser call; `at_end` is called when that has ended."""
-        if self.scope is None and (shared := common(frames, self.begun)) is not None:
+        if not self._placed and (shared := common(frames, self.begun)) is not None:
             self.scope = Scope(shared, pipe)
             self.scope.at_end(at_end, self)
+        self._placed = True
 
     def lives_with(self, other: "Run") -> bool:
         """Whether both live in one function."""
         return self.scope is not None and other.scope is not None and self.scope.place == other.scope.place
 
+    def is_followed_by(self, run: "Run", frames: list[FrameType]) -> None:
+        """Note a run that begins in the very pipeline function in which this one is under way."""
+        depth = None if self.by_hand or not self.steps_done else self.depth(frames)
+        if depth is not None and all_of_diffusers(frames, depth):
+            self.heir = run
+
+    def in_the_middle(self) -> bool:
+        """Whether it cannot be left alone now: a pipeline is in its loop, or a step by hand waits for its solver."""
+        if self.scope is None or not self.scope.under_way():
+            return False
+        return not self.by_hand or bool(self.contexts or self.first)
+
     def takes(self, frames: list[FrameType], depth: int, latent: Callable[[], Tensor]) -> bool:
         """Whether a call through these frames, from the function in which the run lives, is one of its own."""
         if self.steps_done == 0:
             return True
-        known = path_to(frames, depth) in self.paths or (depth > 0 and all_of_diffusers(frames, depth))
+        path = path_to(frames, depth)
+        known = path in self.paths or (depth > 0 and all_of_diffusers(frames, depth))
+        if depth == len(frames) and self.scope is not None:  # from elsewhere: further out lie the calls of that thread
+            known = any(way and path[: len(way)] == way for way in self.paths)
         own = known and not (self.by_hand and self._follows and not self.continues(latent()))
         self.strangers += not own
         return own
@@ -188,13 +217,21 @@ class Run:
 
     def continues(self, x: Tensor) -> bool:
         """Whether a denoiser was given the latent that the last step returned, or what the scheduler scaled it to."""
-        return any((latent := ref()) is not None and derives(x, latent) for ref in self._latents)
+        return any(derives(x, latent) for latent in self._seen())
+
+    def holds(self, x: Tensor) -> bool:
+        """The same of the very tensor, where others of the same values are about."""
+        return any(same_memory(x, latent) for latent in self._seen())
+
+    def _seen(self) -> list[Tensor]:
+        return [latent for ref in self._latents if (latent := ref()) is not None]
 
     def go_on_from(self, latent: Tensor) -> None:
         """A step is done; it returned this latent [B, *]."""
         self.step += 1
         self.steps_done += 1
         self.strangers = 0
+        self.heir = None
         self.contexts.clear()
         self._latents, self._held = [weakref.ref(latent)], [latent] if self.by_hand else []
 
@@ -203,9 +240,25 @@ class Run:
         self._latents.append(weakref.ref(latent))
         self._held += [latent] if self.by_hand else []
 
+    def name_call(self, context: str | None) -> str:
+        """Note a call of this step; its name, by the cache context it was made in or else by its order."""
+        order, names = len(self.contexts), self.controller.call_names
+        name = context or (names[order] if order < len(names) else f"call{order}")
+        self.contexts.append(name)
+        return name
+
     def remember(self, call: FirstCall) -> None:
         """Keep a call until the first step tells whose it is."""
-        self.first = [*self.first[1 - _REMEMBERED :], call]
+        self.first.append(call)  # in one piece: another thread may do the same
+        if len(self.first) > _REMEMBERED:
+            self.first.pop(0).waiting -= 1
+
+    def forget(self) -> int:
+        """Let go of the calls that it did not claim; how many of them nobody claims any more."""
+        calls, self.first = self.first, []
+        for call in calls:
+            call.waiting -= 1
+        return sum(not call.claimed and call.waiting == 0 for call in calls)
 
     def claim(self, sample: Tensor) -> list[FirstCall]:
         """The calls of its first step: those from the latent [B, *] on that the solver steps.
@@ -213,35 +266,16 @@ class Run:
         Where the pipeline gives the denoiser something else than its latent, all of them; none where another run may
         have made them.
         """
-        alone = all(call.offered == 1 for call in self.first)
-        free, self.first = [call for call in self.first if not call.claimed], []
+        alone = self.scope is not None and all(call.offered == 1 for call in self.first)
+        free = [call for call in list(self.first) if not call.claimed]
         own = [n for n, call in enumerate(free) if derives(call.x, sample) or self.continues(call.x)]
         self._follows = bool(own)
         if alone:
             mine = free[own[0] :] if own else free  # what stands before the latent was made before the loop
-        else:
-            mine = [free[n] for n in own]
+        else:  # of requests from the same noise, each by its own tensor
+            very = [n for n in own if same_memory(free[n].x, sample) or self.holds(free[n].x)]
+            mine = [free[n] for n in very or own]
         for call in mine:
             call.claimed = True
         self.paths = {call.path for call in mine}
         return mine
-
-
-def derives(x: Tensor, latent: Tensor) -> bool:
-    """Whether a denoiser's input is a latent: itself, cast, several times in a batch, or with conditions after it.
-
-    Args:
-        x: [n B, *], at least as long as the latent on every axis.
-        latent: [B, *].
-    """
-    if x.numel() == latent.numel():
-        if x.data_ptr() == latent.data_ptr() and x.device == latent.device:
-            return True
-        part = x.reshape(latent.shape)  # pipelines put axes of length 1 in and take them out
-    elif x.ndim == latent.ndim and all(n >= m for n, m in zip(x.shape, latent.shape, strict=True)):
-        part = x[tuple(slice(m) for m in latent.shape)]
-    elif latent.ndim and len(x) > len(latent) and x.numel() * len(latent) == latent.numel() * len(x):
-        part = x[: len(latent)].reshape(latent.shape)
-    else:
-        return False
-    return torch.equal(part, latent.to(part.device, part.dtype))

@@ -50,9 +50,11 @@ class Runs:
         placed = [(depth, run) for run in self.all() if (depth := run.depth(frames)) is not None and not run.beside]
         innermost = min((depth for depth, _ in placed), default=0)
         group = [run for depth, run in placed if depth == innermost and run.takes(frames, depth, latent)]
-        later = [run for run in group if run.steps_done]
+        later = [run for run in group if run.steps_done and run.heir not in group]
         if len(later) > 1:
             later = [run for run in later if run.continues(latent())]
+        if len(later) > 1:
+            later = [run for run in later if run.holds(latent())]
         if len(later) == 1:
             return later
         return [run for run in group if not run.steps_done]
