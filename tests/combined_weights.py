@@ -75,7 +75,8 @@ def lora_weights(seed: int = 0, rank: int = 2) -> dict[str, torch.Tensor]:
 
 
 def load_lora(pipe: Any, seed: int = 0, name: str = "style", **more: Any) -> None:
-    pipe.load_lora_weights(dict(lora_weights(seed)), adapter_name=name, **more)
+    weights = {key: weight.clone() for key, weight in lora_weights(seed).items()}  # peft swaps tensors with its own
+    pipe.load_lora_weights(weights, adapter_name=name, **more)
 
 
 def unload_lora(pipe: Any) -> None:
@@ -137,6 +138,8 @@ def free_u(pipe: Any) -> None:
     pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
 
 
+_WARNED = "on before a profile that was calibrated without it: a warning of other weights"
+
 ROWS = {
     "torchao int8, weights only": Row(
         "`quantize_(pipe.transformer, Int8WeightOnlyConfig())`", tokens.flux, quantised("Int8WeightOnlyConfig"),
@@ -149,7 +152,7 @@ ROWS = {
     ),
     "torchao while loading": Row(
         "`from_pretrained(..., quantization_config=TorchAoConfig(...))`", tokens.flux, quantised_while_loading,
-        same=False, conflict="without passing by the profile", needs=("torchao",),
+        same=False, conflict="was replaced while a profile is applied", needs=("torchao",),
         notes="another denoiser object in the pipeline: load it first",
     ),
     "GGUF": Row(
@@ -167,7 +170,10 @@ ROWS = {
         "`pipe.transformer.fuse_qkv_projections()`", tokens.flux, lambda pipe: pipe.transformer.fuse_qkv_projections(),
         lambda pipe: pipe.transformer.unfuse_qkv_projections(), rounding=1e-5,
     ),
-    "LoRA": Row("`pipe.load_lora_weights(...)`", tokens.flux, load_lora, unload_lora, same=False, needs=_NEEDS_PEFT),
+    "LoRA": Row(
+        "`pipe.load_lora_weights(...)`", tokens.flux, load_lora, unload_lora, same=False, needs=_NEEDS_PEFT,
+        notes=_WARNED,
+    ),
     "LoRA, scaled": Row(
         '`pipe.set_adapters(["style"], [0.5])`', tokens.flux, lora_scaled, unload_lora, same=False, needs=_NEEDS_PEFT
     ),
@@ -185,12 +191,12 @@ ROWS = {
     ),
     "LoRA, fused": Row(
         "`pipe.fuse_lora()`, later `pipe.unfuse_lora()`", tokens.flux, lora_fused, lora_unfused, same=False,
-        rounding=1e-6, needs=_NEEDS_PEFT, notes="unfused weights keep their rounding, with or without a profile",
+        rounding=1e-6, needs=_NEEDS_PEFT,
+        notes=f"{_WARNED}; unfused weights keep their rounding, with or without a profile",
     ),
     "IP-Adapter": Row(
         "`pipe.load_ip_adapter(...)`", _with_picture_embeds, load_ip_adapter, same=False,
-        notes="it adds a key to the denoiser's configuration: a saved profile of the denoiser without it is applied "
-        "before the adapter is loaded",
+        notes=_WARNED,
     ),
     "FreeU": Row(
         "`pipe.enable_freeu(...)`", images.stable_diffusion_xl, free_u, lambda pipe: pipe.disable_freeu(), same=False,

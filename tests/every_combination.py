@@ -45,7 +45,9 @@ def fresh_page(page: Callable[..., str]) -> str:
         heading: [(name, row.how, found(name), row.notes) for name, row in rows.items()]
         for heading, rows in ROWS.items()
     }
-    tables["torch.compile"] = [(name, way.how, found_compiled(name), "") for name, way in combined_compile.WAYS.items()]
+    tables["torch.compile"] = [
+        (name, way.how, found_compiled(name), way.notes) for name, way in combined_compile.WAYS.items()
+    ]
     tables["Several processes"] = [
         (name, how, found_on_ranks(name), notes) for name, (how, _, notes) in combined_ranks.WAYS.items()
     ]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import combined_calls
+import combined_placement
 import combined_ranks
 import combined_weights
 import ertacache
@@ -13,6 +14,7 @@ import small_token_images as tokens
 from benchmark_scripts import load
 from combinations import ROUNDING, distance
 from every_combination import NAMES, ROWS, found, found_on_ranks, fresh_page, missing
+from formula_by_hand import formula_by_hand
 from pipelines import PROMPTS
 from supported import SITES, T, calibrated, generate
 
@@ -92,15 +94,77 @@ def test_a_lora_that_is_gone_leaves_the_profile_valid() -> None:
         assert torch.equal(generate(small), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="a profile does not know the weights it was calibrated with")
-def test_a_fused_lora_is_another_set_of_weights() -> None:
-    need("peft")
+_ADDED = ("LoRA", "LoRA, scaled", "several LoRAs", "LoRA, swapped", "LoRA, fused", "IP-Adapter")
+
+
+@pytest.mark.parametrize("name", _ADDED)
+def test_what_is_there_before_the_profile_is_warned_of(name: str) -> None:
+    row = combined_weights.ROWS[name]
+    need(*row.needs)
+    small = row.small()
+    profile = calibrated(small, "guided")
+    assert row.on is not None
+    row.on(small.pipe)
+    with pytest.warns(UserWarning, match="these are other weights"):
+        ertacache.enable(small.pipe, profile)
+    with formula_by_hand(small.pipe, profile):
+        by_hand = generate(small)
+    assert distance(generate(small), by_hand) <= ROUNDING
+    ertacache.disable(small.pipe)
+    own = calibrated(small, "guided")
+    with ertacache.apply(small.pipe, own):  # calibrated with it: no warning
+        generate(small)
+
+
+@pytest.mark.parametrize("name", ["torchao int8, weights only", "GGUF", "fp8 layerwise casting", "another dtype"])
+def test_weights_in_another_form_are_the_same_weights(name: str) -> None:
+    row = combined_weights.ROWS[name]
+    need(*row.needs)
     small = tokens.flux()
     profile = calibrated(small, "guided")
-    combined_weights.lora_fused(small.pipe)
-    with pytest.warns(UserWarning, match="weights"):
-        ertacache.enable(small.pipe, profile)
-    ertacache.disable(small.pipe)
+    assert row.on is not None
+    row.on(small.pipe)
+    with ertacache.apply(small.pipe, profile):  # no warning
+        generate(small)
+
+
+def test_a_lora_is_swapped_between_the_runs_of_an_enabled_profile() -> None:
+    need("peft")
+    small = tokens.flux()
+    combined_weights.load_lora(small.pipe)
+    profile = calibrated(small, "guided")
+    seeds, served = (1, 0, 1), list[torch.Tensor]()
+    with ertacache.apply(small.pipe, profile):
+        for seed in seeds:
+            combined_weights.load_lora(small.pipe, seed, hotswap=True)
+            served.append(generate(small))
+    assert torch.equal(served[0], served[2]) and not torch.equal(served[0], served[1])
+    for seed, one in zip(seeds, served, strict=True):
+        combined_weights.load_lora(small.pipe, seed, hotswap=True)
+        with formula_by_hand(small.pipe, profile):
+            assert distance(one, generate(small)) <= ROUNDING
+
+
+@pytest.mark.parametrize("name", ["model offload", "sequential offload", "group offload by layer",
+                                  "group offload by block", "group offload to a disk"])  # fmt: skip
+@pytest.mark.parametrize("when", ["before", "while applied"])
+def test_offloaded_blocks_are_passed_by_at_site_hidden(name: str, when: str) -> None:
+    put_on = combined_placement.ROWS[name].on
+    assert put_on is not None
+    small, other = tokens.flux(), tokens.flux()
+    profile = calibrated(small, "hidden")
+    with ertacache.apply(small.pipe, profile):
+        expected = generate(small)
+    if when == "before":
+        put_on(other.pipe)
+    with ertacache.apply(other.pipe, profile) as stats:
+        for _ in range(2):
+            if when != "before" and not stats.computed:
+                assert torch.equal(generate(other), expected)
+                put_on(other.pipe)
+            assert torch.equal(generate(other), expected)
+            assert (stats.computed, stats.predicted) == ({"cond": 5}, {"cond": 3})
+    assert torch.equal(generate(other), generate(small))
 
 
 @pytest.mark.parametrize("site", SITES)

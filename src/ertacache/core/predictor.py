@@ -74,11 +74,11 @@ class Terms:
                     f"'{self.target}' needs {level + 1} outputs of '{source}' and {history.depth(source)} are held; "
                     "compute more steps before it (Predictor.for_schedule checks this ahead of a run)"
                 )
-            total = total + widen(history.output(source, level)) * coefficient
+            _accumulate(total, history.output(source, level), coefficient)
         if self.d is not None:
-            total = total + (widen(x) - widen(history.input(self.target))) * self.d
+            _accumulate(total, widen(x) - history.input(self.target), self.d)
         if self.b is not None:
-            total = total + self.b
+            total.add_(self.b)
         return total.to(newest.dtype)
 
 
@@ -266,6 +266,14 @@ class Predictor:
             a[i, range(n), range(n), : len(row)] = row
             d_table[i] = d
         return cls(tuple(contexts), tuple(contexts), a, d_table, torch.zeros(schedule.T, n))
+
+
+def _accumulate(total: Tensor, value: Tensor, coefficient: float | Tensor) -> None:
+    """total += coefficient · value in one pass: a new tensor for each term costs several times what the sum does."""
+    if isinstance(coefficient, Tensor):
+        total.addcmul_(widen(value), coefficient)
+    else:
+        total.add_(value, alpha=coefficient)
 
 
 def _lift(table: Tensor, lead: int, ndim: int) -> Tensor:

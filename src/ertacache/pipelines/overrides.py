@@ -116,6 +116,10 @@ class Overrides:
 
         def undo() -> None:
             if vars(instance).get(name) is not bound:
+                if name == _CALL:  # compiled since, which looks past whatever was there: nothing to take off
+                    return
+                if _taken_from_below(instance, bound, original):
+                    return
                 raise CacheConflict(
                     f"{type(instance).__name__}.{name} was wrapped again while a profile was applied; take that off, "
                     "and next time apply the profile last"
@@ -126,6 +130,17 @@ class Overrides:
                 setattr(instance, name, before)
 
         self._undo.append(undo)
+
+
+def _taken_from_below(instance: Any, method: MethodType, original: Callable[..., Any]) -> bool:
+    """Put the original in the place of a method that hooks of accelerate or diffusers were put around since, as for
+    offloading; whether there are such hooks."""
+    chain = getattr(getattr(instance, "_diffusers_hook", None), "_fn_refs", ())
+    places = [(instance, "_old_forward"), *((link, name) for link in chain for name in ("forward", "original_forward"))]
+    held = [(holder, name) for holder, name in places if vars(holder).get(name) is method]
+    for holder, name in held:
+        setattr(holder, name, original)
+    return bool(held)
 
 
 def overrides_of(instance: Any, *names: str) -> Overrides | None:

@@ -43,7 +43,8 @@ def refuse_conflicts(denoisers: tuple[nn.Module, ...], scheduler: Any) -> None:
 def check_intact(overrides: Overrides, denoisers: tuple[nn.Module, ...], scheduler: Any, pipe: Any) -> None:
     """Refuse a denoiser that was compiled or replaced after the profile was applied: `CacheConflict`.
 
-    Its calls would pass by the profile, or a compiler would trace the profile along with the model.
+    Its calls would pass by the profile, or a compiler would trace the profile along with the model. Asked wherever a
+    run comes by: a callback may compile in the middle of one.
 
     Args:
         denoisers, scheduler: that the profile was applied to.
@@ -52,16 +53,26 @@ def check_intact(overrides: Overrides, denoisers: tuple[nn.Module, ...], schedul
     now = denoisers_of(pipe) if pipe is not None and pipe.scheduler is scheduler else denoisers
     for denoiser, current in zip(denoisers, now, strict=False):
         if overrides.covered() or (current is not denoiser and _same(current, denoiser)):
-            what = "compiled"
-        elif current is not denoiser:
-            what = "replaced"
-        else:
-            continue
-        raise CacheConflict(
-            f"{type(unwrapped(denoiser)).__name__} was {what} while a profile is applied to it; call "
-            "ertacache.disable(pipe), finish changing the pipeline (compile, replace or copy the denoiser), then apply "
-            "it again"
-        )
+            raise _changed(denoiser, "compiled")
+        if current is not denoiser:
+            raise _changed(denoiser, "replaced")
+
+
+def refuse_tracing(denoiser: nn.Module) -> None:
+    """Refuse a compiler that has come around a denoiser with a profile, in the middle of a run: `CacheConflict`.
+
+    A compiler that may break its graph then goes on without one, and `check_intact` says the same.
+    """
+    if torch.compiler.is_compiling():
+        raise _changed(denoiser, "compiled")
+
+
+def _changed(denoiser: nn.Module, what: str) -> CacheConflict:
+    return CacheConflict(
+        f"{type(unwrapped(denoiser)).__name__} was {what} while a profile is applied to it; call "
+        "ertacache.disable(pipe), finish changing the pipeline (compile, replace or copy the denoiser), then apply it "
+        "again"
+    )
 
 
 def check_one_thread(run: Run, frames: list[FrameType]) -> None:
@@ -110,15 +121,6 @@ def refuse_unclaimed(runs: list[Run], frames: list[FrameType]) -> None:
         raise UnsupportedPipeline(
             f"several copies of {type(beside[0].scheduler).__name__} step on what one denoiser call returned, as "
             "where each frame has a noise level of its own; only pipelines with one solver per call are served"
-        )
-
-
-def refuse_tracing(denoiser: nn.Module) -> None:
-    """Refuse a compiler that has come around a denoiser with a profile: `CacheConflict`."""
-    if torch.compiler.is_compiling():
-        raise CacheConflict(
-            f"{type(denoiser).__name__} is compiled while a profile is applied to it; call ertacache.disable(pipe), "
-            "compile, then apply the profile again"
         )
 
 

@@ -143,6 +143,7 @@ class Attachment(Overrides):
         run = self.runs.of(scheduler)
         if run is None or run.beside:
             return original(*args, **kwargs)
+        check_intact(self, self.denoisers, self.scheduler, self._pipe())
         bound = dict(zip(STEP_ARGUMENTS, args, strict=False))
         bound |= {name: kwargs.pop(name) for name in STEP_ARGUMENTS if name in kwargs}
         if run.steps_done == 0:
@@ -185,8 +186,7 @@ class Attachment(Overrides):
 
     def _without_calls(self, run: Run) -> None:
         """At a step that none of the run's own denoiser calls came before."""
-        error = without_calls(run, self.denoisers[0])
-        self._go_without(run, error, by_need=run.strangers > 0)
+        self._go_without(run, without_calls(run, self.denoisers[0]), by_need=run.strangers > 0)
 
     def _end(self, run: Run) -> None:
         if self.runs.end(run):
@@ -201,6 +201,7 @@ class Attachment(Overrides):
 
     def _forward(self, n: int, original: Callable[..., Any], denoiser: Any, *args: Any, **kwargs: Any) -> Any:
         refuse_tracing(denoiser)
+        check_intact(self, self.denoisers, self.scheduler, self._pipe())
         frames = callers()
         owners = self.runs.owners(frames, lambda: latent_of(args, kwargs, denoiser))
         with self._one_at_a_time if self._stacks else nullcontext():
@@ -270,8 +271,7 @@ class Attachment(Overrides):
             raise
         if computed and computed[-1][1] is value:
             return computed[-1][0]
-        form = run.form or form_without(kwargs.get("return_dict", True))
-        return form.wrap(value, denoiser)
+        return (run.form or form_without(kwargs.get("return_dict", True))).wrap(value, denoiser)
 
     def _serve(self, run: Run, n: int, guidance: Any) -> None:
         run.denoiser, run.stack = n, self._stacks[n] if self._stacks else None
