@@ -27,9 +27,9 @@ test-slow: .venv/.ok
 test-all: test test-slow
 
 # What a profile is combined with, with the libraries that are not installed for the other tests: torchao is imported
-# by every process that imports diffusers.
+# by every process that imports diffusers. A file in one process: what its tests find, its page is compared with.
 test-combinations: .venv-combinations/.ok
-	PYTHONPATH=.venv-combinations $(PYTEST) tests/test_combinations.py tests/test_compiled.py
+	PYTHONPATH=.venv-combinations $(PYTEST) --dist loadfile tests/test_combinations.py tests/test_compiled.py
 
 # What the lower bounds of pyproject.toml promise: exactly they are installed, and it calibrates, applies and saves.
 test-floors: .venv-floors/.ok

@@ -97,6 +97,20 @@ def test_offloading_that_puts_its_hooks_on_anew(flux: Any, site: Site) -> None:
     assert torch.equal(latents(flux), plain)
 
 
+def test_hooks_that_were_put_around_blocks_later_stay_when_the_profile_goes(flux: Any) -> None:
+    plain, blocks = latents(flux), blocks_of(flux.transformer)
+    ertacache.enable(flux, profile(flux, "hidden"))
+    for block in blocks:
+        add_hook_to_module(block, ModelHook())
+    assert calls_per_step(flux) == COMPUTED
+    ertacache.disable(flux)
+    assert torch.equal(latents(flux), plain)
+    for block in blocks:
+        remove_hook_from_module(block)
+        assert block.forward == type(block).forward.__get__(block)
+    assert torch.equal(latents(flux), plain)
+
+
 def test_blocks_that_pass_by_the_profile_are_noticed(flux: Any) -> None:
     last = flux.transformer.single_transformer_blocks[-1]
     wanted = profile(flux, "hidden", "###" + "." * (T - 3))
