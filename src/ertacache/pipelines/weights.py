@@ -64,7 +64,8 @@ def _on_disk(model: nn.Module) -> set[int]:
     """The tensors whose numbers diffusers' group offload keeps in a file, and leaves unset between two calls."""
     registries = (getattr(module, "_diffusers_hook", None) for module in model.modules())
     hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
-    groups = (group for hook in hooks if getattr(group := getattr(hook, "group", None), "offload_to_disk_path", None))
+    found: list[Any] = [getattr(hook, "group", None) for hook in hooks]
+    groups = [group for group in found if getattr(group, "offload_to_disk_path", None)]
     return {
         id(tensor)
         for group in groups

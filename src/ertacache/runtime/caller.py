@@ -5,7 +5,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
-from typing import Any, cast
+from typing import Any
 
 #: Packages whose frames lie between a pipeline and its denoiser without being anybody's loop.
 _MACHINERY = frozenset(
@@ -31,7 +31,7 @@ class _Mark:
 
 def callers() -> list[FrameType]:
     """The frames of the calling thread, innermost first, without those of this package, torch and other machinery."""
-    return [frame for frame in _outward(sys._getframe(1)) if not _is_machinery(frame)]
+    return [frame for frame in _outward(inspect.currentframe()) if not _is_machinery(frame)]
 
 
 def places(frames: list[FrameType]) -> frozenset[Place]:
@@ -41,8 +41,8 @@ def places(frames: list[FrameType]) -> frozenset[Place]:
 
 def elsewhere(wanted: frozenset[Place]) -> bool:
     """Whether one of these calls is under way in another thread than the asking one."""
-    own = sys._getframe()
-    tops = [top for top in sys._current_frames().values() if top is not own]
+    own = inspect.currentframe()
+    tops = [top for top in _tops() if top is not own]
     return any((id(frame), frame.f_code) in wanted for top in tops for frame in _outward(top))
 
 
@@ -61,7 +61,7 @@ class Scope:
         # The variables of a module or class body are somebody's dictionary, which is not ours to write in.
         if not frame.f_code.co_flags & inspect.CO_OPTIMIZED:
             return
-        variables = cast("dict[str, Any]", frame.f_locals)
+        variables: Any = frame.f_locals
         mark: _Mark = variables.get(_MARK) or _Mark()
         code = frame.f_code
         self.of_pipeline = code.co_varnames[: min(1, code.co_argcount)] == ("self",) and _is_pipeline(variables, pipe)
@@ -82,7 +82,7 @@ class Scope:
         """Whether it has not ended, as far as can be told."""
         return self._mark is None or self._mark() is not None
 
-    def at_end(self, action: Callable[..., None], *args: Any) -> None:
+    def at_end(self, action: Callable[..., object], *args: Any) -> None:
         """Call `action` when the function returns, raises (and the error is gone) or is closed.
 
         A module or notebook cell has no such end.
@@ -94,8 +94,7 @@ class Scope:
         """Whether some thread is inside of it."""
         if self._mark is None or self._mark() is None:
             return False
-        tops = sys._current_frames().values()
-        return any((id(frame), frame.f_code) == self.place for top in tops for frame in _outward(top))
+        return any((id(frame), frame.f_code) == self.place for top in _tops() for frame in _outward(top))
 
 
 def common(frames: list[FrameType], begun: frozenset[Place]) -> FrameType | None:
@@ -115,6 +114,11 @@ def path_to(frames: list[FrameType], depth: int) -> tuple[CodeType, ...]:
 def all_of_diffusers(frames: list[FrameType], depth: int) -> bool:
     """Whether all of these functions are the library's own."""
     return all(_package(frame) == "diffusers" for frame in frames[:depth])
+
+
+def _tops() -> list[FrameType]:
+    """The innermost frame of every thread."""
+    return list(sys._current_frames().values())  # pyright: ignore[reportPrivateUsage]  # documented, whatever its name
 
 
 def _outward(frame: FrameType | None) -> Iterator[FrameType]:
