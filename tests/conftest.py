@@ -1,5 +1,6 @@
 """Shared fixtures. Being here, this file puts the folder on the import path: `from dummies import …`."""
 
+import logging
 import os
 from typing import Any
 
@@ -9,6 +10,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # As many threads as workers; read by torch when it is imported, and by the processes that tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(autouse=True)
+def unset_log_level() -> None:
+    """A command sets the level of the package's logger for its process; the next test starts without."""
+    logging.getLogger("ertacache").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -153,9 +153,7 @@ def test_commands_refuse_another_place_before_they_load_anything(command: tuple[
 
 
 def test_generate_without_a_profile_has_nothing_to_move() -> None:
-    with pytest.raises(
-        InvalidArgument, match="--offload-history is for a profile or a speed-up; give"
-    ):
+    with pytest.raises(InvalidArgument, match="--offload-history is for a profile or a speed-up; give"):
         invoke("generate", "x", "--prompt", "x", "--offload-history", "cpu")
 
 

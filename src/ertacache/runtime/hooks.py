@@ -108,7 +108,7 @@ class Attachment(Overrides):
             check_one_thread(before, frames)
             self._end(before)
         result = original(*args, **kwargs)
-        if self._leaving:
+        if self._leaving or not self.active:  # that was the last run it waited for
             return result
         run = Run(scheduler, read_grid(scheduler), self.controller, places(frames))
         run.controller = self.controller.for_run(run)

@@ -12,7 +12,7 @@ from ertacache.errors import ErtacacheError
 from ertacache.pipelines.block_stack import BlockStack
 from ertacache.pipelines.denoiser_call import OutputForm
 from ertacache.pipelines.overrides import Overrides
-from ertacache.runtime.caller import Place, Scope, all_of_diffusers, common, path_to
+from ertacache.runtime.caller import Place, Scope, all_of_diffusers, callers, common, path_to
 from ertacache.runtime.latents import derives, same_memory
 
 #: First calls that are remembered until the solver steps; more come only from those who never step.
@@ -193,10 +193,13 @@ class Run:
             self.heir = run
 
     def in_the_middle(self) -> bool:
-        """Whether it cannot be left alone now: a pipeline is in its loop, or a step by hand waits for its solver."""
+        """Whether it cannot be left alone now: a pipeline is in its loop, or a step by hand waits for its solver.
+
+        A loop by hand knows itself when it has the profile taken off.
+        """
         if self.scope is None or not self.scope.under_way():
             return False
-        return not self.by_hand or bool(self.contexts or self.first)
+        return not self.by_hand or (bool(self.contexts or self.first) and self.scope.depth(callers()) is None)
 
     def takes(self, frames: list[FrameType], depth: int, latent: Callable[[], Tensor]) -> bool:
         """Whether a call through these frames, from the function in which the run lives, is one of its own."""
