@@ -82,8 +82,8 @@ def check_one_thread(run: Run, frames: list[FrameType]) -> None:
     if elsewhere(calls):
         raise UnsupportedPipeline(
             f"another thread is in the middle of a run with this {type(run.scheduler).__name__}, which keeps the state "
-            "of one run only: diffusers cannot make two calls of one pipeline object at once; give each call a copy.copy "
-            "of the pipeline with scheduler = copy.deepcopy(pipe.scheduler)"
+            "of one run only: diffusers cannot make two calls of one pipeline object at once; give each call a copy "
+            "of the pipeline (copy.copy) with its own scheduler (copy.deepcopy)"
         )
 
 
