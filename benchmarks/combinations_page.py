@@ -29,7 +29,7 @@ This page is written by `python benchmarks/combinations_page.py` and compared wi
 `make test-combinations`, which installs the last three of these beside the environment:
 {versions}.
 """
-COLUMNS = ("combination", "how", "pipeline", "before", "while applied", "equals", "notes")
+COLUMNS = ("combination", "before", "while applied", "equals", "how", "notes", "pipeline")
 
 
 def page(tables: dict[str, list[tuple[str, str, Any, str]]]) -> str:
@@ -43,7 +43,7 @@ def page(tables: dict[str, list[tuple[str, str, Any, str]]]) -> str:
     for heading, rows in tables.items():
         text += f"\n## {heading}\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
         for name, how, found, notes in rows:
-            cells = (name, how, f"`{found.pipeline}`", found.before, found.while_applied, found.result, notes)
+            cells = (name, found.before, found.while_applied, found.result, how, notes, f"`{found.pipeline}`")
             text += f"| {' | '.join(cells)} |\n"
     return text
 
