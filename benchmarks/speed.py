@@ -31,11 +31,11 @@ BUDGET = 15
 class StepTimer(Timed):
     """Also the duration of every step, from the end of the one before."""
 
-    steps: list[float] = field(default_factory=list)
+    durations: list[float] = field(default_factory=list)
 
     def begin(self, run: Run) -> None:
         super().begin(run)
-        self.steps.clear()
+        self.durations.clear()
         self._last = self._start
 
     def end_step(self, run: Run, x_next: torch.Tensor) -> None:
@@ -43,7 +43,7 @@ class StepTimer(Timed):
         from time import perf_counter
 
         now = perf_counter()
-        self.steps.append(now - self._last)
+        self.durations.append(now - self._last)
         self._last = now
 
 
@@ -78,8 +78,8 @@ def measure(pipe: Any, profile: Any, prompts: Prompts, call: dict[str, Any], pai
         if pair == 0:
             continue  # warm-up
         ratios.append(plain.seconds / cached.seconds)
-        predicted = [cached.steps[i] for i in profile.schedule.predicted_steps]
-        computed = [cached.steps[i] for i in profile.schedule.computed_steps[1:]]
+        predicted = [cached.durations[i] for i in profile.schedule.predicted_steps]
+        computed = [cached.durations[i] for i in profile.schedule.computed_steps[1:]]
         shares.append(statistics.median(predicted) / statistics.median(computed))
     T, K = profile.schedule.T, profile.schedule.K
     speedup = statistics.median(ratios)
