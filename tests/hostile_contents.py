@@ -154,7 +154,7 @@ INCONSISTENT: dict[str, Case] = {
         tables=coefficients(1, 3) | {"predictor.d": lambda d: torch.zeros(*d.shape[:2], 1, 3)},
     ),
     "sources renamed": Case(
-        r"sources are \['cond', 'uncnod'\], and no history of 'uncnod' is kept at site 'guided'; name cond, guided, ",
+        r"sources are \['cond', 'uncnod'\], and no history of 'uncnod' is kept at site 'guided'; name cond, direction, ",
         document={"sources": ["cond", "uncnod"]},
     ),
     "sources of another site": Case(
@@ -169,6 +169,15 @@ INCONSISTENT: dict[str, Case] = {
     "sources of a batch beside it": Case(
         r"sources are \['cond', 'cond:0'\]; name the parts of the batch",
         document={"sources": ["cond", "cond:0"]},
+    ),
+    "calls named as the direction": Case(
+        r"provenance.contexts has a call 'direction', which is also the name of a history at site 'guided'",
+        document={"sources": ["cond", "guided"]},
+        facts={"contexts": ("cond", "direction")},
+    ),
+    "calls named as what is guided": Case(
+        r"provenance.contexts has a call 'guided', which is also the name of a history at site 'guided'",
+        facts={"contexts": ("cond", "guided")},
     ),
     "targets renamed": Case(
         r"targets are \['gided'\] where site 'guided' and the calls \['cond', 'uncond'\] .* predict \['guided'\]",

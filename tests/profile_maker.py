@@ -17,11 +17,12 @@ from ertacache.profile.fingerprint import config_hash, prompt_hash
 from ertacache.profile.profile import Profile, Provenance, Rectifier
 
 # sha256 of make() as each version of the format wrote it; those of older ones are what their releases wrote.
-GOLDEN = "f889b833d8820441ead18f984ac60b553b9eba6488f41f7cca539daa2944d6fc"
+GOLDEN = "b8aa88bb20c002c2c7821b4e00acf18b3fce0c1a7c15b1fe571192db80ac9224"
 OLDER = {
     1: "1a566a23233720dbb7454a0ef404185b1a276035ae60e00652d8b93e5b347f07",
     2: "853bece2b7792a272bc1512f52ae960b9868857b30fe9e4c7e7358512c8f7088",
     3: "9fceb6f962be98682e8f489b93096854eea2f3c9a93ce675a621033eb1e60801",
+    4: "f889b833d8820441ead18f984ac60b553b9eba6488f41f7cca539daa2944d6fc",
 }
 #: What a version added to the provenance.
 ADDED = {
@@ -126,13 +127,13 @@ def sealed(header: dict[str, Any], blob: bytes) -> bytes:
 
 
 def older(version: int, activation: str | None = None, **changes: torch.Tensor) -> bytes:
-    """make() as older versions wrote it: with hashes; before 3 with a row for every step, and without checksum."""
+    """make() as older versions wrote it: before 4 with hashes; before 3 with rows for all steps, and no checksum."""
     profile = make(activation=activation)
     data = profile.to_bytes()
     document = parts_of(data)[1]
     for added in (name for since, names in ADDED.items() if since > version for name in names):
         del document["provenance"][added]
-    document["provenance"] |= HASHES
+    document["provenance"] |= HASHES if version < 4 else {}
     if version >= 3:
         text = json.dumps({**document, "version": version, "checksum": BLANK}, sort_keys=True)
         data = save_tensors(load_tensors(data), {"ertacache": text})

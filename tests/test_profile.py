@@ -61,7 +61,7 @@ def test_profiles_differ_when_one_number_differs() -> None:
     assert profile != "a profile"
 
 
-def test_bytes_are_those_of_version_4() -> None:
+def test_bytes_are_those_of_version_5() -> None:
     assert hashlib.sha256(make().to_bytes()).hexdigest() == GOLDEN
 
 
@@ -105,7 +105,7 @@ def test_metadata_is_one_key_of_sorted_json() -> None:
     text = header["__metadata__"]["ertacache"]
     assert list(header["__metadata__"]) == ["ertacache"]
     assert text == json.dumps(document, sort_keys=True)
-    assert (document["version"], document["schedule"], document["activation"]) == (4, "#.#.#", None)
+    assert (document["version"], document["schedule"], document["activation"]) == (5, "#.#.#", None)
 
 
 # -- writing ---------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "nested": (
         lambda: document_of(lambda d: d["others"][0].update(others=[])),
-        r"others\[0\]: 'others' is unknown in version 4",
+        r"others\[0\]: 'others' is unknown in version 5",
     ),
     "key missing": (lambda: document_of(lambda d: d["others"][1].pop("site")), r"others\[1\]: 'site' is missing"),
     "version in it": (lambda: document_of(lambda d: d["others"][1].update(version=4)), r"others\[1\]: 'version' is un"),

@@ -1,5 +1,6 @@
 """Coefficients that fit a latent, and those that a call's longer output has."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import ertacache.runtime.apply as ertacache
 from cached import T, latents, profile, provenance
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
-from ertacache.errors import ProfileMismatch
+from ertacache.errors import InvalidArgument, ProfileMismatch
 from ertacache.profile.profile import Profile, Rectifier
 from profile_maker import facts, make
 
@@ -59,3 +60,13 @@ def test_a_call_that_returns_another_shape_is_refused_in_its_first_step(flux: An
     with pytest.raises(ProfileMismatch, match=message), ertacache.apply(flux, wanted) as stats:
         latents(flux)
     assert stats.runs == 0  # it made no step
+
+
+def test_the_direction_is_a_source_at_site_guided_only() -> None:
+    profile = make()
+    kept = replace(profile, predictor=replace(profile.predictor, sources=("guided", "direction")))
+    assert Profile.from_bytes(kept.to_bytes()) == kept and kept.predictor.sources == ("guided", "direction")
+    for site in ("output", "hidden"):
+        other = make(site)
+        with pytest.raises(InvalidArgument, match=rf"no history of 'direction' is kept at site '{site}'"):
+            replace(other, predictor=replace(other.predictor, sources=("cond", "direction")))

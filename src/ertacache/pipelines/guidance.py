@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ertacache.pipelines.branches import two_branches
+
 #: Relative distance of g from what u and c can give above which something else made it.
 _UNEXPLAINED = 0.05
 #: The same, above which another kind of guidance did; what lies between may be either.
@@ -63,21 +65,18 @@ class TwoBranchGuidance:
     def weigh(self, guided: Tensor) -> Weighed | None:
         """w, by least squares on u and c − u. None where there are not two branches that could make up g.
 
-        Of two calls the first is taken for the conditional one, of one call with twice the batch the second half;
-        a pipeline that has them the other way round gives 1 − w instead, which still names one guidance weight.
+        A pipeline that has the branches the other way round than `two_branches` takes them gives 1 − w instead, which
+        still names one guidance weight.
 
         Args:
             guided: [B, *], what the pipeline made of the calls.
         """
-        seen = [self._seen[name] for name in self._wanted if name in self._seen]
+        branches = two_branches({name: self._seen[name] for name in self._wanted if name in self._seen}, guided)
         self._seen.clear()
-        if len(seen) == 1 and len(seen[0]) == 2 * len(guided):
-            seen = [*seen[0].chunk(2)][::-1]
-        parts = [part for output in seen if (part := _part(output, guided)) is not None]
-        if len(parts) != 2:
+        if branches is None:
             return None
-        rounding = max(torch.finfo(part.dtype).eps for part in (*parts, guided.float()))
-        cond, uncond = (part.float() for part in parts)
+        rounding = max(torch.finfo(branch.dtype).eps for branch in (*branches, guided.float()))
+        cond, uncond = (branch.float() for branch in branches)
         return Weighed(_fits(guided.float(), uncond, cond - uncond, rounding))
 
     def weight(self, guided: Tensor) -> float | None:
@@ -85,15 +84,6 @@ class TwoBranchGuidance:
         weighed = self.weigh(guided)
         found = None if weighed is None else weighed.read()
         return None if found is None or math.isnan(found) else found
-
-
-def _part(output: Tensor, guided: Tensor) -> Tensor | None:
-    """What the solver is given of an output: without axes of length 1, conditions or a learned variance."""
-    if output.numel() == guided.numel():
-        return output.reshape(guided.shape)
-    if output.ndim != guided.ndim or any(n < m for n, m in zip(output.shape, guided.shape, strict=True)):
-        return None
-    return output[tuple(slice(m) for m in guided.shape)]
 
 
 def _fits(guided: Tensor, uncond: Tensor, difference: Tensor, rounding: float) -> Tensor:

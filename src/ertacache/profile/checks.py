@@ -15,6 +15,8 @@ MAX_STEPS = 4096  # checking a schedule takes time that grows with its square
 MAX_GRIDS = 16  # in one file
 #: Of a time grid. Solvers start at 1 (flow matching), 80 (EDM), 700 (video), 4096 (no signal left at all).
 LARGEST_SIGMA = 1e6
+#: The source at site guided that holds the guidance direction c − u of the computed steps.
+DIRECTION = "direction"
 #: What a profile may be told again in `provenance.method`, where a calibration wrote it.
 _AGAIN = ("schedule", "site")
 #: What the profiles of one file have in common.
@@ -104,10 +106,15 @@ def check_names(site: str, predictor: Predictor, contexts: Sequence[str]) -> Non
             f"targets are {short(targets)} where site {site!r} and the calls {short(list(contexts))} of "
             f"provenance.contexts predict {short(wanted)}; nothing else would be predicted: use those names"
         )
+    if site == "guided" and (taken := {"guided", DIRECTION} & set(contexts)):
+        raise InvalidArgument(
+            f"provenance.contexts has a call {min(taken)!r}, which is also the name of a history at site 'guided'; "
+            "calibrate at site 'output'"
+        )
     if site != "guided":
         known, unknown = set(contexts), [name for name in sources if name not in contexts]
     else:
-        known = {"guided", *contexts}
+        known = {"guided", DIRECTION, *contexts}
         unknown = [name for name in sources if name not in known and name.rpartition(":")[0] not in contexts]
     if unknown:
         raise InvalidArgument(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ertacache.errors import InvalidArgument, ProfileInvalid
 
-VERSION = 4
+VERSION = 5
 SIZE_CAP = 64 * 2**20
 HEADER_CAP = 2**20
 KEY = "ertacache"

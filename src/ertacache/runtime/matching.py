@@ -1,12 +1,13 @@
 """Whether a profile belongs to a call; every check names the field, both values and the remedy."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ertacache.errors import ProfileMismatch
-from ertacache.pipelines.branches import branch_count
+from ertacache.pipelines.branches import branch_count, direction_of
 from ertacache.pipelines.solvers import numbers_in
 from ertacache.profile.profile import Profile
 from ertacache.runtime.run import Run
@@ -137,6 +138,23 @@ def check_embedded(profile: Profile, weight: float | None) -> None:
         ProfileMismatch: a fitted profile meets another one than in the calibration.
     """
     _same_guidance(profile, "embedded guidance", profile.provenance.embedded_guidance, weight)
+
+
+def direction_at(run: Run, outputs: Mapping[str, Tensor], guided: Tensor) -> Tensor:
+    """The guidance direction [B, *] of a computed step, see `direction_of`.
+
+    Raises:
+        ProfileMismatch: the calls of the step are not two branches.
+    """
+    direction = direction_of(outputs, guided)
+    if direction is None:
+        found = ", ".join(f"{name!r} {list(output.shape)}" for name, output in outputs.items())
+        raise ProfileMismatch(
+            f"guidance direction: the profile predicts from the difference of two branches, and step "
+            f"{run.step} made {found} for {list(guided.shape)}; run with guidance on in every computed step, as in the "
+            "calibration, or calibrate on such runs"
+        )
+    return direction
 
 
 def check_options(profile: Profile, run: Run) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ertacache.core.history import History
 from ertacache.core.predictor import Terms
 from ertacache.errors import CacheConflict, ErtacacheError, ProfileMismatch, UnsupportedPipeline
-from ertacache.pipelines.branches import split
+from ertacache.pipelines.branches import DIRECTION, split
 from ertacache.pipelines.denoiser_call import Shapes, leading
 from ertacache.pipelines.guidance import TwoBranchGuidance, Weighed
 from ertacache.pipelines.solvers import write_grid
@@ -26,6 +26,7 @@ from ertacache.runtime.matching import (
     check_output,
     check_shape,
     check_weight,
+    direction_at,
 )
 from ertacache.runtime.plain_run import Otherwise
 from ertacache.runtime.run import Controller, Run
@@ -66,6 +67,7 @@ class PlayedRun(Controller):
         self._shapes = Shapes()
         self._placeholder: dict[str, Tensor] = {}
         self._returned: dict[str, tuple[int, ...]] = {}
+        self._branches: dict[str, Tensor] = {}
         self._finite = FiniteWatch(profile.provenance.dtype)
         self._serving, self._fresh = -1, True
         self._guidance = TwoBranchGuidance(profile.provenance.contexts)
@@ -120,6 +122,7 @@ class PlayedRun(Controller):
         """Where another denoiser takes over, what the last one left means nothing."""
         if self._late is not None:
             raise self._late
+        self._branches.clear()
         self._fresh = run.denoiser != self._serving
         if run.steps_done > 0:
             check_boundary(self.profile, run, self._fresh)
@@ -143,7 +146,9 @@ class PlayedRun(Controller):
         if run.steps_done == 0:
             check_context(self.profile, context)
             self._returned[context] = tuple(output.shape[1:])
-        self._guidance.observe(context, output)
+        if DIRECTION in self._stored:  # a copy, as of all that is kept
+            self._branches[context] = output.clone()
+        self._guidance.observe(context, self._branches.get(context, output))
         if self.profile.site == "guided" and context not in self._placeholder:
             # Not the tensor itself: it would be held all through, and the pipeline may write in what it is given.
             self._placeholder[context] = torch.empty_like(output, device="meta")
@@ -177,6 +182,8 @@ class PlayedRun(Controller):
         self._shapes.check(run.step, "what the solver receives", output)
         if self._predicts(run):
             return self._predict(run, "guided", x)
+        if DIRECTION in self._stored:
+            self.history.push(DIRECTION, direction_at(run, self._branches, output))
         self.history.push("guided", output, x if self._inputs else None, copy=True)
         return output
 
