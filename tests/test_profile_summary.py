@@ -12,9 +12,10 @@ from ertacache import extras
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument, MissingExtra
+from ertacache.profile.foreign import printable
 from ertacache.profile.profile import Profile
 from ertacache.profile.profile_plot import coefficient_lines
-from ertacache.profile.profile_summary import printable, summary_facts
+from ertacache.profile.profile_summary import summary_facts
 from profile_maker import facts, make
 
 SPREAD = {"mean": 47.8, "std": 3.4, "standard_error": 1.2}

@@ -9,7 +9,7 @@ import typer
 def inspect(
     profile: Annotated[str, typer.Argument(help="Profile file or Hub id.")],
     picture: Annotated[
-        Path | None, typer.Option(help="Also draw schedule, grid and coefficients to this PNG, SVG or PDF.")
+        Path | None, typer.Option(help="Also draw schedule, grid, coefficients and figures to this PNG, SVG or PDF.")
     ] = None,
 ) -> dict[str, Any]:
     """Print what a profile holds and where it comes from."""

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from html import escape
 
 from ertacache.profile.content import Content
+from ertacache.profile.foreign import printable
+from ertacache.profile.profile_figures import Table, plans, tables
 from ertacache.profile.profile_plot import coefficient_lines
-from ertacache.profile.profile_summary import printable, summary_rows
+from ertacache.profile.profile_summary import summary_rows
 
 #: Middle tones, which read on white and on black.
 _COLOURS = ("#3b82c4", "#d0702a", "#4a9a5b", "#b0609b", "#8f8a2f", "#7a7f88")
@@ -19,13 +21,23 @@ _STYLE = """<style>
 .ertacache-profile dt{opacity:.75;font-weight:normal}
 .ertacache-profile dd{margin:0;overflow-wrap:anywhere}
 .ertacache-profile .warning{color:#d0702a;opacity:1;font-weight:600}
+.ertacache-profile *+section{margin-top:1.4rem}
+.ertacache-profile .wide{overflow-x:auto;margin:.9rem 0 .2rem}
+.ertacache-profile table{border-collapse:collapse;margin:0;font-size:13px;background:none}
+.ertacache-profile caption{caption-side:top;text-align:left;color:inherit;padding:0 0 .3rem}
+.ertacache-profile :is(th,td){padding:.15rem .4rem;text-align:right;white-space:nowrap;background:none;color:inherit}
+.ertacache-profile :is(th,td):first-child{padding-left:0;text-align:left}
+.ertacache-profile td:first-child{min-width:6rem;white-space:normal;overflow-wrap:anywhere}
+.ertacache-profile th{font-weight:normal;opacity:.75}
+.ertacache-profile td{border-top:1px solid;border-color:color-mix(in srgb,currentColor 20%,transparent)}
+.ertacache-profile .marked{font-weight:600}
 </style>"""
 
 
 def draw_html(profile: Content) -> str:
     """A piece of HTML without script that stands by itself; every text of the file is escaped."""
     grids = "".join(_grid(own, profile) for own in (profile, *profile.others))
-    return f'{_STYLE}<div class="ertacache-profile">{grids}</div>'
+    return f'{_STYLE}<div class="ertacache-profile">{"".join(map(_table, plans(profile)))}{grids}</div>'
 
 
 def _grid(profile: Content, first: Content) -> str:
@@ -33,7 +45,8 @@ def _grid(profile: Content, first: Content) -> str:
     schedule = profile.schedule
     head = f"<b>{_text(profile.provenance.model_class)}</b>, computes {schedule.K} of {schedule.T} steps"
     rows = "".join(_row(label, words) for label, words in summary_rows(profile, first))
-    return f"{head}{_strip(schedule.computed)}{_curve(profile)}<dl>{rows}</dl>"
+    figures = "".join(map(_table, tables(profile)))
+    return f"<section>{head}{_strip(schedule.computed)}{_curve(profile)}<dl>{rows}</dl>{figures}</section>"
 
 
 def _text(value: str) -> str:
@@ -43,6 +56,18 @@ def _text(value: str) -> str:
 def _row(label: str, words: str) -> str:
     kind = ' class="warning"' if label == "warning" else ""
     return f"<dt{kind}>{escape(label)}</dt><dd{kind}>{escape(words)}</dd>"
+
+
+def _table(table: Table) -> str:
+    """A table that scrolls by itself where the page is narrow."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in table.head)
+    rows = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in table.rows]
+    body = [f'<tr class="marked">{row}</tr>' if n == table.marked else f"<tr>{row}</tr>" for n, row in enumerate(rows)]
+    remark = f'<div class="note">{escape(table.remark)}</div>' * bool(table.remark)
+    return (
+        f'<div class="wide"><table><caption>{escape(table.title)}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>{remark}"
+    )
 
 
 def _strip(computed: Sequence[bool]) -> str:

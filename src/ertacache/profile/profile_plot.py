@@ -1,5 +1,7 @@
-"""A profile as a picture: schedule, time grid and the coefficients of formula (P)."""
+"""A profile as a picture: schedule, time grid, the coefficients of formula (P) and what was judged."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,9 @@ from ertacache.errors import InvalidArgument
 from ertacache.extras import require
 from ertacache.files import save_atomic
 from ertacache.profile.content import Content
-from ertacache.profile.profile_summary import printable
+from ertacache.profile.foreign import number, printable
+from ertacache.profile.profile_figures import confidence, gain, judged_plans, percent, prompts_of
+from ertacache.profile.provenance import Provenance
 
 
 def coefficient_lines(profile: Content) -> list[tuple[str, list[float]]]:
@@ -36,12 +40,21 @@ def draw_profile(profile: Content, path: Path | None = None) -> Any:
     require("the picture of a profile", "matplotlib")
     from matplotlib.figure import Figure
 
-    figure: Any = Figure(figsize=(9, 6), layout="constrained")
-    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(0.5, 1, 1.4))
+    judged = judged_plans(profile.provenance)
+    figure: Any = Figure(figsize=(9, 8 if judged else 6), layout="constrained")
+    top, middle, bottom, *rest = figure.subplots(
+        3 + bool(judged), 1, height_ratios=(0.5, 1, 1.4, 0.6)[: 3 + bool(judged)]
+    )
+    for axes in (middle, bottom):
+        axes.sharex(top)
+    for axes in (top, middle):
+        axes.tick_params(labelbottom=False)
     _schedule(top, profile)
     _grid(middle, profile)
     _coefficients(bottom, profile)
     bottom.set_xlabel("step (0 = noisiest)")
+    for axes in rest:
+        _figures(axes, judged, profile.provenance)
     if path is not None:
         kind = path.suffix.lower()[1:]
         save_atomic(path, lambda file: figure.savefig(file, format=kind, dpi=140))
@@ -76,3 +89,31 @@ def _coefficients(axes: Any, profile: Content) -> None:
     axes.set_ylabel("coefficient a")
     if lines:
         axes.legend(frameon=False, fontsize=8, ncols=2)
+
+
+def _figures(axes: Any, judged: Sequence[tuple[str, object]], facts: Provenance) -> None:
+    """PSNR of the plan and of what it is held against: mean with its standard error, 10th percentile, worst prompt."""
+    for y, (_, part) in enumerate(judged):
+        colour = "#8a8f98" if y else "#1f5f8b"
+
+        def value(key: str, part: object = part) -> float:
+            found = number(part, "psnr", key)
+            return math.nan if found is None else found
+
+        axes.errorbar(
+            value("mean"), y, xerr=abs(value("standard_error")), marker="o", capsize=3, color=colour, label="mean ± SE"
+        )
+        for key, marker, name in (("p10", "|", "10th percentile"), ("worst", "x", "worst prompt")):
+            axes.plot(value(key), y, marker=marker, markersize=9, color=colour, linestyle="", label=name)
+    axes.set_yticks(range(len(judged)), [name for name, _ in judged])
+    axes.set_ylim(len(judged) - 0.5, -0.5)
+    axes.set_xlabel(f"PSNR in dB on {prompts_of(facts)} judged prompts")
+    if gained := gain(facts):
+        sure = confidence(facts)
+        axes.set_title(
+            f"{gained} dB over fewer steps" + ("" if sure is None else f", {percent(sure)} confidence"),
+            loc="left", fontsize=9,
+        )  # fmt: skip
+    own = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderpad": 0}
+    axes.legend(own.values(), own.keys(), frameon=False, fontsize=8, ncols=3, **place)

@@ -3,26 +3,30 @@
 A profile file may come from a stranger: its texts are escaped, and its free dictionaries may hold anything.
 """
 
-import math
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from ertacache.profile.content import Content
+from ertacache.profile.foreign import number, printable
+from ertacache.profile.profile_figures import (
+    Table,
+    confidence,
+    gain,
+    judged_plans,
+    percent,
+    plans,
+    prompts_of,
+    size_of,
+    spread,
+    tables,
+)  # fmt: skip
 from ertacache.profile.provenance import Provenance
 
 #: Held-out prompts below which a mean says nothing.
 FEWEST_PROMPTS = 4
 #: Held-out PSNR in dB below which a plan's pictures are others than the uncached ones.
 LEAST_PSNR = 20.0
-_LONGEST = 200
-
-
-def printable(value: object) -> str:
-    """A text, or the `repr` of another value, on one line: control and bidirectional characters, line breaks and lone
-    surrogates are escaped, and what is too long is cut."""
-    text = value if isinstance(value, str) else repr(value)
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:_LONGEST])
-    return shown + "..." * (len(text) > _LONGEST)
+#: Confidence below which a gain over fewer steps is not settled.
+LEAST_CONFIDENCE = 0.95
 
 
 def summary_facts(profile: Content) -> dict[str, Any]:
@@ -43,7 +47,12 @@ def summary_facts(profile: Content) -> dict[str, Any]:
         "embedded_guidance": facts.embedded_guidance,
         "latent_shape": list(facts.latent_shape),
         "call": facts.call,
-        "prompts": {"fitted": facts.prompt_count, "heldout": facts.holdout_count, "seed": facts.seed},
+        "prompts": {
+            "fitted": facts.prompt_count,
+            "heldout": facts.holdout_count,
+            **{name: int(count) for name, count in _split(facts).items()},
+            "seed": facts.seed,
+        },
         "heldout": facts.heldout,
         "measured": facts.measured,
         "versions": facts.versions,
@@ -65,19 +74,30 @@ def one_line(profile: Content) -> str:
     ]
     if profile.others:
         parts.append(f"{1 + len(profile.others)} time grids")
-    if psnr := _spread(facts.heldout, "psnr", _prompts(facts)):
-        parts.append(f"{psnr} dB on {_prompts(facts)} prompts")
+    if psnr := spread(facts.heldout, "psnr", prompts_of(facts)):
+        parts.append(f"{psnr} dB on {prompts_of(facts)} prompts")
     return f"Profile({', '.join(parts)})"
 
 
 def summary_text(profile: Content) -> str:
     """The profile in lines for people, and one further down for each other time grid."""
-    return "\n".join(line for own in (profile, *profile.others) for line in _lines(own, profile))
+    lines = [line for table in plans(profile) for line in table_lines(table)]
+    return "\n".join([*lines, *(line for own in (profile, *profile.others) for line in _lines(own, profile))])
 
 
 def _lines(profile: Content, first: Content) -> list[str]:
     head = f"{profile.schedule}  computes {profile.schedule.K} of {profile.schedule.T} steps"
-    return [head, *(f"{label}: {words}" for label, words in summary_rows(profile, first))]
+    rows = [f"{label}: {words}" for label, words in summary_rows(profile, first)]
+    return [head, *rows, *(line for table in tables(profile) for line in table_lines(table))]
+
+
+def table_lines(table: Table) -> list[str]:
+    """A table for a terminal: the first column is set left, numbers are set right."""
+    cells = [table.head, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
+    remark = [f"  ({table.remark})"] * bool(table.remark)
+    return [f"{table.title}:", *(f"  {line}".rstrip() for line in lines), *remark]
 
 
 def summary_rows(profile: Content, first: Content) -> list[tuple[str, str]]:
@@ -90,7 +110,7 @@ def summary_rows(profile: Content, first: Content) -> list[tuple[str, str]]:
     calls = ", ".join(map(printable, facts.contexts))
     rows = [
         ("model", f"{printable(facts.model_class)} with {printable(facts.scheduler_class)}, calls {calls}"),
-        *(_size(facts) if first.others else ()),
+        *([("size", size)] if first.others and (size := size_of(facts)) else ()),
         ("method", f"{_basis(profile)} at site {profile.site}{_history(profile)}".strip()),
     ]
     if facts.guidance_weight is not None or facts.embedded_guidance is not None:
@@ -102,9 +122,9 @@ def summary_rows(profile: Content, first: Content) -> list[tuple[str, str]]:
         activation = profile.rectifier.activation if profile.rectifier is not None else "linear"
         rows.append(("rectifier", f"{printable(kind)}, {activation}"))
     if _adjusted(profile):
-        strength = _number(method, "strength")
+        strength = number(method, "strength")
         rows.append(("time grid", "adjusted" + (f", strength {strength:g}" if strength is not None else "")))
-    if (threshold := _number(method, "threshold")) is not None:
+    if (threshold := number(method, "threshold")) is not None:
         rows.append(("threshold", f"{threshold:g}"))
     return rows + _quality(facts) + _cost(facts)
 
@@ -128,63 +148,94 @@ def _changes(facts: Provenance) -> list[tuple[str, str]]:
     return rows
 
 
-def _size(facts: Provenance) -> list[tuple[str, str]]:
-    """Height × width and, of a clip, frames, where the calibration was told."""
-    found = [_number(facts.call, name) for name in ("height", "width", "num_frames")]
-    if found[0] is None or found[1] is None:
-        return []
-    return [("size", "×".join(f"{number:g}" for number in found if number is not None))]
-
-
 def _basis(profile: Content) -> str:
     basis = profile.provenance.method.get("basis")
     return printable(basis) if isinstance(basis, str) else ""
 
 
 def _history(profile: Content) -> str:
-    levels = profile.predictor.levels
-    both = len(profile.predictor.sources) > len(profile.predictor.targets)
-    depth = f", from the last {levels} computed steps" if levels > 1 else ", from the last computed step"
-    return depth + (" of both branches" if both else "")
+    """How far back the predictor looks, and at what beside the history of its targets."""
+    predictor, contexts = profile.predictor, profile.provenance.contexts
+    depths = {
+        name: sum(bool(predictor.a[:, :, s, level].any()) for level in range(predictor.levels))
+        for s, name in enumerate(predictor.sources)
+    }
+    others = [name for name in predictor.sources if name not in predictor.targets]
+    both = any(name in contexts or name.rpartition(":")[0] in contexts for name in others)
+    words = ", from the last " + _steps(predictor.levels) + " of both branches" * both
+    if others and not both:
+        words += f", with the guidance direction of the last {_steps(depths[others[0]])}"
+    return words
+
+
+def _steps(count: int) -> str:
+    return f"{count} computed steps" if count > 1 else "computed step"
 
 
 def _adjusted(profile: Content) -> bool:
     return bool((profile.sigmas != profile.base_sigmas).any())
 
 
+def _split(facts: Provenance) -> dict[str, float]:
+    """How many prompts were fitted, chosen on and judged, where a file says so."""
+    found: dict[str, float] = {}
+    for name in ("fitted", "chosen_on", "judged"):
+        if (count := number(facts.method, "prompts", name)) is None:
+            return {}
+        found[name] = count
+    return found
+
+
 def _quality(facts: Provenance) -> list[tuple[str, str]]:
-    """What was measured on held-out prompts, and what it is worth."""
-    held, prompts = facts.heldout, _prompts(facts)
-    if not (psnr := _spread(held, "psnr", prompts)):
-        return [("quality", "not measured")]
-    count = f"{prompts} held-out prompt{'s' * (prompts != 1)}"
-    rows = [("quality", f"PSNR {psnr} dB{_ssim(held, prompts)} on {count} (± standard error)")]
+    """What was measured on prompts that no fit has seen."""
+    held, prompts, judged = facts.heldout, prompts_of(facts), judged_plans(facts)
+    rows: list[tuple[str, str]] = []
+    if split := _split(facts):
+        rows.append(("prompts", "{fitted:g} fitted, {chosen_on:g} chosen on, {judged:g} judged".format(**split)))
+    if not (psnr := spread(held, "psnr", prompts)):
+        return [*rows, ("quality", "not measured")]
+    count = f"{prompts} {'judged' if judged else 'held-out'} prompt{'s' * (prompts != 1)}"
+    rows.append(("quality", f"PSNR {psnr} dB{_ssim(held, prompts)} on {count} (± standard error)"))
     fewer = held.get("fewer_steps")
-    if reached := _spread(fewer, "psnr", prompts):
-        steps = _number(fewer, "steps")
+    if not judged and (reached := spread(fewer, "psnr", prompts)):
+        steps = number(fewer, "steps")
         at = f" at {steps:g} steps" if steps is not None else ""
         rows.append(("fewer steps", f"PSNR {reached} dB{_ssim(fewer, prompts)}{at}, the same cost without a profile"))
-    if (gain := _number(held, "gain", "mean")) is not None:
-        error = _number(held, "gain", "standard_error")
-        spread = f" ± {error:.1f}" if error is not None and prompts > 1 else ""
-        rows.append(("gain", f"{gain:+.1f}{spread} dB over fewer steps"))
+    if gained := gain(facts):
+        sure = confidence(facts)
+        trust = "" if sure is None else f", {percent(sure)} confidence that it beats them"
+        rows.append(("gain", f"{gained} dB over fewer steps{trust}"))
+    return rows + _warnings(facts, prompts)
+
+
+def _warnings(facts: Provenance, prompts: int) -> list[tuple[str, str]]:
+    """What the figures are worth."""
+    held, sure, found = facts.heldout, confidence(facts), list[str]()
     if held.get("wins") is False:
-        rows.append(("warning", "loses to fewer steps: run the pipeline with fewer steps, or calibrate another plan"))
-    if (mean := _number(held, "psnr", "mean")) is not None and mean < LEAST_PSNR:
-        rows.append(("warning", f"far from the uncached results, below {LEAST_PSNR:g} dB: compute more steps"))
+        found.append("loses to fewer steps: run the pipeline with fewer steps, or calibrate another plan")
+    elif sure is not None and sure < LEAST_CONFIDENCE:
+        found.append(
+            f"not known to beat fewer steps: the confidence is {percent(sure)}, below {LEAST_CONFIDENCE:.0%}; judge it "
+            "on more prompts, or run fewer steps"
+        )
+    if (mean := number(held, "psnr", "mean")) is not None and mean < LEAST_PSNR:
+        found.append(f"far from the uncached results, below {LEAST_PSNR:g} dB: compute more steps")
+    if (split := _split(facts)) and split["chosen_on"] and not split["judged"]:
+        found.append("measured on the prompts that chose the plan, which flatters it: calibrate on more prompts")
     if prompts < FEWEST_PROMPTS:
-        rows.append(("warning", f"fewer than {FEWEST_PROMPTS} held-out prompts: no measurement"))
-    return rows
+        kind = "judged" if judged_plans(facts) else "held-out"
+        found.append(f"fewer than {FEWEST_PROMPTS} {kind} prompts: no measurement")
+    return [("warning", words) for words in found]
 
 
 def _cost(facts: Provenance) -> list[tuple[str, str]]:
     """What a run costs with and without the profile, and what making it cost."""
     measured, rows = facts.measured, list[tuple[str, str]]()
-    if (speed_up := _number(measured, "speed_up")) is not None:
-        cached, uncached = _number(measured, "cached_seconds"), _number(measured, "uncached_seconds")
+    if (speed_up := number(measured, "speed_up")) is not None:
+        cached, uncached = number(measured, "cached_seconds"), number(measured, "uncached_seconds")
         known = cached is not None and uncached is not None
         rows.append(("speed", f"{speed_up:.2f}× faster" + (f", {cached:.3g} s for {uncached:.3g} s" if known else "")))
-    runs, seconds = _number(measured, "uncached_runs"), _number(measured, "calibration_seconds")
+    runs, seconds = number(measured, "uncached_runs"), number(measured, "calibration_seconds")
     parts = [
         *([f"{runs:.3g} uncached runs of one prompt"] if runs is not None else []),
         *([f"{seconds:.3g} s"] if seconds is not None else []),
@@ -192,34 +243,6 @@ def _cost(facts: Provenance) -> list[tuple[str, str]]:
     return [*rows, ("calibration", "cost " + ", ".join(parts))] if parts else rows
 
 
-def _prompts(facts: Provenance) -> int:
-    given = _number(facts.heldout, "prompts")
-    return facts.holdout_count if given is None else int(given)
-
-
-def _spread(table: object, name: str, prompts: int, digits: int = 1) -> str:
-    """Mean ± standard error; empty where there is no mean. Older files hold the deviation of one prompt instead."""
-    mean, error = _number(table, name, "mean"), _number(table, name, "standard_error")
-    if mean is None:
-        return ""
-    deviation = _number(table, name, "std")
-    if error is None and deviation is not None and prompts > 1:
-        error = deviation / math.sqrt(prompts)
-    return f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None and prompts > 1 else "")
-
-
 def _ssim(table: object, prompts: int) -> str:
-    spread = _spread(table, "ssim", prompts, 4)
-    return f", SSIM {spread}" if spread else ""
-
-
-def _number(table: object, *path: str) -> float | None:
-    """The finite number at a path of keys, whatever lies on the way."""
-    value = table
-    for key in path:
-        if not isinstance(value, Mapping):
-            return None
-        value = cast("Mapping[str, object]", value).get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
+    found = spread(table, "ssim", prompts, 4)
+    return f", SSIM {found}" if found else ""

@@ -1,0 +1,174 @@
+"""The figures of a profile that were measured on prompts, as cells: judged, chosen between, and of all its plans.
+
+Every text is escaped for a terminal. Files from before there were judged prompts have no tables.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from ertacache.profile.content import Content
+from ertacache.profile.foreign import at, number, printable
+from ertacache.profile.provenance import Provenance
+
+#: Candidates that are shown; a search may have tried hundreds.
+_MOST = 12
+_NONE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, the heads of columns, rows as long, the row to point out, and a remark below."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    marked: int | None = None
+    remark: str = ""
+
+
+def tables(profile: Content) -> list[Table]:
+    """What the prompts said of one plan: judged, and what it was chosen from."""
+    return [*_judged(profile), *_candidates(profile.provenance)]
+
+
+def judged_plans(facts: Provenance) -> list[tuple[str, object]]:
+    """(name, figures) of the plan and of what the same cost buys otherwise, the plan first; none in older files, and
+    where the prompts were too few to keep some for judging."""
+    held = facts.heldout
+    if not _figure(held, "psnr", "p10", 1) or number(facts.method, "prompts", "judged") == 0:
+        return []
+    steps = number(held, "fewer_steps", "steps")
+    named = [
+        ("this plan", held),
+        ("fewer steps" if steps is None else f"{steps:g} solver steps", held.get("fewer_steps")),
+        ("residual reuse", held.get("reuse")),
+    ]
+    return [(name, part) for name, part in named if spread(part, "psnr", 1)]
+
+
+def prompts_of(facts: Provenance) -> int:
+    """The number of prompts that the figures are of."""
+    given = number(facts.heldout, "prompts")
+    return facts.holdout_count if given is None else int(given)
+
+
+def spread(table: object, name: str, prompts: int, digits: int = 1) -> str:
+    """Mean ± standard error; empty where there is no mean. Older files hold the deviation of one prompt instead."""
+    mean, error = _figure(table, name, "mean", digits), number(table, name, "standard_error")
+    deviation = number(table, name, "std")
+    if error is None and deviation is not None and prompts > 1:
+        error = deviation / math.sqrt(prompts)
+    return mean + (f" ± {error:.{digits}f}" if mean and error is not None and prompts > 1 else "")
+
+
+def gain(facts: Provenance) -> str:
+    """The gain over fewer steps in dB, with its standard error; empty where it was not measured."""
+    mean, error = number(facts.heldout, "gain", "mean"), number(facts.heldout, "gain", "standard_error")
+    if mean is None:
+        return ""
+    return f"{mean:+.1f}" + (f" ± {error:.1f}" if error is not None and prompts_of(facts) > 1 else "")
+
+
+def confidence(facts: Provenance) -> float | None:
+    """That the plan beats fewer steps; None where it is not known."""
+    found = number(facts.heldout, "confidence")
+    return found if found is not None and 0 <= found <= 1 else None
+
+
+def percent(share: float) -> str:
+    """A confidence in words: no finite number of prompts makes it certain."""
+    if not 0.001 <= share <= 0.999:
+        return "over 99.9%" if share > 0.5 else "under 0.1%"
+    return f"{100 * share:.1f}%"
+
+
+def plans(profile: Content) -> list[Table]:
+    """A line for each of several plans in one file, where they were judged."""
+    grids = [own.provenance for own in (profile, *profile.others)]
+    if len(grids) == 1 or not any(map(judged_plans, grids)):
+        return []
+    rows: list[tuple[str, ...]] = []
+    for own in (profile, *profile.others):
+        facts, sure = own.provenance, confidence(own.provenance)
+        weights = [weight for weight in (*facts.guidance_weights, facts.embedded_guidance) if weight is not None]
+        rows.append(
+            (
+                size_of(facts) or _NONE,
+                ", ".join(f"{weight:g}" for weight in weights) or _NONE,
+                f"{own.schedule.K} of {own.schedule.T}",
+                *_cells(facts.heldout, prompts_of(facts)),
+                gain(facts) or _NONE,
+                _NONE if sure is None else percent(sure),
+            )
+        )
+    head = ("size", "guidance", "steps", "PSNR, dB", "10%", "worst", "gain, dB", "confidence")
+    return [Table(f"{len(rows)} plans in this file", head, rows)]
+
+
+def size_of(facts: Provenance) -> str:
+    """Height × width and, of a clip, frames, where the calibration was told; else empty."""
+    found = [number(facts.call, name) for name in ("height", "width", "num_frames")]
+    if found[0] is None or found[1] is None:
+        return ""
+    return "×".join(f"{size:g}" for size in found if size is not None)
+
+
+def _judged(profile: Content) -> list[Table]:
+    facts = profile.provenance
+    prompts, plan = prompts_of(facts), f"{profile.schedule.K} of {profile.schedule.T} steps"
+    rows = [
+        (name, *_cells(part, prompts), spread(part, "ssim", prompts, 3) or _NONE) for name, part in judged_plans(facts)
+    ]
+    if not rows:
+        return []
+    title = f"judged on {prompts} prompt{'s' * (prompts != 1)}, at the cost of {plan}"
+    remark = "± standard error of the mean; a tenth of the prompts lies below the value at 10%"
+    return [Table(title, ("", "PSNR, dB", "10%", "worst", "SSIM"), rows, remark=remark)]
+
+
+def _cells(part: object, prompts: int) -> tuple[str, str, str]:
+    """PSNR with its standard error, its 10th percentile and the worst prompt."""
+    low = (_figure(part, "psnr", name, 1) or _NONE for name in ("p10", "worst"))
+    return (spread(part, "psnr", prompts) or _NONE, *low)
+
+
+def _candidates(facts: Provenance) -> list[Table]:
+    """What the plan was chosen from, in the order of the file; the chosen one is always among those shown."""
+    found = at(facts.heldout, "chosen_on", "candidates")
+    given = cast("list[object]", found) if isinstance(found, list) else []
+    prompts = int(number(facts.heldout, "chosen_on", "prompts") or 0)
+    chosen = next((n for n, one in enumerate(given) if at(one, "chosen") is True), None)
+    shown = list(range(min(len(given), _MOST)))
+    if chosen is not None and chosen not in shown:
+        shown.append(chosen)
+    rows: list[tuple[str, ...]] = []
+    for n in shown:
+        steps, name = number(given[n], "K"), at(given[n], "name")
+        error = _figure(given[n], None, "latent_log10_error", 2, "diverged")
+        rows.append(
+            (
+                (_NONE if name is None else printable(name)) + " (chosen)" * (n == chosen),
+                _NONE if steps is None else f"{steps:g}",
+                (spread(given[n], "psnr", prompts) if error != "diverged" else "") or _NONE,
+                error or _NONE,
+            )
+        )
+    if not rows:
+        return []
+    other = "other " if judged_plans(facts) else ""
+    title = f"chosen between {len(given)} plans on {prompts} {other}prompt{'s' * (prompts != 1)}"
+    left_out = f"; {len(rows)} of {len(given)} are shown" if len(rows) < len(given) else ""
+    remark = f"the best of several looks better than it is: these figures flatter the chosen plan{left_out}"
+    marked = None if chosen is None else shown.index(chosen)
+    return [Table(title, ("plan", "steps", "PSNR, dB", "log10 error"), rows, marked, remark)]
+
+
+def _figure(table: object, name: str | None, key: str, digits: int, unbounded: str = "∞") -> str:
+    """A number in words; None, where it is set down, is one without bound."""
+    part = table if name is None else at(table, name)
+    if isinstance(part, Mapping) and key in part and part[key] is None:
+        return unbounded
+    value = number(cast("object", part), key)
+    return "" if value is None else f"{value:.{digits}f}"
