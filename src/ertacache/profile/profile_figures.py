@@ -130,8 +130,8 @@ def _judged(profile: Content) -> list[Table]:
 
 def _cells(part: object, prompts: int) -> tuple[str, str, str]:
     """PSNR with its standard error, its 10th percentile and the worst prompt."""
-    low = (_figure(part, "psnr", name, 1) or _NONE for name in ("p10", "worst"))
-    return (spread(part, "psnr", prompts) or _NONE, *low)
+    p10, worst = (_figure(part, "psnr", name, 1) or _NONE for name in ("p10", "worst"))
+    return spread(part, "psnr", prompts) or _NONE, p10, worst
 
 
 def _candidates(facts: Provenance) -> list[Table]:
