@@ -57,10 +57,10 @@ class Profile(Content):
         return summary_text(self)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Schedule, time grid and coefficients as a matplotlib `Figure`, also written to `path` where one is given.
+        """Schedule, time grid, coefficients and judged figures as a matplotlib `Figure`, also written to a file.
 
         Args:
-            path: of a .png, .svg or .pdf file.
+            path: of a .png, .svg or .pdf file; None writes none.
 
         Raises:
             MissingExtra: matplotlib is not installed.
