@@ -63,14 +63,28 @@ class RidgeSums:
         Raises:
             InvalidArgument: a ridge that is negative or NaN.
         """
-        if not ridge >= 0:
-            raise InvalidArgument(f"ridge is {ridge}; use 0 for plain least squares, more to shrink")
-        if math.isinf(ridge):
-            return torch.zeros_like(self.moment)
-        scale = self.gram.diagonal().sqrt()
-        scale = torch.where(scale > 0, scale, 1.0)
-        correlation = self.gram / scale.outer(scale) + ridge * torch.eye(len(scale), dtype=torch.float64)
-        return torch.pinverse(correlation, rcond=_COLLINEAR) @ (self.moment / scale) / scale
+        return ridge_solution(self.gram, self.moment, ridge)
+
+
+def ridge_solution(gram: Tensor, moment: Tensor, ridge: float = 0.0) -> Tensor:
+    """The coefficients [*, F] float64 of `RidgeSums.solve` for any number of normal equations at once.
+
+    Args:
+        gram: [*, F, F] float64.
+        moment: [*, F] float64.
+
+    Raises:
+        InvalidArgument: a ridge that is negative or NaN.
+    """
+    if not ridge >= 0:
+        raise InvalidArgument(f"ridge is {ridge}; use 0 for plain least squares, more to shrink")
+    if math.isinf(ridge):
+        return torch.zeros_like(moment)
+    scale = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    correlation = gram / (scale[..., :, None] * scale[..., None, :])
+    correlation = correlation + ridge * torch.eye(scale.shape[-1], dtype=torch.float64)
+    return (torch.pinverse(correlation, rcond=_COLLINEAR) @ (moment / scale)[..., None])[..., 0] / scale
 
 
 def prompt_weights(residual: Tensor, target: Tensor) -> Tensor:
@@ -80,5 +94,10 @@ def prompt_weights(residual: Tensor, target: Tensor) -> Tensor:
     depends on how the prompts are split in batches. A millionth of the energy of target [B, *] is added, for
     prompts that leave no residual; a prompt without either weighs nothing.
     """
-    energy = exact(residual).flatten(1).square().sum(1) + 1e-6 * exact(target).flatten(1).square().sum(1)
+    return energy_weights(exact(residual).flatten(1).square().sum(1), exact(target).flatten(1).square().sum(1))
+
+
+def energy_weights(residual: Tensor, target: Tensor) -> Tensor:
+    """The weights of `prompt_weights` from the energies themselves, [*] float64 each."""
+    energy = residual + 1e-6 * target
     return torch.where(energy > 0, 1 / energy, 0.0)
