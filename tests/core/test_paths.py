@@ -102,6 +102,10 @@ def test_of_equal_schedules_the_earlier_steps_are_computed(combine: Combine):
     assert [str(schedule) for schedule, _ in cheapest_few(level, 4, 3)] == ["###....#", "##.#...#", "##..#..#"]
 
 
+def test_a_run_of_one_step_is_computed():
+    assert cheapest(random_costs(1, 3), 1) == (Schedule.all_computed(1), 0.0)
+
+
 def test_two_searches_find_the_same():
     assert cheapest_few(random_costs(12, 3), 6, 8) == cheapest_few(random_costs(12, 3), 6, 8)
 

@@ -90,7 +90,8 @@ def test_held_outputs_under_euler_and_under_a_solver_that_shrinks_the_latent():
         (lambda: RunGrams(3, torch.zeros(2, 8, 8)), "T=3 steps have shape [2, 8, 8]; stack [N, M, M] with M = 7 or 10"),
         (lambda: RunGrams(3, torch.zeros(7, 7)), "have shape [7, 7]; stack"),
         (lambda: RunGrams.of([], 3), "have shape [0, 7, 7]; stack"),
-        (lambda: RunGrams.of([torch.zeros(7, 7), torch.full((7, 7), torch.nan)], 3), "prompt 1 holds NaN"),
+        (lambda: RunGrams.of([torch.zeros(7, 7)], 3), "Gram matrices are torch.float32; sum them in float64"),
+        (lambda: RunGrams.of([torch.eye(7).double(), torch.full((7, 7), torch.nan).double()], 3), "prompt 1 holds NaN"),
     ],
 )  # fmt: skip
 def test_refusals(build, message: str):

@@ -16,7 +16,8 @@ def growth_of(deviation: Tensor) -> Tensor:
     The factor is the deviation at the end over that at the step, kept between 1/100 and 100. Where the deviation is
     0 nothing was measured (a run perturbed at step 3 says nothing of the steps before it): the first measured step
     after it stands in, because what deviates there has still to pass that step. A run that does not deviate
-    at its end tells nothing, and every factor is 1.
+    at its end tells nothing, and every factor is 1. Perturb as a plan does, by holding an early output once: noise also
+    excites directions in which predictions do not err, and those may neither grow nor shrink alike.
 
     Args:
         deviation: [T+1] RMS of the perturbed latents minus those of the uncached run, x_0 to x_T; one that shrinks

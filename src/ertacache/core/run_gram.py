@@ -56,7 +56,7 @@ class RunGrams:
         stack: [N, M, M] float64, one `gram_of` each; M is 2T+1, or 3T+1 with guidance directions.
 
     Raises:
-        InvalidArgument: no prompts, another shape, or NaN or infinity in one of the runs.
+        InvalidArgument: no prompts, another shape or dtype, or NaN or infinity in one of the runs.
     """
 
     T: int
@@ -67,6 +67,8 @@ class RunGrams:
         if len(shape) != 3 or shape[0] < 1 or shape[1] != shape[2] or shape[1] not in (2 * self.T + 1, 3 * self.T + 1):
             expected = f"[N, M, M] with M = {2 * self.T + 1} or {3 * self.T + 1}"
             raise InvalidArgument(f"Gram matrices of T={self.T} steps have shape {list(shape)}; stack {expected}")
+        if self.stack.dtype != torch.float64:
+            raise InvalidArgument(f"Gram matrices are {self.stack.dtype}; sum them in float64, as gram_of does")
         for prompt, gram in enumerate(self.stack):
             if not bool(gram.isfinite().all()):
                 raise InvalidArgument(f"the run of prompt {prompt} holds NaN or infinity; leave it out")
@@ -78,8 +80,8 @@ class RunGrams:
         Raises:
             InvalidArgument: as above.
         """
-        held = list(grams)
-        return cls(T, torch.stack(held) if held else torch.zeros(0, 2 * T + 1, 2 * T + 1, dtype=torch.float64))
+        given = list(grams)
+        return cls(T, torch.stack(given) if given else torch.zeros(0, 2 * T + 1, 2 * T + 1, dtype=torch.float64))
 
     @property
     def has_directions(self) -> bool:
