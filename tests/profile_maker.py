@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,6 +97,18 @@ def make(site: Any = "guided", activation: Any = None, **changes: Any) -> Profil
         "provenance": Provenance(**FACTS),
     }
     return Profile(**{**parts, **changes})
+
+
+def times(profile: Profile, factor: float) -> Profile:
+    """The same with other coefficients, each exactly that many times as large."""
+    tables = {name: getattr(profile.predictor, name) * factor for name in "adb"}
+    return replace(profile, predictor=replace(profile.predictor, **tables))
+
+
+def of_scale(profile: Profile, field: str, scale: float) -> Profile:
+    """The profile at another scale, with coefficients of its own: scale / 4 times as large."""
+    other = times(profile, 0.75 + scale / 16)
+    return replace(other, provenance=replace(profile.provenance, **{field: scale}))
 
 
 def facts(**changes: Any) -> Provenance:

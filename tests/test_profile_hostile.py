@@ -8,6 +8,7 @@ import pytest
 
 import test_profile
 import test_profile_others
+import test_profile_scales
 import test_profile_shapes
 import test_profile_versions
 import test_provenance
@@ -92,6 +93,7 @@ def test_every_rule_of_the_specification_names_its_test() -> None:
         *globals(),
         *vars(test_profile),
         *vars(test_profile_others),
+        *vars(test_profile_scales),
         *vars(test_profile_shapes),
         *vars(test_profile_versions),
         *vars(test_provenance),

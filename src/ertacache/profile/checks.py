@@ -75,26 +75,17 @@ def _check_grid(sigmas: Tensor, key: str, T: int) -> None:
         )
 
 
-def check_others(base: Tensor, facts: Provenance, others: Sequence[tuple[Tensor, Provenance]]) -> None:
-    """Profiles in one file are of one model and scheduler, each for a grid of its own.
-
-    Args:
-        base: [T+1] grid of the first.
-        others: grid and facts of each of the others.
-    """
+def check_others(facts: Provenance, others: Sequence[Provenance]) -> None:
+    """Profiles in one file are of one model and scheduler."""
     if len(others) >= MAX_GRIDS:
         raise InvalidArgument(f"others has {len(others)} profiles; keep at most {MAX_GRIDS - 1} beside the first")
-    grids = [base]
-    for n, (grid, own) in enumerate(others):
+    for n, own in enumerate(others):
         for name in _OF_ONE_MODEL:
             if getattr(own, name) != getattr(facts, name):
                 raise InvalidArgument(
                     f"others[{n}].provenance.{name} is {short(getattr(own, name))} where the first profile has "
                     f"{short(getattr(facts, name))}; keep profiles of one model and scheduler in one file"
                 )
-        if any(torch.equal(grid, known) for known in grids):
-            raise InvalidArgument(f"others[{n}].base_sigmas is the grid of a profile before it; keep one for each grid")
-        grids.append(grid)
 
 
 def check_names(site: str, predictor: Predictor, contexts: Sequence[str]) -> None:

@@ -22,8 +22,15 @@ from ertacache.profile.checks import (
     check_rectifier_rows,
     check_told_again,
 )
+from ertacache.profile.guidance_scale import scale_that_differs
+from ertacache.profile.profile_file import short
 from ertacache.profile.provenance import Provenance
 
+#: What profiles on one grid have in common, see `Content._plan`.
+_OF_ONE_PLAN = (
+    "schedule", "sigmas", "targets", "sources", "predictor.a.shape", "provenance.contexts", "provenance.calls",
+    "provenance.boundaries",
+)  # fmt: skip
 Site = Literal["output", "guided", "hidden"]
 Activation = Literal["linear", "sigmoid"]
 
@@ -74,8 +81,8 @@ class Content:
         sigmas: the grid to run on (Eq. 13-14), of the same kind and with the same first and last entry; equal
             to the base where nothing was adjusted.
         rectifier: None where there is no correction or where it is folded into the predictor.
-        others: profiles of the same model, scheduler and site for other time grids, as other sizes have them; they
-            have no others.
+        others: profiles of the same model, scheduler and site for other time grids, as other sizes have them, or for
+            other guidance scales on one of these grids, with the same plan; they have no others.
 
     Raises:
         InvalidArgument: parts that do not fit together; ScheduleInvalid and PredictorInvalid are kinds of it.
@@ -115,6 +122,7 @@ class Content:
         self._check_others()
 
     def _check_others(self) -> None:
+        check_others(self.provenance, [other.provenance for other in self.others])
         for n, other in enumerate(self.others):
             if other.others:
                 raise InvalidArgument(f"others[{n}] has others; keep all of them in the first profile")
@@ -123,4 +131,36 @@ class Content:
                     f"others[{n}].site is {other.site!r} where the first profile's is {self.site!r}; calibrate all at "
                     "one site"
                 )
-        check_others(self.base_sigmas, self.provenance, [(o.base_sigmas, o.provenance) for o in self.others])
+            for before in (self, *self.others[:n]):
+                if torch.equal(other.base_sigmas, before.base_sigmas):
+                    other._check_scale(before, f"others[{n}]")
+
+    def _check_scale(self, before: Self, key: str) -> None:
+        """Two profiles on one grid differ in guidance, and in nothing that could not lie between them."""
+        if scale_that_differs(before.provenance, self.provenance) is None:
+            raise InvalidArgument(
+                f"{key}.base_sigmas is the grid of a profile before it, and the guidance is "
+                f"{_scale(self.provenance)} where that has {_scale(before.provenance)}; keep one for each grid, or one "
+                "for each embedded guidance or each guidance weight there"
+            )
+        for name, own, known in zip(_OF_ONE_PLAN, self._plan(), before._plan(), strict=True):
+            if own != known:
+                raise InvalidArgument(
+                    f"{key}.{name} is {short(own)} where a profile before it on the same grid has {short(known)}; "
+                    "profiles of one grid differ in guidance alone: calibrate all scales with one plan"
+                )
+        if self.rectifier is not None or before.rectifier is not None:
+            raise InvalidArgument(
+                f"{key} is on the grid of a profile before it and one of them has a rectifier, of which nothing lies "
+                "between two guidance scales; calibrate without one, or keep a file for each scale"
+            )
+
+    def _plan(self) -> tuple[object, ...]:
+        """What `_OF_ONE_PLAN` names."""
+        facts, predictor = self.provenance, self.predictor
+        plan = (str(self.schedule), self.sigmas.tolist(), predictor.targets, predictor.sources, list(predictor.a.shape))
+        return (*plan, facts.contexts, facts.calls, facts.boundaries)
+
+
+def _scale(facts: Provenance) -> str:
+    return f"embedded {facts.embedded_guidance}, weight {facts.guidance_weight}"

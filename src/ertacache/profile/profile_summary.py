@@ -72,8 +72,10 @@ def one_line(profile: Content) -> str:
         f"{profile.schedule.K} of {profile.schedule.T} steps",
         f"{_basis(profile)} at {profile.site}".strip(),
     ]
-    if profile.others:
-        parts.append(f"{1 + len(profile.others)} time grids")
+    if (grids := len({own.base_sigmas.numpy().tobytes() for own in (profile, *profile.others)})) > 1:
+        parts.append(f"{grids} time grids")
+    if (scales := (1 + len(profile.others)) // grids) > 1:
+        parts.append(f"{scales} guidance scales")
     if psnr := spread(facts.heldout, "psnr", prompts_of(facts)):
         parts.append(f"{psnr} dB on {prompts_of(facts)} prompts")
     return f"Profile({', '.join(parts)})"

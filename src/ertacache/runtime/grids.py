@@ -24,30 +24,31 @@ def same_grid(base: Tensor, sigmas: Tensor) -> bool:
     return len(base) == len(sigmas) and bool((apart(base, sigmas) <= 1).all())
 
 
-def pick(profile: Profile, sigmas: Tensor, *, retarget: bool = False) -> Profile | str:
-    """The profile that serves a run, or the reason why there is nothing for one to predict in it.
+def pick(profile: Profile, sigmas: Tensor, *, retarget: bool = False) -> tuple[Profile, ...] | str:
+    """The profiles that serve a run, one for each guidance scale, or why there is nothing for one to predict in it.
 
     Args:
         sigmas: [T'+1] the solver's own grid, before any change.
         retarget: whether a profile for another grid may be made of this one, see `retarget.retargeted`.
 
     Returns:
-        The profile itself, or one of its `others`, on its own grid; on another one that which was made of the nearest,
+        Those of the profile and its `others` that are on the grid; on another one those which were made of the nearest,
         or, where each of its steps would be computed (warm-ups of one or two steps), a text that says so.
 
     Raises:
         ProfileMismatch: another grid, which was not allowed or cannot be served.
     """
     own = nearest(profile, sigmas)
+    scales = tuple(other for other in (profile, *profile.others) if torch.equal(other.base_sigmas, own.base_sigmas))
     if same_grid(own.base_sigmas, sigmas):
-        return own
+        return scales
     if not retarget:
         check_grid(own, sigmas)
-    return nothing_to_predict(own, len(sigmas) - 1) or retargeted(own, sigmas)
+    return nothing_to_predict(own, len(sigmas) - 1) or tuple(retargeted(other, sigmas) for other in scales)
 
 
 def nearest(profile: Profile, sigmas: Tensor) -> Profile:
-    """Of a profile and its `others` the one that is on a grid [T'+1], else the one whose grid is nearest.
+    """Of a profile and its `others` the first that is on a grid [T'+1], else the first whose grid is nearest.
 
     That is by `distance` and by the ratio of the step counts, each of which costs about as much where it was measured.
     """

@@ -9,11 +9,9 @@ from torch import Tensor
 from ertacache.errors import ProfileMismatch
 from ertacache.pipelines.branches import branch_count, direction_of
 from ertacache.pipelines.solvers import numbers_in
+from ertacache.profile.guidance_scale import same_guidance, weight_at
 from ertacache.profile.profile import Profile
 from ertacache.runtime.run import Run
-
-#: Relative difference in guidance weight above which coefficients no longer belong.
-GUIDANCE_TOLERANCE = 0.01
 
 
 def check_context(profile: Profile, context: str) -> None:
@@ -124,11 +122,8 @@ def check_weight(profile: Profile, step: int, weight: float | None) -> None:
         ProfileMismatch: a fitted profile meets another one than in the calibration.
     """
     facts = profile.provenance
-    if facts.step_weights:
-        _same_guidance(profile, "guidance weight", facts.step_weights[step], weight, f"at step {step} ")
-    elif step == 0 or step in facts.boundaries:  # an older profile knows no more
-        serving = sum(boundary <= step for boundary in facts.boundaries)
-        _same_guidance(profile, "guidance weight", facts.guidance_weights[serving], weight)
+    where = f"at step {step} " if facts.step_weights else ""
+    _same_guidance(profile, "guidance weight", weight_at(facts, step), weight, where)
 
 
 def check_embedded(profile: Profile, weight: float | None) -> None:
@@ -206,7 +201,7 @@ def _same_guidance(profile: Profile, field: str, expected: float | None, found: 
     """Refuse another weight; one that either side does not know, as where the branches hardly differ, is no other."""
     if expected is None or found is None:
         return
-    if abs(found - expected) <= GUIDANCE_TOLERANCE * max(1.0, abs(expected)) or not depends_on_guidance(profile):
+    if same_guidance(found, expected) or not depends_on_guidance(profile):
         return
     runs_at = "mixes its outputs in another way" if math.isnan(found) else f"runs at {found:.4g}"
     raise ProfileMismatch(

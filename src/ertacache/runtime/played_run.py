@@ -13,8 +13,6 @@ from ertacache.pipelines.branches import DIRECTION, split
 from ertacache.pipelines.denoiser_call import Shapes, leading
 from ertacache.pipelines.guidance import TwoBranchGuidance, Weighed
 from ertacache.pipelines.solvers import write_grid
-from ertacache.profile.profile import Profile
-from ertacache.runtime.coefficients import Coefficients
 from ertacache.runtime.finite_watch import FiniteWatch, at_once
 from ertacache.runtime.matching import (
     check_boundary,
@@ -31,6 +29,7 @@ from ertacache.runtime.matching import (
 from ertacache.runtime.plain_run import Otherwise
 from ertacache.runtime.run import Controller, Run
 from ertacache.runtime.run_stats import RunStats, of_one_run
+from ertacache.runtime.scales import Scales
 
 
 class Plays(Protocol):
@@ -40,30 +39,33 @@ class Plays(Protocol):
     keep_nan: bool
     otherwise: Otherwise
 
-    def release(self, profile: Profile, history: History) -> None: ...
+    def release(self, scales: Scales, history: History) -> None: ...
 
 
 class PlayedRun(Controller):
     """Everything that a run under a profile keeps.
 
     Args:
-        profile: for the grid of the run. coefficients: its own, on the device.
+        scales: the profiles for the grid of the run. Where there are several, nothing is predicted before the guidance
+            of the run has told which of them it is, or between which.
         history: empty.
     """
 
     replays = True
 
-    def __init__(self, profile: Profile, coefficients: Coefficients, history: History, player: Plays) -> None:
-        self.profile, self.history, self.stats = profile, history, of_one_run()
-        self._player, self._coefficients = player, coefficients
+    def __init__(self, scales: Scales, history: History, player: Plays) -> None:
+        self.profile, self._coefficients = scales.at(0)
+        self.history, self.stats = history, of_one_run()
+        self._player, self._scales, self._chosen = player, scales, len(scales.profiles) == 1
+        profile, predictor = self.profile, scales.predictor
         self.call_names = profile.provenance.contexts
         self.placeholders = profile.site == "guided"
-        predictor = profile.predictor
         self._levels = {i: max(1, predictor.needed_levels(i)) for i in profile.schedule.predicted_steps}
         self._stored = set(predictor.sources)
         # The newest input is kept only where something is measured from it.
         self._inputs = bool(predictor.d.any())
         self._held = 0
+        self._predicts = False  # the step under way
         self._shapes = Shapes()
         self._placeholder: dict[str, Tensor] = {}
         self._returned: dict[str, tuple[int, ...]] = {}
@@ -80,11 +82,6 @@ class PlayedRun(Controller):
         if not torch.equal(self.profile.sigmas, self.profile.base_sigmas):
             write_grid(run.scheduler, self.profile.sigmas)
 
-    def _predicts(self, run: Run) -> bool:
-        """Whether this step is predicted: a late start computes until the history it needs is there."""
-        needed = self._levels.get(run.step)
-        return needed is not None and self._held >= needed
-
     def call(self, run: Run, context: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         if len(run.contexts) == 1:
             self._start_step(run)
@@ -95,7 +92,7 @@ class PlayedRun(Controller):
             if not self._answered:
                 raise
             return self._compute_last(context, error, compute)
-        if not (self._predicts(run) and self._answers(context, x)):
+        if not (self._predicts and self._answers(context, x)):
             self._finite.read(self.history)
             self._check_weight()
             self._check_embedded(run)
@@ -119,7 +116,8 @@ class PlayedRun(Controller):
         return compute()
 
     def _start_step(self, run: Run) -> None:
-        """Where another denoiser takes over, what the last one left means nothing."""
+        """Whether it is predicted: a late start computes until the history it needs is there. Where another denoiser
+        takes over, what the last one left means nothing."""
         if self._late is not None:
             raise self._late
         self._branches.clear()
@@ -130,6 +128,10 @@ class PlayedRun(Controller):
             self.history.clear()
             self._held = 0
             self._serving = run.denoiser
+        if not self._chosen:
+            self._check_weight()
+        needed = self._levels.get(run.step)
+        self._predicts = self._chosen and needed is not None and self._held >= needed
 
     def _answers(self, context: str, x: Tensor) -> bool:
         """Whether a call of a predicted step can be answered: not one that the first step did not make (skip-layer
@@ -180,7 +182,7 @@ class PlayedRun(Controller):
         if self.profile.site != "guided":
             return output
         self._shapes.check(run.step, "what the solver receives", output)
-        if self._predicts(run):
+        if self._predicts:
             return self._predict(run, "guided", x)
         if DIRECTION in self._stored:
             self.history.push(DIRECTION, direction_at(run, self._branches, output))
@@ -214,18 +216,30 @@ class PlayedRun(Controller):
         """The guidance of the computed step before: on a device, at the next one, which takes longer than to ask."""
         if self._weighed is not None:
             (step, weighed), self._weighed = self._weighed, None
-            check_weight(self.profile, step, weighed.read())
+            weight = weighed.read()
+            if not self._scales.embedded:
+                self._choose(step, weight)
+            check_weight(self.profile, step, weight)
 
     def _check_embedded(self, run: Run) -> None:
-        if run.embedded is not self._embedded:  # the same tensor in every step of the pipelines there are
-            self._embedded = run.embedded
-            check_embedded(self.profile, run.guidance)
+        asked = self._scales.embedded and not self._chosen
+        if asked or run.embedded is not self._embedded:  # the same tensor in every step of the pipelines there are
+            self._embedded, weight = run.embedded, run.guidance
+            if asked:
+                self._choose(run.step, weight)
+            check_embedded(self.profile, weight)
+
+    def _choose(self, step: int, weight: float | None) -> None:
+        """The profile for the guidance weight of a computed step, once it tells which."""
+        if not self._chosen and (place := self._scales.place(step, weight)) is not None:
+            self.profile, self._coefficients = self._scales.at(place)
+            self._chosen = True
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
-        if not self._predicts(run):
+        if not self._predicts:
             self._held += 1
         last = run.step == run.T - 1
-        if last or not self._predicts(run):
+        if last or not self._predicts:
             self.stats.extra_bytes = max(self.stats.extra_bytes, self.history.nbytes + self._coefficients.nbytes)
             self.stats.host_bytes = max(self.stats.host_bytes, self.history.host_nbytes)
         if last:
@@ -242,10 +256,12 @@ class PlayedRun(Controller):
             self._late = self._late or error
         if self._late is not None:
             self._player.otherwise(self.stats, self._late)
+        elif not self._chosen:
+            self.stats.reason = "guidance weight: no computed step told it, so every step was computed"
 
     def end(self, run: Run) -> None:
         """The decoder may need the room."""
-        self._player.release(self.profile, self.history)
+        self._player.release(self._scales, self.history)
         self._weighed = None
 
     def without(self, run: Run, error: ErtacacheError, *, by_need: bool) -> Controller:

@@ -7,13 +7,13 @@ from ertacache.core.history import History
 from ertacache.core.offload import Offload, check_offload, history_for
 from ertacache.errors import ProfileMismatch
 from ertacache.profile.profile import Profile
-from ertacache.runtime.coefficients import Coefficients
 from ertacache.runtime.grids import nearest, pick
 from ertacache.runtime.plain_run import OnMismatch, Otherwise, PlainRun
 from ertacache.runtime.played_run import PlayedRun
 from ertacache.runtime.retarget_loss import warn_of_loss
 from ertacache.runtime.run import Controller, Run
 from ertacache.runtime.run_stats import RunStats, of_one_run
+from ertacache.runtime.scales import Scales
 
 #: Grids whose coefficients are kept on the device.
 _KEPT_GRIDS = 4
@@ -45,8 +45,8 @@ class Player(Controller):
         self._offload: Offload = check_offload(offload_history)
         self.otherwise = Otherwise(stats, on_mismatch)
         self._retarget, self._warned = retarget, False
-        self._made: dict[bytes, tuple[Profile, Coefficients]] = {}
-        self._spare: list[tuple[Profile, History]] = []
+        self._made: dict[bytes, Scales] = {}
+        self._spare: list[tuple[Scales, History]] = []
 
     def for_run(self, run: Run) -> Controller:
         own = of_one_run()
@@ -56,37 +56,36 @@ class Player(Controller):
             return self.otherwise(own, error)
         if isinstance(found, str):  # a warm-up
             return PlainRun(self.stats, replace(own, reason=found))
-        profile, coefficients = found
-        return PlayedRun(profile, coefficients, self._history(profile), self)
+        return PlayedRun(found, self._history(found), self)
 
     def passed_by(self) -> None:
         self.stats.outside += 1
 
-    def _for_grid(self, run: Run) -> tuple[Profile, Coefficients] | str:
-        """The profile for the grid of a run, and its coefficients; or why nothing is predicted on that grid."""
+    def _for_grid(self, run: Run) -> Scales | str:
+        """The profiles for the grid of a run, or why nothing is predicted on that grid."""
         key = run.sigmas.numpy().tobytes()
         if (made := self._made.get(key)) is None:
             found = pick(self.profile, run.sigmas, retarget=self._retarget)
             if isinstance(found, str):
                 return found
-            if not self._warned and found is not nearest(self.profile, run.sigmas):
+            if not self._warned and found[0] is not nearest(self.profile, run.sigmas):
                 self._warned = True
                 warn_of_loss(self.profile, run.sigmas)
             while len(self._made) >= _KEPT_GRIDS:
                 self._made.pop(next(iter(self._made)), None)
-            self._made[key] = made = found, Coefficients(found)
+            self._made[key] = made = Scales(found)
         return made
 
-    def _history(self, profile: Profile) -> History:
+    def _history(self, scales: Scales) -> History:
         """An empty history; one that waits on the host keeps its buffers from run to run."""
         with suppress(IndexError):  # not asked before: another thread may take the last one
             while True:
                 known, history = self._spare.pop()
-                if known is profile:
+                if known is scales:
                     return history
-        return history_for(profile.predictor.depths(), self._offload)
+        return history_for(scales.predictor.depths(), self._offload)
 
-    def release(self, profile: Profile, history: History) -> None:
+    def release(self, scales: Scales, history: History) -> None:
         """A run is over; what it kept is not."""
         history.clear()
-        self._spare.append((profile, history))
+        self._spare.append((scales, history))
