@@ -12,9 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ertacache.calibration.assemble import assemble, fit
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.deviation import deviation
-from ertacache.calibration.method import Method, assemble, fit_plans
+from ertacache.calibration.method import Method
 from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.core.schedule import Schedule
 from ertacache.runtime.player import Player
@@ -41,10 +42,10 @@ def method(aim: Any, K: int) -> Method:
 
 def measured(calibrator: Calibrator, chosen: Method) -> float:
     """Mean log10 of the squared deviation of the final latent on the held-out draws."""
-    profile = assemble(calibrator, chosen, *fit_plans(calibrator, chosen), heldout={})
+    profile = assemble(calibrator, chosen, fit(calibrator, chosen), heldout={})
     finals = [Final(Player(profile, RunStats())), Final(Controller())]
     for final in finals:
-        run_pipeline(calibrator.pipe, calibrator.heldout, final, calibrator.call, decode=False)
+        run_pipeline(calibrator.pipe, calibrator.parts.chosen, final, calibrator.call, decode=False)
     return deviation(finals[0].latents, finals[1].latents)
 
 
@@ -57,7 +58,7 @@ def main() -> None:
         found: dict[str, list[float]] = {aim: [] for aim in AIMS}
         for weight, seed in product(WEIGHTS, MIXTURES):
             call = {"num_inference_steps": T, "guidance_scale": weight}
-            calibrator = Calibrator(mixture(SCHEDULERS[solver](), seed), PROMPTS, holdout=0.5, seed=SEED, call=call)
+            calibrator = Calibrator(mixture(SCHEDULERS[solver](), seed), PROMPTS, choose=0.5, seed=SEED, call=call)
             for aim in AIMS:
                 found[aim].append(measured(calibrator, method(aim, K)))
         rows.append({"solver": solver, "K": K, **{aim: round(statistics.fmean(found[aim]), 3) for aim in AIMS}})

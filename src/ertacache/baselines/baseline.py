@@ -63,7 +63,7 @@ class Bench:
             self.pipe,
             self.prompts.texts,
             inputs=self.prompts.inputs or None,
-            holdout=1 / 3,
+            choose=1 / 3,
             seed=self.prompts.seed,
             call=self.call,
             batch_size=self.batch_size,

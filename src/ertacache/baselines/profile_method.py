@@ -9,7 +9,7 @@ from ertacache.baselines.baseline import Baseline, Bench, Knob, steps_of
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import STRENGTHS, Candidate, evaluate, fit_options
 from ertacache.calibration.defaults import RIDGE
-from ertacache.calibration.method import Method, policy_plan
+from ertacache.calibration.method import Method
 from ertacache.core.offload import Offload
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
@@ -102,7 +102,7 @@ class ProfileMethod(Baseline):
             schedule = Schedule.uniform(calibrator.T, K).with_steps(calibrator.reference.boundaries)
             return replace(method, schedule=schedule)
         # Which coefficients will be fitted is not known yet: the policy decides on residual reuse.
-        plan = policy_plan(replace(method, basis="residual") if fitted else method, calibrator.family.channel_axis)
+        plan = method.policy()
         if self.threshold is not None:
             schedule = calibrator.policy(replace(plan, threshold=self.threshold))
             return replace(method, schedule=schedule, threshold=self.threshold)

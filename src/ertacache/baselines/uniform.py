@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from ertacache.baselines.baseline import Bench
 from ertacache.baselines.profile_method import ProfileMethod
-from ertacache.calibration.method import extrapolated
+from ertacache.calibration.assemble import extrapolated
 from ertacache.profile.profile import Site
 
 

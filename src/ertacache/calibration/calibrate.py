@@ -1,44 +1,64 @@
-"""`calibrate`: from a pipeline and a few prompts to a profile whose loss was measured on prompts it did not fit."""
+"""`calibrate`: from a pipeline and a few prompts to a profile that says what it keeps."""
 
 import inspect
-import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
-from ertacache.calibration import outcome
-from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.candidates import Candidate, evaluate, options_of
+from ertacache.calibration.budget import budgets_of
 from ertacache.calibration.checks import check_number, check_whole
-from ertacache.calibration.choices import Budget, resolve
-from ertacache.calibration.defaults import HOLDOUT, METHOD, RIDGE, Aim, Basis, Choices, MethodName, Timesteps
-from ertacache.calibration.effort import effort, estimating
-from ertacache.calibration.element_rectifier import announce_price
+from ertacache.calibration.defaults import CHOOSE, HOLDOUT, METHOD, RIDGE, Aim, Basis, MethodName, Timesteps
+from ertacache.calibration.job import Job
+from ertacache.calibration.method import Method
 from ertacache.calibration.own_arguments import pipeline_arguments, refuse_mistaken
 from ertacache.calibration.pipeline_run import check_call
-from ertacache.calibration.progress import run_progress, say
 from ertacache.calibration.prompts import split_prompts
-from ertacache.calibration.sizes import check_own_grids, check_sizes, checkpoint_of, in_words, sized
+from ertacache.calibration.proposals import Effort
+from ertacache.calibration.request import check_steps, requested
+from ertacache.calibration.sizes import check_own_grids, check_sizes, sized
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
-from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.pipelines.inputs import Inputs, input_names
-from ertacache.pipelines.pipeline_call import defaults_of
 from ertacache.profile.profile import Activation, Profile, Site
 
-#: Runs shorter than this have few steps to spare: each is too far from the last to be predicted well.
-_FEW_STEPS = 8
+
+@overload
+def calibrate(  # pyright: ignore[reportOverlappingOverload]  # what is a list in none of them is a number in all
+    pipe: Any,
+    prompts: Sequence[str] | None = None,
+    *,
+    speedup: float | None = None,
+    compute_steps: int | None = None,
+    target_psnr: float | None = None,
+    max_seconds: float | None = None,
+    **options: Any,
+) -> Profile: ...
+
+
+@overload
+def calibrate(
+    pipe: Any,
+    prompts: Sequence[str] | None = None,
+    *,
+    speedup: float | Sequence[float] | None = None,
+    compute_steps: int | Sequence[int] | None = None,
+    target_psnr: float | Sequence[float] | None = None,
+    max_seconds: float | Sequence[float] | None = None,
+    **options: Any,
+) -> list[Profile]: ...
 
 
 def calibrate(
     pipe: Any,
     prompts: Sequence[str] | None = None,
     *,
-    method: MethodName = METHOD,
-    compute_steps: int | None = None,
+    speedup: float | Sequence[float] | None = None,
+    compute_steps: int | Sequence[int] | None = None,
+    target_psnr: float | Sequence[float] | None = None,
+    max_seconds: float | Sequence[float] | None = None,
+    effort: Effort | None = None,
+    method: MethodName | Method = METHOD,
     threshold: float | None = None,
     schedule: Schedule | str | None = None,
     basis: Basis | None = None,
@@ -49,6 +69,7 @@ def calibrate(
     rectifier: Granularity | Literal["none"] | None = None,
     activation: Activation | None = None,
     ridge: float = RIDGE,
+    choose: float = CHOOSE,
     holdout: float = HOLDOUT,
     seed: int = 0,
     batch_size: int | None = None,
@@ -58,44 +79,58 @@ def calibrate(
     show_progress: bool = True,
     call: Mapping[str, Any] | None = None,
     **more: Any,
-) -> Profile:
+) -> Profile | list[Profile]:
     """Calibrate a profile on the user's pipeline, run as it is.
 
-    `calibrate(pipe, prompts, compute_steps=K)` is the recommended plan, `method="ertacache"` the paper's. What is None
-    is as the method's row in `calibration.defaults` says; what is given overrides it, and site, history and aim follow
-    the basis where that is given.
+    `calibrate(pipe, prompts, speedup=2.0)` searches the best plan that computes half of the steps;
+    `method="ertacache"` is the paper's. Prompts that no coefficient was fitted to choose among plans, and others that
+    took no part in either say what the profile keeps.
 
     Args:
         pipe: a diffusers pipeline. Where a second denoiser takes over (Wan2.2), that step is always computed.
-        prompts: two or more; the last `holdout` share is never fitted and gives the figures in the profile. Where
-            `inputs` hold embeddings they are names, or None; None also for a pipeline that takes no prompt.
-        method: "fitted": evenly spaced steps, the others predicted by a least-squares combination of the last three
-            outputs that brings the latent back to the uncached trajectory. "ertacache", the paper: the offline policy's
-            schedule, residual reuse, adjusted timesteps (the strength is measured) and the rectifier per channel.
+        prompts: two or more. Where `inputs` hold embeddings they are names, or None; None also for a pipeline that
+            takes no prompt.
+        speedup: how many times fewer steps to compute than the call has. This, or one of the next three, is the
+            budget; a list gives one profile for each, from one recording.
         compute_steps: K, the number of steps to compute. With schedule "policy" the λ whose K is nearest is taken
-            (K(λ) skips values: the profile says which K it has), with "uniform" exactly K, and one more where a second
-            denoiser takes over at another step.
-        threshold: λ of Algorithm 2 instead of K: a step is predicted while its mean relative ℓ1 error is below. It
-            brings schedule="policy" along, with either method.
+            (K(λ) skips values: the profile says which K it has), else exactly K, and one more where a second denoiser
+            takes over at a step that the schedule lacks.
+        target_psnr: dB to keep with as few steps as can be: the lower 95 % confidence bound of the mean on the prompts
+            that choose reaches it.
+        max_seconds: what a call for one prompt may take on this machine, all of it.
+        effort: "fast" fits one plan: evenly spaced steps, the others predicted by a least-squares combination of the
+            last three outputs and, where there are two branches, two guidance directions, which brings the latent back
+            to the uncached trajectory. "balanced", the default, prices every schedule on the recorded outputs, fits
+            seven or eight and compares the best four. "thorough" fits twice as many.
+        method: "fitted", what the efforts search in; "ertacache", the paper: the offline policy's schedule, residual
+            reuse, adjusted timesteps (the strength is measured) and the rectifier per channel; or a `Method`, every
+            choice of which is taken as it is.
+        threshold: λ of Algorithm 2 instead of a budget: a step is predicted while its mean relative ℓ1 error is below.
+            It brings schedule="policy" along, with either method. This and the arguments that follow it, up to
+            `activation`, are choices of an expert: what is None is as the method's row in `calibration.defaults` says,
+            site, history and aim follow the basis where that is given, and nothing else is searched.
         schedule: "uniform", "policy" (Algorithm 2), a Schedule, or its text form such as "#.#.##".
         basis: `reuse` repeats the newest output, `residual` the newest residual v − x (Eq. 5-6), `fitted` corrects
             residual reuse by a least-squares combination of the history (formula P).
         site: where predictions are made: "output", "guided" or, with the residual basis, "hidden".
-        history: depth of the fitted predictor, or "auto": own history and both branches at several depths, chosen on
-            the held-out prompts at one closed loop each.
+        history: depth of the fitted predictor, or "auto": own history and both branches at several depths, compared
+            on the prompts that choose at one closed loop each.
         aim: what `fitted` is fitted to: the true output of each "step", or whatever brings the latent back to the
-            uncached "trajectory" (at site guided, on the own grid of a solver that draws no noise); "auto" measures
-            both. Where the trajectory is the method's and not asked for, it gives way to "step", with a warning in the
-            log, to another site, an adjusted grid, a rectifier, a solver that cannot be inverted, and prompts that go
-            through the pipeline in several calls, in which it takes a pass per predicted step.
+            uncached "trajectory" (at site guided, on the own grid of a solver that draws no noise), which computes no
+            predicted step; "auto" measures both. Where the trajectory is the method's and not asked for, it gives way
+            to "step", with a warning in the log, to another site, an adjusted grid, a rectifier and a solver that
+            cannot be inverted.
         timesteps: strength γ of the timestep adjustment: "none" (0), "paper" (1), a number between, or "auto", which
-            measures several on the held-out prompts.
+            compares several on the prompts that choose.
         rectifier: granularity of the error rectifier (Eq. 15-21), or "none".
         activation: "sigmoid" is the paper's literal form, for reproduction only.
         ridge: shrinkage of the fitted predictor toward residual reuse.
-        holdout: share of the prompts that is held out; fewer than four of them are no measurement.
+        choose: share of the prompts that plans are compared on; where there is one plan they are fitted.
+        holdout: share of the prompts that judge the chosen plan. Both parts have four prompts or more where there are
+            twelve: fewer are no measurement.
         seed: prompt n starts from the noise of seed + n.
-        batch_size: prompts per pipeline call. All at once is exact; less needs several passes.
+        batch_size: prompts per pipeline call. The calls go in lockstep: the result is the same, to rounding, and the
+            memory that of one call.
         inputs: what each prompt brings along beside or in place of its text, one dictionary per prompt, as
             `[{"image": first}, {"image": second}]` or `[{"prompt_embeds": [1, L, C], ...}, ...]`. Several prompts in
             one call pass the pipeline their embeddings and masks as one tensor [B, *], and a list for each other
@@ -104,105 +139,55 @@ def calibrate(
         sizes: (height, width) in pixels, of clips also (height, width, frames), in place of those arguments of the
             call: one calibration for each, all in one profile, of which a call is served by its time grid. Of sizes on
             one grid give one.
-        checkpoint: file in which finished runs are kept; an interrupted calibration continues from it. Of several
-            sizes each has its own beside it, its name followed by the size.
+        checkpoint: folder in which finished runs are kept, made if it is missing; an interrupted calibration continues
+            from it. Of several sizes each has its own inside.
         show_progress: say on standard error what will be done, how far it is and what came of it. The log has it all.
         call: arguments of the pipeline call, `num_inference_steps`, `guidance_scale`, `height` and so on; the only
             place for one that has the name of an argument above, such as `call={"timesteps": [999, 845, ...]}`.
         more: the same as keywords.
 
     Returns:
-        The profile. Its provenance has PSNR and SSIM on the held-out prompts, those of fewer steps at the same cost and
-        which is better (`heldout`), and the speed-up and what the calibration cost (`measured`).
+        The profile, or of a list of budgets one for each. Its provenance has PSNR and SSIM on the judged prompts,
+        those of fewer steps and of reuse at the same cost, the plans that were compared (`heldout`), and the speed-up
+        and what the calibration cost (`measured`).
 
     Raises:
         InvalidArgument: arguments that do not exist, contradict each other or cannot work.
-        CalibrationError: the checkpoint is another calibration's, or held-out runs end in NaN.
+        CalibrationError: the checkpoint is another calibration's, no plan keeps the target, or held-out runs end in
+            NaN.
         UnsupportedPipeline: nothing can be predicted for this pipeline, not at this site or not on another grid.
 
     Warns:
-        UserWarning: fewer solver steps at the same cost do better than the plan, or the call has fewer than 8 steps, of
-            which caching has little to save.
+        UserWarning: fewer solver steps at the same cost do better than the plan or may do, its results are far from
+            the uncached ones, or the call has fewer than 8 steps, of which caching has little to save.
     """
     own = inspect.signature(calibrate).parameters
-    given: dict[str, Any] = {
+    budgets, several = budgets_of(
+        {
+            "compute_steps": compute_steps, "speedup": speedup, "target_psnr": target_psnr, "max_seconds": max_seconds,
+            "threshold": threshold,
+        }
+    )  # fmt: skip
+    expert: dict[str, Any] = {
         "schedule": schedule, "basis": basis, "site": site, "history": history, "aim": aim, "timesteps": timesteps,
         "rectifier": rectifier, "activation": activation,
     }  # fmt: skip
-    others = {"method": method, "compute_steps": compute_steps, "threshold": threshold, "ridge": ridge}
-    others |= {"holdout": holdout, "seed": seed, "batch_size": batch_size, "checkpoint": checkpoint}
-    refuse_mistaken(pipe, {**given, **others})
+    others = {"method": method, "effort": effort, "ridge": ridge, "choose": choose, "holdout": holdout, "seed": seed}
+    refuse_mistaken(pipe, {**expert, **others, "batch_size": batch_size, "checkpoint": checkpoint})
     shared = pipeline_arguments(call, more)
     calls = {(): shared} if sizes is None else {size: sized(shared, size) for size in check_sizes(sizes, shared)}
     for arguments in calls.values():
         check_call(pipe, arguments, inputs or (), own=own, texts=prompts is not None)
-    check_number("ridge", ridge, "choose 0 for plain least squares, more to shrink, such as 0.001", _from_zero)
+    request = requested(pipe, method, effort, budgets, expert, ridge)
     if batch_size is not None:
         check_whole("batch_size", batch_size, 1, "prompts per pipeline call, or None for all at once")
-    fitted, held = split_prompts(prompts, holdout, seed, inputs)
-    budget = Budget(compute_steps, threshold)
-    choices = resolve(pipe, method, budget, given, one_call=len(fitted.batches(batch_size)) == 1)
-    T = _steps(pipe, {**dict.fromkeys(input_names(inputs or ()), ()), **shared})
-    _check_steps(T, choices, budget)
-    expected = effort(choices, budget, fitted, held, batch_size, T)
-    tell = partial(say, title="calibrate", show=show_progress)
-    many = f", at each of {len(calls)} sizes" * (len(calls) > 1)
-    tell(
-        f"{len(fitted.texts)} prompts to fit and {len(held.texts)} held out; about {expected.calls} pipeline calls, "
-        f"the work of {expected.work:.0f} uncached runs of one prompt{many}"
-    )
-    check_own_grids(pipe, fitted.batches(1)[0], calls)
-    profiles: list[Profile] = []
-    for size, arguments in calls.items():
-        if choices.rectifier == "element":
-            computed = choices.schedule.K if isinstance(choices.schedule, Schedule) else compute_steps
-            announce_price(pipe, fitted, arguments, choices.site, computed)
-        with run_progress(show_progress, expected=expected.calls) as progress:
-            calibrator = Calibrator(
-                pipe, prompts, holdout=holdout, seed=seed, batch_size=batch_size, inputs=inputs, call=arguments,
-                checkpoint=checkpoint_of(checkpoint, size), progress=estimating(progress, expected, tell),
-                trajectory=choices.aim in ("trajectory", "auto"),
-            )  # fmt: skip
-            if calibrator.T < _FEW_STEPS:
-                warnings.warn(f"{calibrator.T} steps leave caching little to save; use it on longer runs", stacklevel=2)
-            best = _best(calibrator, choices, budget, ridge)
-            profiles.append(outcome.judge(calibrator, best))
-        for line in profiles[-1].summary().splitlines():
-            tell(line)
-        if (text := outcome.warning(profiles[-1])) is not None:
-            warnings.warn(f"size {in_words(size)}: {text}" if size else text, stacklevel=2)
-    return replace(profiles[0], others=tuple(profiles[1:]))
-
-
-def _best(calibrator: Calibrator, choices: Choices, budget: Budget, ridge: float) -> Candidate:
-    """The candidate with the least deviation on the held-out prompts."""
-    candidates = [evaluate(calibrator, option) for option in options_of(calibrator, choices, budget, ridge)]
-    best = min(candidates, key=lambda candidate: candidate.deviation)
-    if best.deviation == math.inf:
-        raise CalibrationError(
-            f"held-out runs end in NaN or infinity with schedule {best.profile.schedule}; compute more steps, or run "
-            "the pipeline in a wider dtype"
-        )
-    return best
-
-
-def _from_zero(value: float) -> bool:
-    return 0 <= value < math.inf
-
-
-def _steps(pipe: Any, call: Mapping[str, Any]) -> int | None:
-    """The number of steps where the call says it, or the pipeline's default does."""
-    if any(call.get(name) is not None for name in ("sigmas", "timesteps")):
-        return None
-    steps = call.get("num_inference_steps", defaults_of(pipe).get("num_inference_steps"))
-    return steps if isinstance(steps, int) else None
-
-
-def _check_steps(T: int | None, choices: Choices, budget: Budget) -> None:
-    """What the pipeline's own number of steps rules out, before it runs."""
-    if T is None:
-        return
-    if budget.compute_steps is not None and budget.compute_steps > T:
-        raise InvalidArgument(f"compute_steps is {budget.compute_steps}; choose 2 to {T} of {T} steps")
-    if isinstance(choices.schedule, Schedule) and choices.schedule.T != T:
-        raise InvalidArgument(f"the schedule has {choices.schedule.T} steps and the pipeline call {T}; make them agree")
+    compared = any(request.compares(budget) for budget in budgets)
+    check_number("holdout", holdout, "choose a share between 0 and 1, such as 0.2", lambda x: 0 < x < 1)
+    shares: dict[str, Any] = {"choose": choose if compared else 0.0, "judge": holdout, "seed": seed, "inputs": inputs}
+    parts = split_prompts(prompts, **shares)
+    check_steps(pipe, {**dict.fromkeys(input_names(inputs or ()), ()), **shared}, request, budgets)
+    job = Job(pipe, prompts, request, budgets, parts, shares, batch_size, checkpoint, show_progress, len(calls))
+    check_own_grids(pipe, parts.fitted.batches(1)[0], calls)
+    by_size = [job.profiles(size, arguments) for size, arguments in calls.items()]
+    profiles = [replace(first, others=tuple(rest)) for first, *rest in zip(*by_size, strict=True)]
+    return profiles if several else profiles[0]

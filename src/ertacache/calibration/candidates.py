@@ -1,18 +1,19 @@
-"""Methods that are compared by what the held-out prompts say of them: what is open, and how one is measured."""
+"""Methods that are compared by prompts that they were not fitted to: what is open, and how one is measured."""
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ertacache.calibration.assemble import assemble, fit
+from ertacache.calibration.budget import Budget
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.choices import Budget
 from ertacache.calibration.defaults import Aim, Choices, Timesteps
 from ertacache.calibration.held_out import measure
-from ertacache.calibration.method import Method, assemble, fit_plans, policy_plan
+from ertacache.calibration.method import Method
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
+from ertacache.metrics import figures
 from ertacache.pipelines.affine_step import is_affine
 from ertacache.profile.profile import Profile
 
@@ -28,18 +29,35 @@ _LEAST_ERROR = -99.0
 
 @dataclass(frozen=True)
 class Candidate:
-    """One method with its profile and what the held-out prompts say of it.
+    """One method with its profile and what the prompts that choose say of it.
 
     Attributes:
-        deviation: mean over prompts of log10 of the relative squared deviation of the final latent; lower is better,
-            infinite where the run diverged.
-        measured: the values behind it, see `held_out.measure`.
+        measured: values of each prompt that chooses, see `held_out.measure`.
+        fitted: `log10_error` of each fitted prompt at the end of its closed loop.
+        name: by which reports speak of it.
     """
 
     method: Method
     profile: Profile
-    deviation: float
     measured: dict[str, list[float]]
+    fitted: list[float] = field(default_factory=list[float])
+    name: str = ""
+
+    @property
+    def errors(self) -> list[float]:
+        """log10 of the relative squared deviation of each prompt's final latent; infinite where the run diverged."""
+        return self.measured["error"]
+
+    @property
+    def deviation(self) -> float:
+        """Their mean: lower is better."""
+        return statistics.fmean(self.errors)
+
+    @property
+    def evidence(self) -> list[float]:
+        """The same of all prompts that may choose. The fitted ones flatter every plan by little, having thousands of
+        values for each coefficient, and few that choose can tell no plans apart."""
+        return [*self.errors, *self.fitted]
 
 
 def options_of(calibrator: Calibrator, choices: Choices, budget: Budget, ridge: float) -> list[Method]:
@@ -78,13 +96,13 @@ def _scheduled(calibrator: Calibrator, method: Method, schedule: Schedule | str,
                 "history yet; compute them"
             )
         return replace(method, schedule=schedule)
-    plan, threshold = policy_plan(method, calibrator.family.channel_axis), budget.threshold
+    plan, threshold = method.policy(), budget.threshold
     if threshold is not None:
         chosen = calibrator.policy(replace(plan, threshold=threshold))
         return replace(method, schedule=chosen, threshold=threshold)
-    K = budget.compute_steps
-    if K is None or K > calibrator.T:
-        raise InvalidArgument(f"compute_steps is {K}; choose 2 to {calibrator.T} of {calibrator.T} steps")
+    K = budget.steps(calibrator.T)
+    if K is None:
+        raise InvalidArgument("say how much to compute: compute_steps=K, or speedup=2.0")
     if schedule == "uniform":
         return replace(method, schedule=Schedule.uniform(calibrator.T, K).with_steps(boundaries))
     found, chosen = calibrator.nearest_policy(plan, K)
@@ -107,30 +125,40 @@ def fit_options(
     if aim != "auto":
         return [replace(option, aim=aim) for option in options]
     plain = method.site == "guided" and method.strength == 0 and method.rectifier is None
-    # Over several batches it takes one pass for every predicted step: only for those who ask for it.
-    both = plain and calibrator.lockstep and is_affine(calibrator.pipe.scheduler)
+    both = plain and is_affine(calibrator.pipe.scheduler)
     aims: tuple[Literal["step", "trajectory"], ...] = ("step", "trajectory") if both else ("step",)
     return [replace(option, aim=one) for option in options for one in aims]
 
 
-def evaluate(calibrator: Calibrator, method: Method) -> Candidate:
-    """Fit one method along the closed loop and measure it on the held-out prompts; no run is done twice."""
-    solved, grid = fit_plans(calibrator, method)
-    draft = assemble(calibrator, method, solved, grid, heldout={})
-    measured = measure(calibrator, draft)
+def evaluate(calibrator: Calibrator, method: Method, name: str = "") -> Candidate:
+    """Fit one method along the closed loop and measure it on the prompts that choose; no run is done twice."""
+    return compared(calibrator, fitted_candidate(calibrator, method, name))
+
+
+def fitted_candidate(calibrator: Calibrator, method: Method, name: str = "") -> Candidate:
+    """Fit one method along the closed loop; its deviations are those of the fitted prompts, without pictures."""
+    solved = fit(calibrator, method)
+    draft = assemble(calibrator, method, solved, heldout={})
+    unmeasured: dict[str, list[float]] = {"error": solved.errors or [0.0], "psnr": [], "ssim": []}
+    return Candidate(method, draft, unmeasured, name=name)
+
+
+def compared(calibrator: Calibrator, candidate: Candidate) -> Candidate:
+    """The candidate with what the prompts that choose say of it, where there are some."""
+    if not calibrator.parts.chosen.texts:
+        return candidate
+    measured = measure(calibrator, candidate.profile, "chosen")
+    facts = replace(candidate.profile.provenance, heldout=heldout_figures(candidate.profile, measured))
+    profile = replace(candidate.profile, provenance=facts)
+    return replace(candidate, profile=profile, measured=measured, fitted=candidate.errors)
+
+
+def heldout_figures(profile: Profile, measured: dict[str, list[float]]) -> dict[str, Any]:
+    """What a profile says of prompts that it was measured on, see `held_out.measure`."""
     error = statistics.fmean(measured["error"])
-    figures = {name: summary(measured[name]) for name in ("psnr", "ssim") if measured[name]}
-    heldout: dict[str, Any] = {
-        **figures,
-        "prompts": len(calibrator.heldout.texts),
+    return {
+        **{name: figures(measured[name]) for name in ("psnr", "ssim") if measured[name]},
+        "prompts": len(measured["error"]),
         "latent_log10_error": max(error, _LEAST_ERROR) if math.isfinite(error) else None,
-        "K": draft.schedule.K,
+        "K": profile.schedule.K,
     }
-    profile = replace(draft, provenance=replace(draft.provenance, heldout=heldout))
-    return Candidate(method, profile, error, measured)
-
-
-def summary(values: Sequence[float]) -> dict[str, float]:
-    """Mean, standard deviation and standard error of one value per prompt; one prompt has no spread: 0."""
-    std = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "std": std, "standard_error": std / math.sqrt(len(values))}

@@ -1,18 +1,24 @@
 """Results of finished calibration runs, so that an interrupted calibration continues where it stopped."""
 
+import hashlib
 import io
+import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from ertacache.errors import CalibrationError
-from ertacache.files import check_output, reason, write_atomic
+from ertacache.calibration.recording import Recording
+from ertacache.errors import CalibrationError, InvalidArgument
+from ertacache.files import check_output, json_object, reason, write_atomic
 
 logger = logging.getLogger(__name__)
+
+_IDENTITY = "calibration.json"
 
 
 class Cost(NamedTuple):
@@ -32,31 +38,38 @@ class Cost(NamedTuple):
 
 
 class RunStore:
-    """A memory of runs by name, written to a file after each one where a path is given, with what they cost.
+    """A memory of runs by name with what they cost; in a folder, one file each, where a path is given.
 
     A run may take the results of others from the store: it costs what they do and its own.
 
     Args:
-        path: file to continue from and to write to, or None for this process only.
+        path: folder to continue from and to write to, or None for this process only.
         identity: fingerprint of everything that the runs depend on.
 
+    Attributes:
+        folder: for files that runs leave beside their results; a temporary one where no path is given.
+
     Raises:
-        CalibrationError: the file belongs to another calibration or cannot be read.
-        InvalidArgument: it could not be written.
+        CalibrationError: the folder belongs to another calibration or cannot be read.
+        InvalidArgument: it is none, or could not be written.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, identity: str) -> None:
-        self._path = Path(path) if path is not None else None
-        self._identity = identity
         self._results: dict[str, Any] = {}
         self._costs: dict[str, Cost] = {}
         self._running: list[str] = []
         self._used: set[str] = set()
         self._told = False
-        if self._path is not None:
-            check_output(self._path, "checkpoint")
-        if self._path is not None and self._path.exists():
-            self._results, self._costs = self._read(self._path)
+        self._kept = path is not None
+        if path is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="ertacache-")
+            self.folder = Path(self._temporary.name)
+            return
+        self.folder = Path(path)
+        if self.folder.is_file():
+            raise InvalidArgument(f"checkpoint {self.folder} is a file; name a folder, which is made if it is missing")
+        check_output(self.folder, "folder")
+        self._begin(identity)
 
     @property
     def spent(self) -> Cost:
@@ -68,7 +81,7 @@ class RunStore:
 
     def get(self, name: str, run: Callable[[], Any]) -> Any:
         """The stored result of `name`, else that of `run()`, stored."""
-        if name not in self._results:
+        if name not in self._results and not self._read(name):
             self._costs[name] = Cost()
             self._running.append(name)
             try:
@@ -76,7 +89,7 @@ class RunStore:
             finally:
                 self._running.pop()
             self._results[name] = result
-            self._write()
+            self._write(name)
         if self._running:
             self.charge(self._costs[name])
         else:
@@ -88,43 +101,73 @@ class RunStore:
         self._costs[self._running[-1]] = self._costs[self._running[-1]].plus(cost)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._results
+        return name in self._results or self._read(name)
 
-    def drop(self, prefix: str, heir: str | None = None) -> None:
-        """Forget the results whose name starts with `prefix`; the file follows when it is next written.
+    def file(self, name: str, kind: str = "bin") -> Path:
+        """Where a run of this name may leave more than its result."""
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.{kind}"
 
-        Args:
-            heir: a result that was made from them, which costs what they did from now on.
+    def opened(self, name: str, layout: dict[str, Any]) -> Recording:
+        """The recording that the run of this name has left.
+
+        Raises:
+            CalibrationError: it is gone or damaged.
         """
-        if heir is not None:
-            for name in filter(lambda name: name.startswith(prefix), self._results):
-                self._costs[heir] = self._costs[heir].plus(self._costs[name])
-        self._results = {name: result for name, result in self._results.items() if not name.startswith(prefix)}
+        path = self.file(name)
+        try:
+            return Recording.open(path, layout)
+        except (OSError, KeyError, TypeError, AttributeError) as error:
+            raise self._unreadable(path, error) from error
 
-    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Cost]]:
+    def _begin(self, identity: str) -> None:
+        path = self.folder / _IDENTITY
+        if path.exists():
+            try:
+                found = json_object(path.read_bytes()).get("identity")
+            except (OSError, ValueError) as error:
+                raise self._unreadable(path, error) from error
+            if found != identity:
+                raise CalibrationError(
+                    f"checkpoint {self.folder} belongs to another calibration (model, prompts, seed or call differ); "
+                    "delete it or name another folder"
+                )
+        elif strange := sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")):
+            raise InvalidArgument(
+                f"checkpoint {self.folder} is a folder with other files ({strange[0]}); name an empty or a new one"
+            )
+        else:
+            write_atomic(path, json.dumps({"identity": identity}).encode())
+
+    def _read(self, name: str) -> bool:
+        """Whether an earlier process has left the result."""
+        path = self.file(name, "pt")
+        if not self._kept or not path.exists():
+            return False
         try:
             content = torch.load(path, weights_only=True)
-            identity, results = content["identity"], dict(content["results"].items())
-            costs = {name: Cost(*content["costs"][name]) for name in results}
+            result, cost = content["result"], Cost(*content["cost"])
+            if content["name"] != name:
+                raise ValueError(content["name"])
         except Exception as error:  # not its text: torch would advise to load the file without its safeguard
-            kind = type(error).__name__
-            raise CalibrationError(f"checkpoint {path} cannot be read ({kind}); delete it to start afresh") from error
-        if identity != self._identity:
-            raise CalibrationError(
-                f"checkpoint {path} belongs to another calibration (model, prompts, seed or call differ); delete it or "
-                "name another file"
-            )
-        return results, costs
+            raise self._unreadable(path, error) from error
+        self._results[name], self._costs[name] = result, cost
+        return True
 
-    def _write(self) -> None:
-        if self._path is None:
+    def _unreadable(self, path: Path, error: Exception) -> CalibrationError:
+        return CalibrationError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}); delete {self.folder} to start afresh"
+        )
+
+    def _write(self, name: str) -> None:
+        if not self._kept:
             return
         buffer = io.BytesIO()
-        costs = {name: tuple(self._costs[name]) for name in self._results}
-        torch.save({"identity": self._identity, "results": self._results, "costs": costs}, buffer)
+        torch.save({"name": name, "result": self._results[name], "cost": tuple(self._costs[name])}, buffer)
         try:
-            write_atomic(self._path, buffer.getvalue())
+            write_atomic(self.file(name, "pt"), buffer.getvalue())
         except OSError as error:  # the runs are worth more than the file
             if not self._told:
                 why, self._told = reason(error), True
-                logger.warning("checkpoint %s cannot be written (%s); the calibration goes on without", self._path, why)
+                logger.warning(
+                    "checkpoint %s cannot be written (%s); the calibration goes on without", self.folder, why
+                )

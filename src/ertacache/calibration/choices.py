@@ -1,12 +1,12 @@
 """What a calibration is asked for, filled in from the row of its method, and the checks that cost no run."""
 
 import logging
-import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args
 
+from ertacache.calibration.budget import Budget
 from ertacache.calibration.checks import check_number, check_whole
 from ertacache.calibration.defaults import DEFAULTS, Aim, Basis, Choices, Timesteps
 from ertacache.core.rectify import Granularity
@@ -31,35 +31,10 @@ _WORDS: dict[str, tuple[str, ...]] = {
 _TRAJECTORY = "aim='trajectory'"
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much to compute: K steps, as many as a threshold λ leaves, or what a given schedule says (both None).
-
-    Raises:
-        InvalidArgument: a number that cannot work, or both.
-    """
-
-    compute_steps: int | None = None
-    threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.compute_steps is not None:
-            check_whole("compute_steps", self.compute_steps, 2, "the first and the last step are computed")
-        if self.threshold is not None:
-            check_number("threshold", self.threshold, "choose a positive λ, such as 0.1", lambda x: 0 < x < math.inf)
-        if self.compute_steps is not None and self.threshold is not None:
-            raise InvalidArgument(
-                f"threshold={self.threshold} excludes compute_steps={self.compute_steps}; give one of them"
-            )
-
-
-def resolve(pipe: Any, method: str, budget: Budget, given: Mapping[str, Any], *, one_call: bool) -> Choices:
+def resolve(pipe: Any, method: str, budget: Budget, given: Mapping[str, Any]) -> Choices:
     """The choices of a calibration: those of `settle`, as far as the pipeline can do them.
 
     An aim at the trajectory that nobody asked for becomes "step" where it cannot be had, with a warning in the log.
-
-    Args:
-        one_call: whether all prompts that are fitted go through the pipeline in one call.
 
     Raises:
         InvalidArgument: as `settle`, or an aim that contradicts the other choices.
@@ -67,7 +42,7 @@ def resolve(pipe: Any, method: str, budget: Budget, given: Mapping[str, Any], *,
     """
     choices = settle(method, budget, given)
     _check_pipe(pipe, choices)
-    return replace(choices, aim=_aim(pipe, choices, given.get("aim"), one_call))
+    return replace(choices, aim=_aim(pipe, choices, given.get("aim")))
 
 
 def settle(method: str, budget: Budget, given: Mapping[str, Any]) -> Choices:
@@ -140,14 +115,15 @@ def _schedule(given: Any, row: Choices, budget: Budget) -> Schedule | str:
     if isinstance(schedule, str) and schedule not in ("uniform", "policy"):
         schedule = Schedule.from_mask(schedule)
     if isinstance(schedule, Schedule):
-        if budget.compute_steps not in (None, schedule.K):
-            raise InvalidArgument(
-                f"compute_steps={budget.compute_steps}, but schedule='{schedule}' computes {schedule.K}; give one of "
-                "them"
-            )
-    elif budget.compute_steps is None and (schedule == "uniform" or budget.threshold is None):
+        said = {name: value for name, value in budget.given.items() if (name, value) != ("compute_steps", schedule.K)}
+        if said:
+            words = ", ".join(f"{name}={value}" for name, value in said.items())
+            raise InvalidArgument(f"{words}, but schedule='{schedule}' computes {schedule.K}; give one of them")
+    elif not budget.given:
         more = "" if schedule == "uniform" else ", threshold=λ"
-        raise InvalidArgument(f"say how much to compute: compute_steps=K{more} or a schedule such as '#.#.##'")
+        raise InvalidArgument(
+            f"say how much to compute: speedup=2.0, compute_steps=K{more} or a schedule such as '#.#.##'"
+        )
     return schedule
 
 
@@ -165,7 +141,7 @@ def _check_pipe(pipe: Any, choices: Choices) -> None:
             )
 
 
-def _aim(pipe: Any, choices: Choices, asked: Aim | None, one_call: bool) -> Aim | None:
+def _aim(pipe: Any, choices: Choices, asked: Aim | None) -> Aim | None:
     """What a fit aims at: as asked for, where that can be; else the trajectory wherever it can be had."""
     if asked == "trajectory":
         if (clash := _clash(choices)) is not None:
@@ -177,8 +153,7 @@ def _aim(pipe: Any, choices: Choices, asked: Aim | None, one_call: bool) -> Aim 
     measured = asked == "auto" or choices.timesteps == "auto"
     # On the solver's own grid, which timesteps="auto" measures too, the trajectory is one more candidate.
     fixed = replace(choices, timesteps="none") if choices.timesteps == "auto" else choices
-    several = None if one_call else f"over several pipeline calls {_TRAJECTORY} takes a pass per predicted step"
-    reason = _clash(fixed) or _bar(pipe) or several
+    reason = _clash(fixed) or _bar(pipe)
     if reason is not None:
         logger.warning("%s: each step is fitted instead, as with aim='step'", reason)
         return "step"

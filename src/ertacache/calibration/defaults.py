@@ -42,7 +42,7 @@ DEFAULTS: dict[str, Choices] = {
     "ertacache": Choices("policy", "residual", "output", None, None, "auto", "channel", "linear"),
 }
 METHOD: MethodName = "fitted"
-#: Share of the prompts that is held out.
-HOLDOUT = 0.25
+#: Shares of the prompts that candidates are compared on, and that the figures in the profile are measured on.
+CHOOSE, HOLDOUT = 0.2, 0.2
 #: Shrinkage of the fitted predictor toward residual reuse, relative to the features' energy.
 RIDGE = 1e-3

@@ -1,83 +1,94 @@
-"""What a calibration will take: pipeline calls, and their work in uncached runs of one prompt."""
+"""What a calibration will take: pipeline calls, their work in uncached runs of one prompt, seconds and bytes."""
 
-import time
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
+from ertacache.calibration.budget import Budget
 from ertacache.calibration.candidates import HISTORIES, strengths_of
-from ertacache.calibration.choices import Budget
 from ertacache.calibration.defaults import Choices
-from ertacache.calibration.prompts import Prompts
-from ertacache.core.schedule import Schedule
+from ertacache.calibration.first_steps import FirstSteps
+from ertacache.calibration.prompts import Parts
+from ertacache.calibration.proposals import Effort, count_of
+from ertacache.calibration.search import MEASURED
 
-#: Runs of a threshold search; passes of a fit over several batches.
-_SEARCH, _PASSES = 10, 4
+#: Runs of a threshold search, and closed loops of a search for the budget of a target.
+_SEARCH, _TARGET = 10, 6
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
-    """An estimate where a threshold is searched or a fit takes several batches, else exact.
+class Work:
+    """An estimate where a threshold or a target is searched, else exact.
 
     Attributes:
         calls: pipeline calls.
-        work: in uncached runs of one prompt.
-        first: work of the first call.
+        runs: their work in uncached runs of one prompt.
+        seconds: that these take, without text encoders and decoders. bytes: that the recordings take on the disk.
     """
 
     calls: int
-    work: float
-    first: int
-
-    def seconds(self, first: float) -> float:
-        """How long it all takes, by the seconds of the first call."""
-        return first * self.work / self.first
+    runs: float
+    seconds: float
+    bytes: int
 
 
-def effort(choices: Choices, budget: Budget, fitted: Prompts, held: Prompts, size: int | None, T: int | None) -> Effort:
-    """The effort of these choices.
+@dataclass(frozen=True, slots=True)
+class Loops:
+    """The closed loops of one plan.
 
-    Args:
-        size: prompts per pipeline call, None for all at once.
-        T: number of steps, None where it is not known.
+    Attributes:
+        cheap: those that compute the plan's steps only. whole: those that compute every step.
+        measured: plans that are compared on the prompts that choose. single: further uncached runs of one prompt.
     """
-    batches, held_batches = len(fitted.batches(size)), len(held.batches(size))
+
+    cheap: int
+    whole: int
+    measured: int
+    single: int = 0
+
+
+def loops_of_search(effort: Effort, *, directed: bool, target: bool) -> Loops:
+    """Those of `search.search`."""
+    fast = effort == "fast"
+    cheap = count_of(effort) + (directed and not fast) + target * _TARGET
+    return Loops(cheap, 0, (0 if fast else MEASURED[effort]) + target * _TARGET, 0 if fast else 1)
+
+
+def loops_of_choices(choices: Choices, budget: Budget) -> Loops:
+    """Those of `candidates.options_of`."""
     strengths = strengths_of(choices.timesteps)
-    histories = len(HISTORIES) if choices.history == "auto" else 1
     aims = 2 if choices.aim == "auto" else 1
-    plans = histories * (len(strengths) + aims - 1)
+    plans = (len(HISTORIES) if choices.history == "auto" else 1) * (len(strengths) + aims - 1)
     # Reuse on the solver's own grid has nothing to fit.
     reuse, rectified = choices.basis != "fitted", choices.rectifier != "none"
     free = reuse and not rectified and 0 in strengths
     # A grid of reuse is fitted on what the solver receives, a rectifier of the calls after it.
     grids = sum(strength != 0 for strength in strengths) * (reuse and rectified and choices.site != "guided")
     searches = 0 if choices.schedule != "policy" else 1 if budget.threshold is not None else _SEARCH
-    K = choices.schedule.K if isinstance(choices.schedule, Schedule) else budget.compute_steps
-    predicted = T - K if T and K else _PASSES
-    passes = 1 if batches == 1 else max(_PASSES, predicted) if choices.aim == "trajectory" else _PASSES
-    loops = passes * (searches + plans - free + grids)
-    share = K / T if T and K else 0.5
-    # What is measured: every plan, and fewer steps at the cost of the best.
-    return Effort(
-        calls=batches * (1 + loops) + held_batches * (2 + plans),
-        work=len(fitted.texts) * (1 + loops) + len(held.texts) * (1 + share * (plans + 1)),
-        first=len(fitted.batches(size)[0].texts),
-    )
+    fits = plans - free
+    aimed = fits * (not reuse and not rectified and choices.site == "guided" and choices.aim == "trajectory")
+    return Loops(aimed, searches + grids + fits - aimed, plans if plans > 1 else 0)
 
 
-def estimating(advance: Callable[[str], None], expected: Effort, say: Callable[[str], None]) -> Callable[[str], None]:
-    """`advance`, which also says how long everything takes once the first run, an uncached one, is done."""
-    begun = time.monotonic()
-    waiting = True
+def work_of(loops: list[tuple[Loops, int | None]], parts: Parts, size: int | None, seen: FirstSteps) -> Work:
+    """The work of a calibration.
 
-    def told(name: str) -> None:
-        nonlocal waiting
-        if waiting:
-            waiting = False
-            taken = time.monotonic() - begun
-            say(f"the first run took {duration(taken)}, all of them take about {duration(expected.seconds(taken))}")
-        advance(name)
-
-    return told
+    Args:
+        loops: for each budget its closed loops and the steps that it computes, None where that is not known.
+        size: prompts per pipeline call, None for all at once.
+    """
+    fitted, chosen, judged = (len(part.texts) for part in parts)
+    calls = [len(part.batches(size)) if part.texts else 0 for part in parts]
+    runs, made = float(fitted + judged + chosen), calls[0] + calls[1] + calls[2]
+    single = max(one.single for one, _ in loops)
+    runs, made = runs + single, made + single
+    for one, K in loops:
+        share = K / seen.steps if K else 0.5
+        runs += fitted * (one.cheap * share + one.whole) + chosen * one.measured * share
+        made += calls[0] * (one.cheap + one.whole) + calls[1] * one.measured
+        # The plan, reuse and fewer steps; the latter two where a step is spared at all.
+        runs += judged * share * 3
+        made += calls[2] * 3
+    return Work(made, runs, runs * seen.steps * seen.seconds, fitted * seen.recorded)
 
 
 def duration(seconds: float) -> str:
@@ -85,3 +96,9 @@ def duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def size_in_words(count: int) -> str:
+    """Bytes in the largest unit that leaves a number above 1."""
+    power = min(4, int(math.log(max(count, 1), 1024)))
+    return f"{count / 1024**power:.3g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

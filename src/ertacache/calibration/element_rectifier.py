@@ -3,19 +3,15 @@
 import logging
 import math
 import warnings
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from ertacache.calibration.pipeline_run import check_call, run_pipeline
-from ertacache.calibration.plan import Solved
-from ertacache.calibration.prompts import Prompts
+from ertacache.calibration.first_steps import FirstSteps
+from ertacache.calibration.solved import Solved
 from ertacache.core.schedule import Schedule
-from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.errors import InvalidArgument
 from ertacache.profile.profile import Activation, Rectifier, Site
 from ertacache.profile.profile_file import SIZE_CAP
-from ertacache.runtime.run import Controller, Run
 
 #: Of the file's size, what header, grids and the other tables may take.
 _REST = 2**21
@@ -23,11 +19,10 @@ _ROOM = SIZE_CAP - _REST
 _LOG = logging.getLogger(__name__)
 
 
-def announce_price(pipe: Any, prompts: Prompts, call: dict[str, Any], site: Site, computed: int | None) -> int:
-    """Say how many bytes an element-wise rectifier will take in the profile, after one step of one prompt.
+def announce_price(seen: FirstSteps, site: Site, computed: int | None) -> int:
+    """Say how many bytes an element-wise rectifier will take in the profile.
 
     Args:
-        prompts: of which the first is taken.
         computed: number of computed steps; None where a threshold will decide, which may leave two.
 
     Returns:
@@ -39,8 +34,8 @@ def announce_price(pipe: Any, prompts: Prompts, call: dict[str, Any], site: Site
     Warns:
         UserWarning: it is over the cap in float32 and will be kept in float16.
     """
-    check_call(pipe, call, prompts.inputs)
-    T, targets, elements = _measure(pipe, prompts.first(1), call, site)
+    T, guided = seen.steps, site == "guided"
+    targets, elements = (1, math.prod(seen.received)) if guided else (len(seen.outputs), seen.elements)
     steps = max(0, T - (2 if computed is None else computed))
     whole = 2 * 4 * steps * targets * elements
     what = (
@@ -79,42 +74,3 @@ def with_room(rectifier: Rectifier, schedule: Schedule) -> Rectifier:
     """The rectifier as it is where a profile has room for it, otherwise in float16; see `announce_price`."""
     row = rectifier.kappa[0].nbytes + rectifier.beta[0].nbytes
     return rectifier if len(schedule.predicted_steps) * row <= _ROOM else rectifier.half()
-
-
-class _Measured(Exception):
-    """Ends a run after its first step."""
-
-
-class _FirstStep(Controller):
-    """Computes the calls of one step and keeps the shapes of one prompt's outputs."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.outputs: dict[str, tuple[int, ...]] = {}
-        self.received: tuple[int, ...] = ()
-
-    def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
-        output = compute()
-        self.outputs[context] = tuple(output.shape[1:])
-        return output
-
-    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
-        self.steps, self.received = run.T, tuple(output.shape[1:])
-        raise _Measured
-
-
-def _measure(pipe: Any, prompt: Prompts, call: dict[str, Any], site: Site) -> tuple[int, int, int]:
-    """Number of steps, of targets, and of elements of one target."""
-    seen = _FirstStep()
-    try:
-        run_pipeline(pipe, prompt, seen, call, decode=False)
-    except _Measured:
-        pass
-    finally:
-        if free := getattr(pipe, "maybe_free_model_hooks", None):  # as the end of a whole run would
-            free()
-    if not seen.outputs:
-        raise UnsupportedPipeline(f"{type(pipe).__name__} ran no step of its denoiser; give it one step or more")
-    if site == "guided":
-        return seen.steps, 1, math.prod(seen.received)
-    return seen.steps, len(seen.outputs), max(math.prod(shape) for shape in seen.outputs.values())

@@ -1,8 +1,8 @@
-"""Runs of the held-out prompts: uncached, under a profile and with fewer solver steps. Each is made and timed once."""
+"""Runs of prompts that nothing was fitted to: uncached, under a profile, with fewer steps; each is made once."""
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from ertacache.runtime.player import Player
 from ertacache.runtime.run import Controller, Run
 from ertacache.runtime.run_stats import RunStats
 from ertacache.runtime.watch import now
+
+#: Prompts that candidates are compared on, or that the profile is judged on.
+Part = Literal["chosen", "judged"]
 
 
 @dataclass
@@ -40,37 +43,43 @@ class Clocked(Final):
             self.latents = x_next.to("cpu", torch.float32, copy=True)
 
 
-def measure(calibrator: Calibrator, profile: Profile) -> dict[str, list[float]]:
-    """How far a profile's results on the held-out prompts are from the uncached ones, one value per prompt.
+def measure(calibrator: Calibrator, profile: Profile, part: Part) -> dict[str, list[float]]:
+    """How far a profile's results on one part of the prompts are from the uncached ones, one value per prompt.
 
     Returns:
         `psnr` in dB and `ssim` (of a clip, the mean over its frames), `error`: log10 of the relative squared
         deviation of the final latent; infinite, with no psnr and ssim, for prompts that come in one batch with a
         diverged one. Per batch: `uncached` and `cached`, seconds of all steps but the first.
     """
-    name = hashlib.sha256(profile.to_bytes()).hexdigest()
+    name = f"{part} {hashlib.sha256(profile.to_bytes()).hexdigest()}"
     measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": [], "uncached": [], "cached": []}
-    for n, batch in enumerate(calibrator.heldout_batches):
-        reference = _reference(calibrator, n)
+    for n, batch in enumerate(batches_of(calibrator, part)):
+        reference = _reference(calibrator, part, n, batch)
 
         def run(batch: Prompts = batch, reference: dict[str, Any] = reference) -> dict[str, list[float]]:
             return _against(_play(calibrator, batch, profile), reference)
 
-        for key, values in calibrator.store.get(f"held-out {name} {n}", run).items():
+        for key, values in calibrator.store.get(f"{name} {n}", run).items():
             measured[key] += values
     return measured
 
 
+def batches_of(calibrator: Calibrator, part: Part) -> list[Prompts]:
+    """The prompts of a part, as they go through the pipeline."""
+    prompts: Prompts = getattr(calibrator.parts, part)
+    return prompts.batches(calibrator.batch_size) if prompts.texts else []
+
+
 def measure_fewer_steps(calibrator: Calibrator, K: int) -> dict[str, list[float]]:
-    """How far K solver steps without a cache end from all T of them: `psnr`, `ssim` and `error` as of `measure`.
+    """How far K solver steps without a cache end from all T of them on the judged prompts: see `measure`.
 
     Raises:
         UnsupportedPipeline: the pipeline cannot make that run.
     """
     call = _shorter_call(calibrator, K)
     measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": []}
-    for n, batch in enumerate(calibrator.heldout_batches):
-        reference = _reference(calibrator, n)
+    for n, batch in enumerate(batches_of(calibrator, "judged")):
+        reference = _reference(calibrator, "judged", n, batch)
 
         def run(batch: Prompts = batch, reference: dict[str, Any] = reference) -> dict[str, list[float]]:
             return _against(_shorter(calibrator, batch, call, K), reference)
@@ -83,9 +92,8 @@ def measure_fewer_steps(calibrator: Calibrator, K: int) -> dict[str, list[float]
     return measured
 
 
-def _reference(calibrator: Calibrator, n: int) -> dict[str, Any]:
-    batch = calibrator.heldout_batches[n]
-    return calibrator.store.get(f"held-out reference {n}", lambda: _play(calibrator, batch))
+def _reference(calibrator: Calibrator, part: Part, n: int, batch: Prompts) -> dict[str, Any]:
+    return calibrator.store.get(f"{part} reference {n}", lambda: _play(calibrator, batch))
 
 
 def _play(calibrator: Calibrator, batch: Prompts, profile: Profile | None = None) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def _against(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, lis
 
 
 def _shorter_call(calibrator: Calibrator, K: int) -> dict[str, Any]:
-    call, brought = calibrator.call, input_names(calibrator.heldout.inputs)
+    call, brought = calibrator.call, input_names(calibrator.parts.judged.inputs)
     if fixed := [name for name in ("sigmas", "timesteps") if call.get(name) is not None or name in brought]:
         raise UnsupportedPipeline(f"{fixed[0]} in the call fixes the solver's steps")
     if "num_inference_steps" not in defaults_of(calibrator.pipe):

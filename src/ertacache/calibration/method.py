@@ -1,26 +1,12 @@
-"""What makes a whole-step method: schedule, basis, grid and rectifier; and the profile that comes of fitting it."""
+"""What makes a whole-step method: schedule, history, site, grid and rectifier; plain data."""
 
-import importlib.metadata
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
-import torch
-from torch import Tensor
-
-from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.element_rectifier import rectifier_tables, with_room
-from ertacache.calibration.plan import Plan, Solved, feature_names
-from ertacache.calibration.reference_log import Reference
-from ertacache.core.predictor import Predictor
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
-from ertacache.errors import InvalidArgument
-from ertacache.pipelines.inputs import input_names
-from ertacache.pipelines.weights import fingerprint_of
-from ertacache.profile.fingerprint import prompt_hash
-from ertacache.profile.profile import Activation, Profile, Site
-from ertacache.profile.provenance import Provenance
-from ertacache.runtime.identity import identity_of
+from ertacache.pipelines.branches import DIRECTION
+from ertacache.profile.profile import Activation, Site
 
 
 @dataclass(frozen=True)
@@ -28,16 +14,26 @@ class Method:
     """Every choice of a calibration but the prompts.
 
     Attributes:
-        levels, branches, ridge: of the fitted basis; see `closed_loop.Plan`.
-        aim: what the fitted basis is fitted to; see `plan.Plan`.
+        basis: what is predicted from: the newest output, the newest residual v − x (Eq. 5-6), or fitted weights.
+        site: where predictions are made.
+        schedule: which steps are computed; None lets `threshold` decide (Algorithm 2).
+        levels: depth of the fitted basis in outputs of the target.
+        directions: its depth in guidance directions c − u; at site guided only.
+        branches: let it use the calls' outputs in place of what the solver received.
+        ridge: its shrinkage toward residual reuse.
+        aim: what it is fitted to at a step: the true output there, or whatever brings the latent back to the recorded
+            trajectory after it.
         strength: γ of the timestep adjustment.
-        threshold: the λ that gave the schedule, if one did.
+        rectifier: granularity of the rectifier, None for none. rectifier_ridge: its shrinkage.
+        threshold: the λ that decides the schedule, or that gave it.
+        grid: the time grid [T+1] to run on instead of the solver's own.
     """
 
     basis: Literal["reuse", "residual", "fitted"]
     site: Site
     schedule: Schedule | None = None
     levels: int = 3
+    directions: int = 0
     branches: bool = False
     ridge: float = 0.0
     aim: Literal["step", "trajectory"] = "step"
@@ -46,143 +42,42 @@ class Method:
     rectifier_ridge: float = 0.0
     activation: Activation = "linear"
     threshold: float | None = None
+    grid: tuple[float, ...] | None = None
 
+    @property
+    def fitted(self) -> bool:
+        """Whether weights are fitted."""
+        return self.basis == "fitted" and self.levels > 0
 
-def policy_plan(method: Method, channel_axis: int) -> Plan:
-    """The closed loop that decides a schedule. Guidance is linear in the outputs, so that reuse at each call and
-    reuse of what the solver receives are one trajectory: at site `output` it is decided there too."""
-    level = "hidden" if method.site == "hidden" else "guided"
-    return Plan(level=level, residual=method.basis != "reuse", channel_axis=channel_axis)
+    @property
+    def residual(self) -> bool:
+        """Whether what is repeated is the residual v − x."""
+        return self.basis != "reuse"
 
+    @property
+    def needs_truth(self) -> bool:
+        """Whether its closed loop computes predicted steps too: something is measured against their true output."""
+        measured = self.schedule is None or self.rectifier is not None or self.strength != 0
+        return self.site != "guided" or measured or (self.fitted and self.aim == "step")
 
-def fit_plans(calibrator: Calibrator, method: Method) -> tuple[Solved, Tensor | None]:
-    """Fit grid, predictor and rectifier of a method with a schedule; returns them and the adjusted grid, if any."""
-    if method.schedule is None:
-        raise InvalidArgument("the method has no schedule yet; choose one first")
-    if method.schedule.T != calibrator.T:
-        raise InvalidArgument(
-            f"the schedule has {method.schedule.T} steps and the pipeline call {calibrator.T}; make them agree"
-        )
-    if method.branches and not calibrator.reference.branches:
-        raise InvalidArgument(
-            "branches=True predicts from the calls' outputs, which have another shape here than what the solver "
-            "receives; use branches=False"
-        )
-    base: dict[str, Any] = {
-        "schedule": method.schedule,
-        "residual": method.basis != "reuse",
-        "channel_axis": calibrator.family.channel_axis,
-    }
-    fit: dict[str, Any] = {
-        "levels": method.levels if method.basis == "fitted" else 0,
-        "branches": method.branches,
-        "ridge": method.ridge if method.basis == "fitted" else 0.0,
-        "aim": method.aim if method.basis == "fitted" else "step",
-        "rectifier": method.rectifier,
-        "rectifier_ridge": method.rectifier_ridge,
-        "activation": method.activation,
-    }
-    nothing_to_fit = method.basis != "fitted" and method.rectifier is None
-    if nothing_to_fit and method.strength == 0:
-        return Solved(), None
-    if method.site == "guided" or method.basis == "fitted":
-        solved = calibrator.solve(Plan(level=method.site, strength=method.strength, **base, **fit))
-        return solved, solved.grid
-    grid = None
-    if method.strength:
-        level = "hidden" if method.site == "hidden" else "guided"
-        grid = calibrator.solve(Plan(level=level, strength=method.strength, **base)).grid
-    if nothing_to_fit:
-        return Solved(), grid
-    return calibrator.solve(Plan(level=method.site, **base, **fit), grid), grid
+    @property
+    def nothing_to_fit(self) -> bool:
+        """Whether its coefficients are known without a run."""
+        return not self.fitted and self.rectifier is None
 
+    def features(self, target: str, branches: tuple[str, ...], depth: int) -> list[tuple[str, int]]:
+        """The history that a fit uses at a step with `depth` computed ones before it, by source and level."""
+        sources = branches if self.branches else (target,)
+        own = [(source, level) for level in range(min(self.levels, depth)) for source in sources]
+        return own + [(DIRECTION, level) for level in range(min(self.directions, depth))]
 
-def assemble(
-    calibrator: Calibrator, method: Method, solved: Solved, grid: Tensor | None, heldout: dict[str, Any]
-) -> Profile:
-    """The profile of a fitted method."""
-    schedule = method.schedule
-    if schedule is None:
-        raise InvalidArgument("the method has no schedule yet; choose one first")
-    reference = calibrator.reference
-    predictor, rectifier = _predictor(method, schedule, reference, solved), None
-    if solved.affine:
-        rectifier = rectifier_tables(solved, schedule, predictor.targets, method.activation)
-        if method.rectifier == "element":
-            rectifier = with_room(rectifier, schedule)
-        # Folded, one coefficient per element would be stored once for each term of formula (P).
-        elif method.site != "hidden" and method.activation == "linear":
-            predictor, rectifier = predictor.rectified(rectifier.kappa, rectifier.beta), None
-    sigmas = reference.sigmas if grid is None else grid.float()
-    return Profile(
-        schedule=schedule,
-        site=method.site,
-        predictor=predictor,
-        base_sigmas=reference.sigmas,
-        sigmas=sigmas,
-        rectifier=rectifier,
-        provenance=_provenance(calibrator, method, solved.change, heldout),
-    )
+    def policy(self) -> "Method":
+        """What decides its schedule by a threshold: reuse of its kind. Guidance is linear in the outputs, so that
+        reuse at each call and reuse of what the solver receives are one trajectory: at site `output` it is decided
+        there too."""
+        basis = "reuse" if self.basis == "reuse" else "residual"
+        return Method(basis, "hidden" if self.site == "hidden" else "guided", levels=0, threshold=self.threshold)
 
-
-def extrapolated(profile: Profile) -> Profile:
-    """The same schedule with a line in σ through the last two outputs of each call, which nothing is fitted for."""
-    line = Predictor.extrapolation(
-        profile.schedule, profile.predictor.targets, profile.base_sigmas, profile.provenance.boundaries
-    )
-    facts = replace(
-        profile.provenance, method={**profile.provenance.method, "basis": "extrapolation"}, heldout={}, measured={}
-    )
-    return replace(profile, predictor=line, provenance=facts)
-
-
-def _predictor(method: Method, schedule: Schedule, reference: Reference, solved: Solved) -> Predictor:
-    contexts, branches = reference.contexts, reference.branches
-    if method.site == "hidden":
-        # The history holds residuals of the block stack: repeating one is residual reuse there.
-        return Predictor.plain_reuse(schedule, contexts)
-    targets = ("guided",) if method.site == "guided" else contexts
-    make = Predictor.plain_reuse if method.basis == "reuse" else Predictor.residual_reuse
-    plain = make(schedule, targets)
-    if not solved.weights:
-        return plain
-    sources = (*targets, *branches) if method.branches else targets
-    a = torch.zeros(schedule.T, len(targets), len(sources), method.levels)
-    a[:, :, : len(targets), :1] = plain.a
-    plan = Plan(level="guided", levels=method.levels, branches=method.branches)
-    for (i, target), weights in solved.weights.items():
-        names = feature_names(plan, target, branches, schedule.depth(i, reference.boundaries))
-        for (source, level), weight in zip(names, weights, strict=True):
-            a[i, targets.index(target), sources.index(source), level] += float(weight)
-    return Predictor(targets, sources, a, plain.d, plain.b)
-
-
-def _provenance(calibrator: Calibrator, method: Method, change: float, heldout: dict[str, Any]) -> Provenance:
-    reference = calibrator.reference
-    choices = {**asdict(method), "schedule": str(method.schedule), "last_pass_change": change}
-    if calibrator.prompts.inputs:
-        choices["inputs"] = list(input_names(calibrator.prompts.inputs))
-    return Provenance(
-        **identity_of(calibrator.pipe),
-        weights=fingerprint_of(calibrator.pipe),
-        num_inference_steps=calibrator.T,
-        contexts=reference.contexts,
-        step_arguments=reference.step_arguments,
-        calls=reference.calls,
-        step_weights=reference.step_weights,
-        guidance_weight=reference.weights[0],
-        embedded_guidance=reference.embedded,
-        call=calibrator.call,
-        latent_shape=tuple(reference.latents.shape[1:]),
-        channel_axis=calibrator.family.channel_axis,
-        dtype=reference.dtype,
-        prompt_count=len(calibrator.prompts.texts),
-        prompt_hash=prompt_hash([*calibrator.prompts.identities, *calibrator.heldout.identities]),
-        holdout_count=len(calibrator.heldout.texts),
-        seed=calibrator.seed,
-        method=choices,
-        versions={name: importlib.metadata.version(name) for name in ("diffusers", "ertacache", "torch")},
-        heldout=heldout,
-        boundaries=reference.boundaries,
-        later_weights=reference.weights[1:],
-    )
+    def grid_plan(self) -> "Method":
+        """What finds its adjusted time grid, where the predictor does not depend on it: see `policy`."""
+        return replace(self.policy(), schedule=self.schedule, strength=self.strength, threshold=None)

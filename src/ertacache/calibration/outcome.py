@@ -1,53 +1,96 @@
-"""What came of a calibration: figures of the held-out prompts against fewer steps, time and cost."""
+"""What came of a calibration: figures of the judged prompts against reuse and fewer steps, time and cost."""
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ertacache.calibration.assemble import assemble, fit
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.candidates import Candidate, summary
-from ertacache.calibration.held_out import measure_fewer_steps
-from ertacache.errors import UnsupportedPipeline
+from ertacache.calibration.candidates import Candidate, heldout_figures
+from ertacache.calibration.held_out import measure, measure_fewer_steps
+from ertacache.calibration.method import Method
+from ertacache.core.schedule import Schedule
+from ertacache.errors import CalibrationError, UnsupportedPipeline
+from ertacache.metrics import figures, paired_gain
 from ertacache.profile.profile import Profile
-from ertacache.profile.profile_summary import LEAST_PSNR
+from ertacache.profile.profile_summary import LEAST_CONFIDENCE, LEAST_PSNR
 
 logger = logging.getLogger(__name__)
 
 
-def judge(calibrator: Calibrator, best: Candidate) -> Profile:
-    """Measure fewer steps at the cost of the best candidate, and write down what all this took."""
-    heldout = dict(best.profile.provenance.heldout)
+def judge(calibrator: Calibrator, best: Candidate, tried: Sequence[Candidate] = ()) -> Profile:
+    """The profile of the chosen candidate with what the judged prompts say of it, and what all this took.
+
+    Args:
+        tried: all candidates that were compared, the chosen one among them.
+
+    Raises:
+        CalibrationError: its runs of the judged prompts end in NaN or infinity.
+    """
+    measured = measure(calibrator, best.profile, "judged")
+    if not all(map(math.isfinite, measured["error"])):
+        raise CalibrationError(
+            f"judged runs end in NaN or infinity with schedule {best.profile.schedule}; compute more steps, or run the "
+            "pipeline in a wider dtype"
+        )
+    heldout = heldout_figures(best.profile, measured)
     K = best.profile.schedule.K
     try:
-        heldout |= _against_fewer_steps(calibrator, best, K)
+        heldout |= _against_fewer_steps(calibrator, measured, K)
     except UnsupportedPipeline as error:
         logger.warning("fewer steps at the same cost are not measured: %s", error)
-    measured = _measured(calibrator, best)
-    facts = replace(best.profile.provenance, heldout=heldout, measured=measured)
+    heldout |= _reuse(calibrator, K)
+    if calibrator.parts.chosen.texts and tried:
+        rows = [_row(candidate, candidate is best) for candidate in tried]
+        heldout["chosen_on"] = {"prompts": len(calibrator.parts.chosen.texts), "candidates": rows}
+    times = _times(calibrator, measured)
+    facts = replace(best.profile.provenance, heldout=heldout, measured=times)
     return replace(best.profile, provenance=facts)
 
 
-def _against_fewer_steps(calibrator: Calibrator, best: Candidate, K: int) -> dict[str, Any]:
-    if calibrator.T == K:
-        raise UnsupportedPipeline(f"the plan computes all {K} steps")
-    fewer = measure_fewer_steps(calibrator, K)
-    gains = [ours - theirs for ours, theirs in zip(best.measured["psnr"], fewer["psnr"], strict=True)]
-    gain = {name: value for name, value in summary(gains).items() if name != "std"}
+def _row(candidate: Candidate, chosen: bool) -> dict[str, Any]:
+    """A candidate by what the prompts say that chose."""
+    found = candidate.profile.provenance.heldout
+    psnr = {name: found["psnr"][name] for name in ("mean", "standard_error")} if "psnr" in found else None
     return {
-        "fewer_steps": {"psnr": summary(fewer["psnr"]), "ssim": summary(fewer["ssim"]), "steps": K},
-        "gain": gain,
-        "wins": gain["mean"] > 0,
+        "name": candidate.name,
+        "K": candidate.profile.schedule.K,
+        "psnr": psnr,
+        "latent_log10_error": found.get("latent_log10_error"),
+        "chosen": chosen,
     }
 
 
-def _measured(calibrator: Calibrator, best: Candidate) -> dict[str, float]:
-    """Seconds of the denoising loop per held-out prompt. The first step, whose time is not taken, is set down as one
-    of the uncached run's others: both plans compute it."""
+def _against_fewer_steps(calibrator: Calibrator, measured: dict[str, list[float]], K: int) -> dict[str, Any]:
+    if calibrator.T == K:
+        raise UnsupportedPipeline(f"the plan computes all {K} steps")
+    fewer = measure_fewer_steps(calibrator, K)
+    return {
+        "fewer_steps": {"psnr": figures(fewer["psnr"]), "ssim": figures(fewer["ssim"]), "steps": K},
+        **paired_gain(measured["psnr"], fewer["psnr"]),
+    }
+
+
+def _reuse(calibrator: Calibrator, K: int) -> dict[str, Any]:
+    """Residual reuse (Eq. 5-6) on evenly spaced steps at the same cost."""
+    boundaries = calibrator.reference.boundaries
+    even = Schedule.uniform(calibrator.T, max(2, K - len(boundaries))).with_steps(boundaries)
+    method = Method("residual", "guided", even, levels=0)
+    measured = measure(calibrator, assemble(calibrator, method, fit(calibrator, method), heldout={}), "judged")
+    if not all(map(math.isfinite, measured["error"])):
+        return {}
+    return {"reuse": {name: figures(measured[name]) for name in ("psnr", "ssim")}}
+
+
+def _times(calibrator: Calibrator, measured: dict[str, list[float]]) -> dict[str, float]:
+    """Seconds of the denoising loop per judged prompt. The first step, whose time is not taken, is set down as one of
+    the uncached run's others: both plans compute it."""
     spent = calibrator.store.spent
     cost = {"uncached_runs": spent.runs, "calibration_seconds": spent.seconds}
-    prompts, T = len(calibrator.heldout.texts), calibrator.T
-    uncached, cached = math.fsum(best.measured["uncached"]), math.fsum(best.measured["cached"])
+    prompts, T = len(measured["error"]), calibrator.T
+    uncached, cached = math.fsum(measured["uncached"]), math.fsum(measured["cached"])
     if T == 1 or not prompts:
         return cost
     step = uncached / (T - 1)
@@ -56,7 +99,7 @@ def _measured(calibrator: Calibrator, best: Candidate) -> dict[str, float]:
 
 
 def warning(profile: Profile) -> str | None:
-    """What to warn of: a plan that fewer steps beat, or whose results are far from the uncached ones."""
+    """What to warn of: a plan that fewer steps beat, or may beat, or whose results are far from the uncached ones."""
     held = profile.provenance.heldout
     if not held.get("wins", True):
         # One prompt has no spread.
@@ -66,9 +109,14 @@ def warning(profile: Profile) -> str | None:
             f"{-held['gain']['mean']:.2f}{spread} dB; compute more steps, or use fewer steps"
         )
     reached = held["psnr"]["mean"] if "psnr" in held else LEAST_PSNR
-    if reached < LEAST_PSNR:
+    if reached is not None and reached < LEAST_PSNR:
         return (
-            f"this plan's results are far from the uncached ones, PSNR {reached:.1f} dB on {held['prompts']} held-out "
+            f"this plan's results are far from the uncached ones, PSNR {reached:.1f} dB on {held['prompts']} judged "
             f"prompt(s) where {LEAST_PSNR:g} or more keep the picture; compute more steps"
+        )
+    if held.get("confidence", 1.0) < LEAST_CONFIDENCE:
+        return (
+            f"{held['prompts']} judged prompts cannot tell whether this plan beats {held['fewer_steps']['steps']} "
+            f"solver steps without a cache (confidence {held['confidence']:.2f}); calibrate with more prompts"
         )
     return None

@@ -1,8 +1,9 @@
-"""Calibration prompts with the seeds of their noise, and their split into fitted and held-out ones."""
+"""Calibration prompts with the seeds of their noise, and their split in three: fitted, chosen on, judged on."""
 
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ertacache.calibration.checks import check_number, check_whole
 from ertacache.errors import InvalidArgument
@@ -10,6 +11,8 @@ from ertacache.pipelines.inputs import Inputs, embedded, names_of
 
 #: What a profile can keep; torch would take twice as many.
 LARGEST_SEED = 2**63 - 1
+#: Prompts of each part where there are three times as many: fewer are no measurement.
+_LEAST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +36,52 @@ class Prompts:
 
     def first(self, count: int) -> "Prompts":
         """The first `count` prompts."""
-        return Prompts(self.texts[:count], self.seed, self.inputs[:count])
+        return self.part(0, count)
+
+    def part(self, start: int, end: int) -> "Prompts":
+        """The prompts from `start` on, before `end`."""
+        return Prompts(self.texts[start:end], self.seed + start, self.inputs[start:end])
 
     def batches(self, size: int | None) -> list["Prompts"]:
         """Consecutive parts of at most `size` prompts."""
-        size = size or len(self.texts)
-        starts = range(0, len(self.texts), size)
-        return [
-            Prompts(self.texts[start : start + size], self.seed + start, self.inputs[start : start + size])
-            for start in starts
-        ]
+        size = size or max(1, len(self.texts))
+        return [self.part(start, start + size) for start in range(0, len(self.texts), size)]
+
+
+class Parts(NamedTuple):
+    """Prompts by their use; none has two.
+
+    Attributes:
+        fitted: the coefficients are fitted to.
+        chosen: candidates are compared on; there may be none.
+        judged: the figures of the profile are measured on; there may be none.
+    """
+
+    fitted: Prompts
+    chosen: Prompts
+    judged: Prompts
 
 
 def split_prompts(
-    prompts: Sequence[str] | None, holdout: float, seed: int, inputs: Sequence[Inputs] | None = None
-) -> tuple[Prompts, Prompts]:
-    """Calibration prompts and held-out prompts: the last `holdout` share, at least one of each kind.
+    prompts: Sequence[str] | None,
+    choose: float,
+    judge: float,
+    seed: int,
+    inputs: Sequence[Inputs] | None = None,
+) -> Parts:
+    """Calibration prompts by their use: the last `judge` share judges, the `choose` share before it chooses.
+
+    Each of the three parts has at least four prompts where there are twelve, and one where there are three. Of two
+    prompts the second judges, or chooses where nothing judges.
 
     Args:
         prompts: texts; None where all of a prompt is in `inputs`, whose content names it then.
+        choose, judge: shares; of a part with share 0 there is none.
         inputs: one per prompt, which it stays with, or none at all.
 
     Raises:
-        InvalidArgument: fewer than two prompts, one that is no text, another number of inputs, a share outside
-            (0, 1), or no seed.
+        InvalidArgument: fewer than two prompts, one that is no text, another number of inputs, shares outside
+            [0, 1) or of 1 and more together, or no seed.
     """
     if prompts is None and inputs is not None:
         prompts = names_of(inputs)
@@ -70,8 +95,20 @@ def split_prompts(
     brought = tuple(inputs or ())
     if inputs is not None and len(brought) != len(texts):
         raise InvalidArgument(f"{len(brought)} inputs for {len(texts)} prompts; give one dictionary per prompt")
-    check_number("holdout", holdout, "choose a share between 0 and 1, such as 0.25", lambda x: 0 < x < 1)
+    check_number("choose", choose, "choose a share from 0 to below 1, such as 0.2", lambda x: 0 <= x < 1)
+    check_number("holdout", judge, "choose a share from 0 to below 1, such as 0.2", lambda x: 0 <= x < 1)
+    if choose + judge >= 1:
+        raise InvalidArgument(
+            f"choose={choose:g} and holdout={judge:g} leave nothing to fit; their sum must be below 1"
+        )
     check_whole("seed", seed, 0, "prompt n starts from the noise of seed + n", most=LARGEST_SEED)
-    held = min(len(texts) - 1, max(1, round(len(texts) * holdout)))
-    cut = len(texts) - held
-    return Prompts(texts[:cut], seed, brought[:cut]), Prompts(texts[cut:], seed + cut, brought[cut:])
+    judging = _count(len(texts), judge, room=len(texts) - 1)
+    choosing = _count(len(texts), choose, room=len(texts) - 1 - judging)
+    whole, cut = Prompts(texts, seed, brought), len(texts) - judging
+    return Parts(whole.part(0, cut - choosing), whole.part(cut - choosing, cut), whole.part(cut, len(texts)))
+
+
+def _count(prompts: int, share: float, room: int) -> int:
+    """How many of all prompts a share is, where `room` are left."""
+    least = _LEAST if prompts >= 3 * _LEAST else 1
+    return min(room, max(least, round(prompts * share))) if share else 0

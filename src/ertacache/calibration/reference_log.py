@@ -1,15 +1,17 @@
 """What the uncached run of the calibration prompts leaves behind."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ertacache.calibration.recording import Recording, Writing
 from ertacache.core.policy import l1_per_prompt
-from ertacache.core.precision import exact
-from ertacache.errors import UnsupportedPipeline
-from ertacache.pipelines.branches import branch_count, branch_names
+from ertacache.core.precision import exact, widen
+from ertacache.errors import CalibrationError, UnsupportedPipeline
+from ertacache.pipelines.branches import branch_count, branch_names, direction_of
 from ertacache.pipelines.denoiser_call import Shapes
 from ertacache.pipelines.guidance import TwoBranchGuidance
 from ertacache.pipelines.solvers import numbers_in
@@ -18,16 +20,15 @@ from ertacache.runtime.run import Controller, Run
 
 @dataclass(frozen=True)
 class Reference:
-    """The uncached run: a few numbers per step and prompt.
+    """The uncached run of all fitted prompts.
 
     Attributes:
         sigmas: [T+1] the solver's own grid.
         contexts: names of the calls of the first step.
         branches: names of the outputs for guidance that they make, see `branches`; empty where those cannot be used.
         boundaries: the steps at which another denoiser takes over.
-        guided_l1: [T, N] ‖g_i − x_i‖₁ per prompt.
-        hidden_l1: [T, N] of the first call's hidden residual; empty where site `hidden` is unknown.
-        latents: [N, *] final latents.
+        recordings: of each pipeline call.
+        hidden_l1: [T, N] of the first call's hidden residual, for each pipeline call; empty where nobody asked for it.
         weights: guidance weight of two branches, or None, for each denoiser.
         step_weights: the same for each step.
         calls: of one step, with the branches in the batch of each, from the step on where they changed.
@@ -40,9 +41,8 @@ class Reference:
     contexts: tuple[str, ...]
     branches: tuple[str, ...]
     boundaries: tuple[int, ...]
-    guided_l1: Tensor
-    hidden_l1: Tensor
-    latents: Tensor
+    recordings: tuple[Recording, ...]
+    hidden_l1: tuple[Tensor, ...]
     weights: tuple[float | None, ...]
     step_weights: tuple[float | None, ...]
     calls: tuple[tuple[int, dict[str, int]], ...]
@@ -50,20 +50,37 @@ class Reference:
     embedded: float | None
     dtype: str
 
+    @property
+    def directions(self) -> bool:
+        """Whether every step has a guidance direction."""
+        return all(recording.directions is not None for recording in self.recordings)
+
+    @property
+    def latents(self) -> Tensor:
+        """[N, *] float32 on the CPU, the final latents."""
+        return torch.cat([recording.latents[-1].float() for recording in self.recordings])
+
+    def guided_l1(self, n: int) -> Tensor:
+        """[T, B] ‖g_i − x_i‖₁ per prompt of the n-th pipeline call."""
+        recording = self.recordings[n]
+        pairs = zip(recording.outputs, recording.latents, strict=False)
+        return torch.stack([l1_per_prompt(exact(output) - exact(x)) for output, x in pairs])
+
 
 @dataclass
 class ReferenceLog(Controller):
     """Watches an uncached run; see `Reference` for what it notes.
 
-    Attributes:
-        trajectory: if asked for, the latent before every step and the final one, [B, *] float32 on the CPU each.
+    Args:
+        path: of the recording.
+        watch_hidden: measure the hidden residuals too.
     """
 
     replays = True
 
-    keep_trajectory: bool = False
-    trajectory: list[Tensor] = field(default_factory=list[Tensor])
-    guided: list[Tensor] = field(default_factory=list[Tensor])
+    path: Path
+    watch_hidden: bool = False
+    writing: Writing | None = None
     hidden: list[Tensor] = field(default_factory=list[Tensor])
     contexts: tuple[str, ...] = ()
     branches: tuple[str, ...] = ()
@@ -75,10 +92,10 @@ class ReferenceLog(Controller):
     step_arguments: dict[str, float] = field(default_factory=dict[str, float])
     embedded: float | None = None
     dtype: str = ""
-    latents: Tensor = field(default_factory=lambda: torch.zeros(0))
+    directed: bool = True
 
     def begin(self, run: Run) -> None:
-        if self.guided:
+        if self.writing is not None:
             raise UnsupportedPipeline(
                 "the pipeline runs its solver again within one call (sections, windows or segments), which cannot be "
                 "calibrated; calibrate on a call with one section, and apply the profile to calls with several"
@@ -88,7 +105,6 @@ class ReferenceLog(Controller):
         self._outputs: dict[str, Tensor] = {}
         self._shapes = Shapes()
         self._serving = -1
-        self.trajectory.clear()
 
     def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
         output = compute()
@@ -96,8 +112,9 @@ class ReferenceLog(Controller):
         self._shapes.check(run.step, f"the latent of call {context!r}", x, branches)
         self._shapes.check(run.step, f"the output of call {context!r}", output, branches)
         self._outputs[context] = output
-        if run.stack is not None and run.stack.residual is not None and len(run.contexts) == 1:
-            self.hidden.append(l1_per_prompt(run.stack.residual))
+        if self.watch_hidden and run.stack is not None and run.stack.residual is not None and len(run.contexts) == 1:
+            residual = run.stack.residual  # summed where it is: of a large model it is gigabytes
+            self.hidden.append(widen(residual.flatten(1)).abs().sum(1).cpu().double())
         return output
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
@@ -107,15 +124,25 @@ class ReferenceLog(Controller):
                 f"the solver receives {list(output.shape)} for a latent of {list(x.shape)}; use a scheduler that takes "
                 "no learned variance"
             )
+        direction = direction_of(self._outputs, output)
         if run.steps_done == 0:
             self._note_first(run, output)
+            self.writing = Recording.create(self.path, run.T, x, output, direction)
         elif run.denoiser != self._serving:
             self.boundaries += (run.step,)
+        self._write(run.step, x, output, direction)
         self._note_guidance(run, output)
-        self.guided.append(l1_per_prompt(exact(output) - exact(x)))
-        if self.keep_trajectory:
-            self.trajectory.append(x.float().cpu())
         return output
+
+    def _write(self, i: int, x: Tensor, output: Tensor, direction: Tensor | None) -> None:
+        if self.writing is None:
+            return
+        recording = self.writing.recording
+        recording.latents[i].copy_(x)
+        recording.outputs[i].copy_(output)
+        self.directed = self.directed and direction is not None
+        if direction is not None and recording.directions is not None:
+            recording.directions[i].copy_(direction)
 
     def _note_first(self, run: Run, output: Tensor) -> None:
         if run.step != 0:
@@ -140,6 +167,24 @@ class ReferenceLog(Controller):
         self._seen, self._outputs = {}, {}
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
-        self.latents = x_next.float().cpu()
-        if self.keep_trajectory and run.step == run.T - 1:
-            self.trajectory.append(self.latents)
+        if self.writing is not None and run.step == run.T - 1:
+            self.writing.recording.latents[-1].copy_(x_next)
+
+    def finish(self) -> dict[str, Any]:
+        """Name the file of the recording; returns its layout.
+
+        Raises:
+            UnsupportedPipeline: there was no step.
+            CalibrationError: the run ended in NaN or infinity.
+        """
+        if self.writing is None:
+            raise UnsupportedPipeline("the uncached run made no step; calibrate on whole runs")
+        if not self.writing.recording.latents[-1].isfinite().all():
+            raise CalibrationError("the uncached run ends in NaN or infinity; run the pipeline in a wider dtype")
+        self.writing.finish()
+        return self.writing.layout
+
+    def discard(self) -> None:
+        """Remove a recording that was not finished."""
+        if self.writing is not None:
+            self.writing.discard()

@@ -62,11 +62,10 @@ def in_words(size: Size) -> str:
 
 
 def checkpoint_of(path: str | os.PathLike[str] | None, size: Size) -> Path | None:
-    """The file in which the runs of one size are kept, beside the others'."""
+    """The folder in which the runs of one size are kept, inside that of all."""
     if path is None or not size:
         return None if path is None else Path(path)
-    path = Path(path)
-    return path.with_name(f"{path.stem}-{'x'.join(map(str, size))}{path.suffix}")
+    return Path(path) / "x".join(map(str, size))
 
 
 def check_own_grids(pipe: Any, prompt: Prompts, calls: dict[Size, dict[str, Any]]) -> None:

@@ -1,8 +1,6 @@
-"""What a closed-loop pass adds up: it goes on from batch to batch, and into a checkpoint between two of them."""
+"""What a closed loop adds up over prompts at one step."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
 
 from torch import Tensor
 
@@ -51,26 +49,3 @@ class Sums:
     def affine_at(self, key: Key) -> AffineSums:
         """The sums of the rectifier at one step, empty at first."""
         return self.affine.setdefault(key, AffineSums(self.granularity, self.channel_axis))
-
-    def state(self) -> dict[str, Any]:
-        """Plain containers and tensors; `restore` reads them back."""
-        return {
-            "ridge": {key: (sums.gram.clone(), sums.moment.clone()) for key, sums in self.ridge.items()},
-            "affine": {key: sums.state() for key, sums in self.affine.items()},
-            "policy": {i: (sums.error, sums.reference) for i, sums in self.policy.items()},
-            "phi": {i: (sums.error, sums.change) for i, sums in self.phi.items()},
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> Self:
-        """Sums of the same kind that go on from what `state` returned."""
-        restored = type(self)(self.granularity, self.channel_axis)
-        for key, (gram, moment) in state["ridge"].items():
-            sums = restored.ridge_at(key, len(moment))
-            sums.gram, sums.moment = gram.clone(), moment.clone()
-        for key, part in state["affine"].items():
-            restored.affine[key] = AffineSums.from_state(self.granularity, self.channel_axis, part)
-        for i, (error, reference) in state["policy"].items():
-            restored.policy[i] = RelativeL1()
-            restored.policy[i].error, restored.policy[i].reference = error, reference
-        restored.phi = {i: PhiSums(*part) for i, part in state["phi"].items()}
-        return restored

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ertacache.calibration.assemble import extrapolated
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import STRENGTHS, Candidate, evaluate, fit_options
 from ertacache.calibration.defaults import RIDGE
-from ertacache.calibration.method import Method, extrapolated, policy_plan
+from ertacache.calibration.method import Method
 from ertacache.core.schedule import Schedule
 from ertacache.evaluation.evaluate import Trial
 from ertacache.profile.profile import Site
@@ -51,9 +52,7 @@ class Ablation:
     def _paper_rows(self, method: Method, uniform: Schedule) -> Iterator[Trial]:
         name = f"{method.basis}, {method.site}"
         yield self._trial(f"{name}: uniform", "uniform", replace(method, schedule=uniform))
-        found, schedule = self.calibrator.nearest_policy(
-            policy_plan(method, self.calibrator.family.channel_axis), self.budget
-        )
+        found, schedule = self.calibrator.nearest_policy(method.policy(), self.budget)
         if self.extra_rows and schedule.K != self.budget:
             same = replace(method, schedule=Schedule.uniform(self.calibrator.T, schedule.K))
             yield self._trial(f"{name}: uniform at the policy's K", "uniform", same)
@@ -68,8 +67,7 @@ class Ablation:
             yield self._trial(f"{name}: policy + rectifier", "+ rectifier", alone)
 
     def _fitted_rows(self, uniform: Schedule) -> Iterator[Trial]:
-        plan = policy_plan(Method(basis="residual", site="output"), self.calibrator.family.channel_axis)
-        found, policy = self.calibrator.nearest_policy(plan, self.budget)
+        found, policy = self.calibrator.nearest_policy(Method("residual", "guided").policy(), self.budget)
         for stage, schedule, threshold in (("uniform", uniform, None), ("policy", policy, found)):
             start = Method(basis="fitted", site="guided", schedule=schedule, ridge=RIDGE, threshold=threshold)
             best = self._best(fit_options(self.calibrator, start))

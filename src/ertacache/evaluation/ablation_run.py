@@ -73,7 +73,7 @@ class AblationRun:
         held = Prompts(tuple(self.prompts), self.seed)
         expected = len(budgets) * (90 if full else 45)
         with locked(self.out), run_progress(show_progress, f"ablation {group}", expected=expected) as progress:
-            calibrator = Calibrator(pipe, calibration_prompts, holdout=1 / 3, seed=0, call=call, progress=progress)
+            calibrator = Calibrator(pipe, calibration_prompts, choose=1 / 3, seed=0, call=call, progress=progress)
             evaluation = Evaluation(pipe, held, call, group, self.out, samples=samples, offload_history=offload_history)
             head = header(self.model or group, held, call, calibrator.T)
             new = [evaluation.row(Trial("no cache", "no cache"))]

@@ -204,7 +204,7 @@ class Attachment(Overrides):
         check_intact(self, self.denoisers, self.scheduler, self._pipe())
         frames = callers()
         owners = self.runs.owners(frames, lambda: latent_of(args, kwargs, denoiser))
-        with self._one_at_a_time if self._stacks else nullcontext():
+        with self._one_at_a_time if self._stacks and not self.controller.takes_turns else nullcontext():
             return self._call(owners, n, original, denoiser, (args, kwargs), frames)
 
     def _call(

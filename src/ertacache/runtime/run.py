@@ -63,6 +63,8 @@ class Controller:
     placeholders: bool = False
     #: Whether the calls of the first step may be told to it when that step ends, once it is known whose they are.
     replays: bool = False
+    #: Whether its runs take turns by themselves, one denoiser call at a time.
+    takes_turns: bool = False
 
     def install(self, overrides: Overrides, denoiser: nn.Module) -> None:
         """Replace further methods of the denoiser's parts through `overrides`, which puts them back."""

@@ -1,0 +1,93 @@
+"""The first steps of a run, which tell what all of it will take: steps, calls, bytes and seconds."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ertacache.calibration.pipeline_run import run_pipeline
+from ertacache.calibration.prompts import Prompts
+from ertacache.calibration.recording import bytes_of
+from ertacache.errors import UnsupportedPipeline
+from ertacache.pipelines.branches import direction_of
+from ertacache.runtime.run import Controller, Run
+from ertacache.runtime.watch import now
+
+
+class _Seen(Exception):
+    """Ends a run after its second step."""
+
+
+@dataclass
+class FirstSteps(Controller):
+    """Computes two steps of one prompt.
+
+    Attributes:
+        steps: of the whole run.
+        outputs: shape of what each call of the first step returned, without its batch axis.
+        received: shape of what the solver received, likewise.
+        directed: whether the step had two branches of guidance.
+        recorded: bytes that a recording of the whole run takes.
+        seconds: of the second step, of which the first has warmed up what there is to warm up; 0 where there is none.
+    """
+
+    replays = True
+
+    steps: int = 0
+    outputs: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    received: tuple[int, ...] = ()
+    directed: bool = False
+    recorded: int = 0
+    seconds: float = 0.0
+
+    def begin(self, run: Run) -> None:
+        self._calls: dict[str, Tensor] = {}
+        self._begun = 0.0
+
+    def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
+        output = compute()
+        if run.steps_done == 0:
+            self._calls[context] = output
+            self.outputs[context] = tuple(output.shape[1:])
+        return output
+
+    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
+        if run.steps_done == 0:
+            direction = direction_of(self._calls, output) if output.shape == x.shape else None
+            self._calls.clear()
+            self.steps, self.received, self.directed = run.T, tuple(output.shape[1:]), direction is not None
+            own = [0 if part is None else part.nbytes // len(part) for part in (x, output, direction)]
+            self.recorded = bytes_of(run.T, *own)
+        return output
+
+    def end_step(self, run: Run, x_next: Tensor) -> None:
+        if run.steps_done == 0:
+            self._begun = now()
+            return
+        self.seconds = now() - self._begun
+        raise _Seen
+
+    @property
+    def elements(self) -> int:
+        """Elements of the largest output of a call."""
+        return max(math.prod(shape) for shape in self.outputs.values())
+
+
+def first_steps(pipe: Any, prompts: Prompts, call: dict[str, Any]) -> FirstSteps:
+    """The first two steps of the first of these prompts.
+
+    Raises:
+        UnsupportedPipeline: it ran no step of its denoiser.
+    """
+    seen = FirstSteps()
+    try:
+        run_pipeline(pipe, prompts.first(1), seen, call, decode=False)
+    except _Seen:
+        pass
+    finally:
+        if free := getattr(pipe, "maybe_free_model_hooks", None):  # as the end of a whole run would
+            free()
+    if not seen.outputs or not seen.steps:
+        raise UnsupportedPipeline(f"{type(pipe).__name__} ran no step of its denoiser; give it one step or more")
+    return seen

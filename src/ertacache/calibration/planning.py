@@ -1,0 +1,73 @@
+"""From a request and a budget to a plan: the search, or the choices of an expert."""
+
+from dataclasses import replace
+from typing import Any
+
+from ertacache.calibration.budget import Budget
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.candidates import Candidate, evaluate, fitted_candidate, options_of
+from ertacache.calibration.method import Method
+from ertacache.calibration.request import Request
+from ertacache.calibration.search import Found, choose, search
+from ertacache.calibration.target import fewest_steps, reaches, steps_within
+from ertacache.core.schedule import Schedule
+from ertacache.errors import InvalidArgument
+
+#: Share of the steps with which a searched plan may keep what an even one keeps with all of them.
+_LEANER = 0.85
+
+
+def plan(calibrator: Calibrator, request: Request, budget: Budget) -> Found:
+    """The best plan within a budget.
+
+    Raises:
+        InvalidArgument, CalibrationError: the budget cannot be kept.
+    """
+    if budget.max_seconds is not None:
+        budget = Budget(compute_steps=steps_within(calibrator, budget.max_seconds))
+    target = budget.target_psnr
+    if target is None:
+        return _planned(calibrator, request, budget)
+    even = request.even(calibrator)
+
+    def uniform(K: int) -> Candidate:
+        boundaries = calibrator.reference.boundaries
+        schedule = Schedule.uniform(calibrator.T, K).with_steps(boundaries)
+        return evaluate(calibrator, replace(even, schedule=schedule), f"uniform, K = {K}")
+
+    K = fewest_steps(calibrator, target, uniform)
+    found = _planned(calibrator, request, Budget(compute_steps=K))
+    if request.effort not in (None, "fast") and (fewer := max(2, int(K * _LEANER))) < K:
+        leaner = _planned(calibrator, request, Budget(compute_steps=fewer))
+        found = leaner if reaches(leaner.best, target) else found
+    return found
+
+
+def _planned(calibrator: Calibrator, request: Request, budget: Budget) -> Found:
+    K = budget.steps(calibrator.T)
+    if request.effort is not None:
+        if K is None:
+            raise InvalidArgument("say how much to compute: speedup=2.0 or compute_steps=K")
+        return search(calibrator, request.even(calibrator), K, request.effort)
+    options = _options(calibrator, request, budget, K)
+    fitted = [fitted_candidate(calibrator, option, _name(option)) for option in options]
+    return choose(calibrator, fitted, len(fitted))
+
+
+def _options(calibrator: Calibrator, request: Request, budget: Budget, K: int | None) -> list[Method]:
+    if request.method is None:
+        return options_of(calibrator, request.choices, budget, request.ridge)
+    if request.method.schedule is not None:
+        return [request.method]
+    if K is None:
+        raise InvalidArgument("the method has no schedule: give one, or compute_steps=K")
+    boundaries = calibrator.reference.boundaries
+    return [replace(request.method, schedule=Schedule.uniform(calibrator.T, K).with_steps(boundaries))]
+
+
+def _name(method: Method) -> str:
+    """What tells an option from the others."""
+    words: list[Any] = [method.basis]
+    words += [f"history {method.levels}{' of both branches' * method.branches}, aim {method.aim}"] * method.fitted
+    words += [f"timesteps {method.strength:g}"] * (method.strength > 0)
+    return ", ".join(words)

@@ -1,0 +1,117 @@
+"""What one uncached pipeline call left, in a memory-mapped file: latents, what the solver received, and guidance."""
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+#: Every part begins at a multiple of this many bytes, where a tensor of any dtype may begin.
+_ALIGNED = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """The tensors of a run of T steps over B prompts, each in the dtype it had.
+
+    Attributes:
+        latents: [T+1, B, *] before every step, and the final one.
+        outputs: [T, B, *] what the solver received.
+        directions: [T, B, *] the guidance direction c − u of every step; None where a step lacks it.
+    """
+
+    latents: Tensor
+    outputs: Tensor
+    directions: Tensor | None
+
+    @property
+    def T(self) -> int:
+        """Number of steps."""
+        return len(self.outputs)
+
+    @classmethod
+    def create(cls, path: Path, T: int, x: Tensor, output: Tensor, direction: Tensor | None) -> "Writing":
+        """Begin a file for a run of T steps with tensors like these, [B, *] each."""
+        layout = {"T": T, "latents": _kind(x), "outputs": _kind(output)}
+        if direction is not None:
+            layout["directions"] = _kind(direction)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+        return Writing(cls._map(temporary, layout), layout, temporary, path)
+
+    @classmethod
+    def open(cls, path: Path, layout: dict[str, Any]) -> Self:
+        """The recording of a file and its layout, see `Writing.finish`.
+
+        Raises:
+            OSError: there is no such file, or one of another size.
+        """
+        if path.stat().st_size != _size(layout):
+            raise OSError(f"{path} has {path.stat().st_size} bytes, not {_size(layout)}")
+        return cls._map(path, layout)
+
+    @classmethod
+    def _map(cls, path: Path, layout: dict[str, Any]) -> Self:
+        size = _size(layout)
+        if not path.exists():
+            with path.open("wb") as file:
+                file.truncate(size)
+        memory = torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
+        found: dict[str, Tensor | None] = {"directions": None}
+        start = 0
+        for name, shape, dtype in _parts(layout):
+            count = torch.Size(shape).numel() * dtype.itemsize
+            found[name] = memory[start : start + count].view(dtype).view(shape)
+            start += _aligned(count)
+        return cls(**found)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True, eq=False)
+class Writing:
+    """A recording under way; only `finish` gives it its name.
+
+    Attributes:
+        layout: shapes and dtypes, plain data, without which the file cannot be read.
+    """
+
+    recording: Recording
+    layout: dict[str, Any]
+    temporary: Path
+    path: Path
+
+    def finish(self) -> Recording:
+        """Name the file."""
+        os.replace(self.temporary, self.path)
+        return self.recording
+
+    def discard(self) -> None:
+        """Remove the file."""
+        self.temporary.unlink(missing_ok=True)
+
+
+def bytes_of(T: int, x: int, output: int, direction: int) -> int:
+    """Bytes of a recording of T steps with tensors of these bytes; 0 for none."""
+    return (T + 1) * x + T * (output + direction)
+
+
+def _kind(x: Tensor) -> list[Any]:
+    return [list(x.shape), str(x.dtype).removeprefix("torch.")]
+
+
+def _parts(layout: dict[str, Any]) -> list[tuple[str, list[int], torch.dtype]]:
+    rows = {"latents": layout["T"] + 1, "outputs": layout["T"], "directions": layout["T"]}
+    return [
+        (name, [count, *layout[name][0]], getattr(torch, layout[name][1]))
+        for name, count in rows.items()
+        if name in layout
+    ]
+
+
+def _aligned(count: int) -> int:
+    return -(-count // _ALIGNED) * _ALIGNED
+
+
+def _size(layout: dict[str, Any]) -> int:
+    return sum(_aligned(torch.Size(shape).numel() * dtype.itemsize) for _, shape, dtype in _parts(layout))

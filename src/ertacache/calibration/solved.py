@@ -1,0 +1,65 @@
+"""What a closed loop found: plain data."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ertacache.calibration.sums import Key
+from ertacache.core.rectify import Affine
+from ertacache.core.schedule import Schedule
+
+
+@dataclass
+class Solved:
+    """What a closed loop has fixed so far.
+
+    Attributes:
+        computed: decisions of a threshold, step by step.
+        weights: of the least-squares predictor, added to those of reuse; in the order of `Method.features`.
+        affine: the rectifier.
+        phis: Eq. 13 at the predicted steps.
+        grid: float64 [T+1] the time grid that the run ended with; None for the solver's own.
+        errors: of each fitted prompt, `deviation.log10_error` of the final latent.
+    """
+
+    computed: dict[int, bool] = field(default_factory=dict[int, bool])
+    weights: dict[Key, Tensor] = field(default_factory=dict[Key, Tensor])
+    affine: dict[Key, Affine] = field(default_factory=dict[Key, Affine])
+    phis: dict[int, float] = field(default_factory=dict[int, float])
+    grid: Tensor | None = None
+    errors: list[float] = field(default_factory=list[float])
+
+    def before(self, i: int) -> "Solved":
+        """What of it was fixed before step i."""
+        return Solved(
+            {step: value for step, value in self.computed.items() if step < i},
+            {key: value for key, value in self.weights.items() if key[0] < i},
+            {key: value for key, value in self.affine.items() if key[0] < i},
+            {step: value for step, value in self.phis.items() if step < i},
+            self.grid,
+        )
+
+
+def schedule_of(solved: Solved, T: int) -> Schedule:
+    """The schedule that a threshold decided."""
+    return Schedule(tuple(solved.computed[i] for i in range(T)))
+
+
+def to_state(solved: Solved) -> dict[str, Any]:
+    """Plain containers and tensors, for a checkpoint."""
+    return {
+        "computed": solved.computed,
+        "weights": solved.weights,
+        "affine": {key: (affine.kappa, affine.beta) for key, affine in solved.affine.items()},
+        "phis": solved.phis,
+        "grid": solved.grid,
+        "errors": solved.errors,
+    }
+
+
+def from_state(state: dict[str, Any]) -> Solved:
+    """Inverse of `to_state`."""
+    solved = Solved(**state)
+    solved.affine = {key: Affine(*pair) for key, pair in state["affine"].items()}
+    return solved
