@@ -154,7 +154,7 @@ INCONSISTENT: dict[str, Case] = {
         tables=coefficients(1, 3) | {"predictor.d": lambda d: torch.zeros(*d.shape[:2], 1, 3)},
     ),
     "sources renamed": Case(
-        r"sources are \['cond', 'uncnod'\], and no history of 'uncnod' is kept at site 'guided'; name cond, direction, ",
+        r"sources are \['cond', 'uncnod'\], and no history of 'uncnod' is kept at site 'guided'; name cond, direct",
         document={"sources": ["cond", "uncnod"]},
     ),
     "sources of another site": Case(
