@@ -7,6 +7,7 @@ from ertacache.calibration.budget import Budget
 from ertacache.calibration.candidates import HISTORIES, strengths_of
 from ertacache.calibration.defaults import Choices
 from ertacache.calibration.first_steps import FirstSteps
+from ertacache.calibration.perturbed import PROMPTS
 from ertacache.calibration.prompts import Parts
 from ertacache.calibration.proposals import Effort, count_of
 from ertacache.calibration.search import MEASURED
@@ -50,7 +51,7 @@ def loops_of_search(effort: Effort, *, directed: bool, target: bool) -> Loops:
     """Those of `search.search`."""
     fast = effort == "fast"
     cheap = count_of(effort) + (directed and not fast) + target * _TARGET
-    return Loops(cheap, 0, (0 if fast else MEASURED[effort]) + target * _TARGET, 0 if fast else 1)
+    return Loops(cheap, 0, (0 if fast else MEASURED[effort]) + target * _TARGET, 0 if fast else PROMPTS)
 
 
 def loops_of_choices(choices: Choices, budget: Budget) -> Loops:
@@ -79,7 +80,7 @@ def work_of(loops: list[tuple[Loops, int | None]], parts: Parts, size: int | Non
     fitted, chosen, judged = (len(part.texts) for part in parts)
     calls = [len(part.batches(size)) if part.texts else 0 for part in parts]
     runs, made = float(fitted + judged + chosen), calls[0] + calls[1] + calls[2]
-    single = max(one.single for one, _ in loops)
+    single = min(fitted, max(one.single for one, _ in loops))
     runs, made = runs + single, made + single
     for one, K in loops:
         share = K / seen.steps if K else 0.5

@@ -1,4 +1,4 @@
-"""How much an error of one step has grown or shrunk by the end of a run, measured on one perturbed run."""
+"""How much an error of one step has grown or shrunk by the end of a run, measured on runs with one early error."""
 
 import torch
 from torch import Tensor
@@ -8,45 +8,50 @@ from ertacache.core.growth import growth_of
 from ertacache.core.precision import exact
 from ertacache.runtime.run import Controller, Run
 
-#: By how much the first output is scaled: far above rounding, far below what changes the picture.
-_SHARE = 0.02
+#: Fitted prompts that are run.
+PROMPTS = 4
 
 
-class Perturbed(Controller):
-    """Scales what the solver receives at the first step, and measures how far the latents are from recorded ones.
+class HeldOnce(Controller):
+    """Repeats the first output at the second step: the kind of error that caching makes, where noise tells little.
 
     Args:
         latents: [T+1, *] of the uncached run of the same prompt.
 
     Attributes:
-        deviation: [T+1] root mean squares.
+        squares: [T+1] mean squares of the latents' deviations.
     """
 
     replays = True
 
     def __init__(self, latents: Tensor) -> None:
-        self._latents = latents
-        self.deviation = torch.zeros(len(latents), dtype=torch.float64)
+        self._latents, self._first = latents, torch.zeros(0)
+        self.squares = torch.zeros(len(latents), dtype=torch.float64)
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
-        return output * (1 + _SHARE) if run.steps_done == 0 else output
+        if run.steps_done == 0:
+            self._first = output.clone()
+        return self._first if run.steps_done == 1 else output
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
         apart = exact(x_next[0]) - exact(self._latents[run.step + 1])
-        self.deviation[run.step + 1] = apart.square().mean().sqrt()
+        self.squares[run.step + 1] = apart.square().mean()
 
 
-def growth_of_run(calibrator: Calibrator) -> Tensor:
-    """Factors [T+1] float64, see `core.growth.growth_of`, from one run of the first fitted prompt.
+def growth_of_runs(calibrator: Calibrator) -> Tensor:
+    """Factors [T+1] float64, see `core.growth.growth_of`, from one run each of the first fitted prompts.
 
-    A run that ends in NaN or infinity tells nothing: every factor is 1.
+    Runs that end in NaN or infinity tell nothing: every factor is 1.
     """
-    recording = calibrator.reference.recordings[0]
+    fitted = calibrator.parts.fitted
+    recorded = [run.latents[:, n] for run in calibrator.reference.recordings for n in range(run.latents.shape[1])]
 
-    def run() -> Tensor:
-        perturbed = Perturbed(recording.latents[:, 0])
-        calibrator.run(calibrator.parts.fitted.first(1), perturbed, "perturbed run")
-        return perturbed.deviation
+    def run(n: int) -> Tensor:
+        held = HeldOnce(recorded[n])
+        calibrator.run(fitted.part(n, n + 1), held, "run with one error")
+        return held.squares
 
-    deviation = calibrator.store.get("perturbed run", run)
+    count = min(PROMPTS, len(fitted.texts))
+    squares = [calibrator.store.get(f"one error {n}", lambda n=n: run(n)) for n in range(count)]
+    deviation = torch.stack(squares).mean(0).sqrt()
     return growth_of(deviation if bool(deviation.isfinite().all()) else torch.zeros_like(deviation))

@@ -8,7 +8,7 @@ from typing import Any
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate, compared, fitted_candidate
 from ertacache.calibration.method import Method
-from ertacache.calibration.perturbed import growth_of_run
+from ertacache.calibration.perturbed import growth_of_runs
 from ertacache.calibration.proposals import Effort, schedules
 from ertacache.calibration.tie import simpler_on_a_tie
 from ertacache.core.run_gram import RunGrams, gram_of
@@ -50,7 +50,7 @@ def proposals(calibrator: Calibrator, base: Method, K: int, effort: Effort) -> d
     grams = costs = None
     if effort != "fast":
         grams = _grams(calibrator)
-        growth = growth_of_run(calibrator)
+        growth = growth_of_runs(calibrator)
         costs = segment_costs(
             grams, base.levels, base.directions, growth=growth, ridge=base.ridge, boundaries=reference.boundaries
         )
