@@ -3,9 +3,9 @@
 They have what the package needs of a diffusers pipeline and no more: a real scheduler, a denoiser module, a call.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,11 +26,42 @@ def label_of(prompt: str) -> int:
     return int(prompt.split()[-1])
 
 
+@dataclass
+class Made:
+    """Denoiser calls that really ran, seen from below whatever is attached.
+
+    Attributes:
+        sizes: samples in the batch of each. inside: calls under way. most: the most that ever were at a time.
+        pause: what a call does in its middle.
+    """
+
+    sizes: list[int] = field(default_factory=list[int])
+    inside: int = 0
+    most: int = 0
+    pause: Callable[[], object] = lambda: None
+
+    @contextmanager
+    def one(self, x: Tensor) -> Generator[None]:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        self.sizes.append(len(x))
+        try:
+            self.pause()
+            yield
+        finally:
+            self.inside -= 1
+
+    @property
+    def samples(self) -> int:
+        return sum(self.sizes)
+
+
 class MixtureModule(nn.Module):
     """The exact velocity of a Gaussian mixture on latents [B, 4, 4]."""
 
     def __init__(self, mixture: GaussianMixture) -> None:
         super().__init__()
+        self.made = Made()
         self.mixture = mixture
         self.register_buffer("means", mixture.means)
         self.config = {"classes": mixture.means.shape[0], "dim": mixture.means.shape[-1]}
@@ -40,7 +71,8 @@ class MixtureModule(nn.Module):
     ) -> tuple[Tensor]:
         """timestep [B] = 1000 σ; the label [B] or, without it, the unconditional velocity."""
         sigma = float(timestep[0]) / 1000
-        return (self.mixture.velocity(hidden_states.flatten(1), sigma, label).view_as(hidden_states),)
+        with self.made.one(hidden_states):
+            return (self.mixture.velocity(hidden_states.flatten(1), sigma, label).view_as(hidden_states),)
 
 
 class NamedMixtureModule(MixtureModule, CacheMixin):
@@ -52,6 +84,7 @@ class LinearModule(nn.Module, CacheMixin):
 
     def __init__(self, denoiser: LinearDenoiser) -> None:
         super().__init__()
+        self.made = Made()
         self.denoiser = denoiser
         self.register_buffer("matrix", denoiser.A)
         self.config = {"dim": len(denoiser.A)}
@@ -59,14 +92,16 @@ class LinearModule(nn.Module, CacheMixin):
     def forward(
         self, hidden_states: Tensor, timestep: Tensor, label: Tensor | None = None, return_dict: bool = True
     ) -> tuple[Tensor]:
-        return (self.denoiser(hidden_states, float(timestep[0]) / 1000),)
+        with self.made.one(hidden_states):
+            return (self.denoiser(hidden_states, float(timestep[0]) / 1000),)
 
 
 class DummyPipeline:
     """A pipeline that counts its calls and, if asked, dies in the middle of one.
 
     Attributes:
-        calls: pipeline calls so far. fail_at: the number of the call that dies half way, or None.
+        calls: pipeline calls so far, those on shallow copies too.
+        fail_at: the number of the call that dies in its second step, or None.
         branches: conditional and unconditional calls (guidance u + w (c − u)), else one call.
         start: first step of every run, as in image to image.
     """
@@ -75,8 +110,12 @@ class DummyPipeline:
         self.scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
         self.transformer = module
         self.latent_shape, self.branches = latent_shape, branches
-        self.calls, self.fail_at, self.start = 0, None, 0
-        self.seen: list[dict[str, Any]] = []
+        self.fail_at, self.start = None, 0
+        self.seen: list[dict[str, Any]] = []  # shallow copies share it
+
+    @property
+    def calls(self) -> int:
+        return len(self.seen)
 
     def set_progress_bar_config(self, **config: Any) -> None:
         self._progress_bar_config = config
@@ -92,14 +131,16 @@ class DummyPipeline:
         sigmas: Sequence[float] | None = None,
         extra: Any = None,
     ) -> tuple[Tensor]:
-        self.calls += 1
-        self.seen.append({"prompt": prompt, "negative_prompt": negative_prompt, "bar": dict(self._progress_bar_config)})
+        bar = dict(self._progress_bar_config)
+        seeds = [g.initial_seed() for g in generator]
+        self.seen.append({"prompt": prompt, "negative_prompt": negative_prompt, "bar": bar, "seeds": seeds})
+        number = self.calls
         label = torch.tensor([label_of(text) for text in prompt])
         x = torch.cat([torch.randn(1, *self.latent_shape, generator=g, dtype=torch.float64) for g in generator])
         self.scheduler.set_timesteps(num_inference_steps if sigmas is None else None, sigmas=sigmas)
         self.scheduler.set_begin_index(self.start)
         for n, t in enumerate(self.scheduler.timesteps[self.start :]):
-            if self.calls == self.fail_at and n == 3:
+            if number == self.fail_at and n == 1:
                 raise ConnectionError("the machine went away")
             output = self._guided(x, t.expand(len(x)), label, guidance_scale)
             x = self.scheduler.step(output, t, x, return_dict=False)[0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ertacache.cli.model
-from ertacache.evaluation.folder_lock import locked
+from ertacache.runtime.folder_lock import locked
 from pipelines import PROMPTS
 from test_cli import fails
 

@@ -1,6 +1,5 @@
 """The closed loop on an exactly known denoiser: everything it solves equals a calibration done by hand."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +9,8 @@ from by_hand import ByHand, Found
 from dummies import LinearDenoiser
 from dummy_pipeline import PROMPTS, DummyPipeline, linear_pipeline, mixture_pipeline
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.plan import Plan, Solved
+from ertacache.calibration.method import Method
+from ertacache.calibration.solved import Solved
 from ertacache.core.schedule import Schedule
 from ertacache.core.timesteps import adjust
 
@@ -22,15 +22,18 @@ LAMBDAS = (0.02, 0.08, 0.15, 0.3, 0.6, 1.2)
 
 def calibrator(pipe: DummyPipeline | None = None, **options: Any) -> Calibrator:
     call = options.pop("call", CALL)
-    return Calibrator(pipe or mixture_pipeline(), PROMPTS, holdout=0.25, seed=5, call=call, **options)
+    return Calibrator(pipe or mixture_pipeline(), PROMPTS, choose=0.25, seed=5, call=call, **options)
 
 
 def by_hand() -> ByHand:
     return ByHand(PROMPTS[:6], 5, T, W, mixture_pipeline().transformer.mixture)
 
 
-def plan(level: Any = "guided", **choices: Any) -> Plan:
-    return Plan(level, **{"schedule": Schedule.from_mask(MASK), "channel_axis": -1, **choices})
+def plan(site: Any = "guided", **choices: Any) -> Method:
+    """Residual reuse, or reuse where `residual` is False, with what `choices` add."""
+    residual = choices.pop("residual", True)
+    basis = "fitted" if choices.get("levels") else "residual" if residual else "reuse"
+    return Method(basis, site, **{"schedule": Schedule.from_mask(MASK), "levels": 0, **choices})
 
 
 def check(solved: Solved, found: Found, tolerance: float = 1e-8) -> None:
@@ -71,7 +74,7 @@ def test_the_nearest_threshold_is_that_of_the_nearest_schedule_tried():
     tried: dict[float, int] = {}
     policy = run.policy
 
-    def spy(asked: Plan) -> Schedule:
+    def spy(asked: Method) -> Schedule:
         schedule = policy(asked)
         tried[asked.threshold] = schedule.K
         return schedule
@@ -115,7 +118,7 @@ def test_the_rectifier_is_least_squares_along_the_closed_loop(granularity: Any, 
 
 
 def test_the_rectifier_corrects_what_the_fit_leaves():
-    choices: dict[str, Any] = {"levels": 2, "ridge": 1e-3, "rectifier": "channel", "residual": True}
+    choices: dict[str, Any] = {"levels": 2, "ridge": 1e-3, "rectifier": "channel"}
     check(calibrator().solve(plan(**choices)), by_hand().run(MASK, **choices))
 
 
@@ -165,32 +168,33 @@ def test_a_rectified_linear_denoiser_is_exact():
         torch.testing.assert_close(solved.affine[i, "guided"].beta, torch.zeros_like(a), rtol=0, atol=1e-6)
 
 
-CHOICES: dict[str, tuple[int, dict[str, Any]]] = {
-    "fit": (1, {"levels": 2, "ridge": 1e-3}),
-    "rectifier": (1, {"rectifier": "channel"}),
-    "grid": (1, {"strength": 0.5}),
-    "fit and rectifier": (2, {"levels": 2, "ridge": 1e-3, "rectifier": "channel"}),
-    "all": (2, {"levels": 2, "ridge": 1e-3, "rectifier": "channel", "strength": 0.5}),
+CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
+    "fit": ("guided", {"levels": 3, "ridge": 1e-3}),
+    "directions": ("guided", {"levels": 3, "directions": 2, "ridge": 1e-3, "aim": "trajectory"}),
+    "branches": ("guided", {"levels": 2, "branches": True, "ridge": 1e-3}),
+    "fit of the calls": ("output", {"levels": 2, "ridge": 1e-3}),
+    "rectifier": ("guided", {"rectifier": "channel"}),
+    "element": ("output", {"rectifier": "element", "rectifier_ridge": 1.0}),
+    "sigmoid": ("output", {"rectifier": "channel", "activation": "sigmoid"}),
+    "grid": ("guided", {"strength": 0.5}),
+    "grid of the calls": ("output", {"levels": 1, "ridge": 1e-3, "strength": 0.5}),
+    "all": ("guided", {"levels": 2, "ridge": 1e-3, "rectifier": "channel", "strength": 0.5}),
 }
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("name", CHOICES)
-def test_passes_over_batches_end_where_lockstep_does(name: str):
-    """One more predicted step is exact after each pass; what follows the fit needs one pass more than the fit."""
-    each, choices = CHOICES[name]
-    schedule = Schedule.from_mask("#..#.#.#")
-    asked = replace(plan(**choices), schedule=schedule)
-    call = {**CALL, "num_inference_steps": 8}
-    lockstep = calibrator(call=call).solve(asked)
-    passes = each * len(schedule.predicted_steps)
-    solved = calibrator(call=call, batch_size=2, passes=passes).solve(asked)
-    check(solved, Found(torch.zeros(0), lockstep.grid, *tables(lockstep)), 1e-6)
-    assert lockstep.change == 0.0
-    early = calibrator(call=call, batch_size=2, passes=each).solve(asked)
-    late = [key for key in early.weights or early.affine or early.phis if key not in ((1, "guided"), 1)]
-    with pytest.raises(AssertionError):
-        check(early, Found(torch.zeros(0), lockstep.grid, *tables(lockstep)), 1e-6)
-    assert late and early.change > 1e-3
+def test_one_pass_in_lockstep_is_one_batch(name: str, size: int):
+    """Six prompts in one call, or in up to six: the same sums, in one pipeline call each."""
+    site, choices = CHOICES[name]
+    asked, whole, pipe = plan(site, **choices), calibrator(), mixture_pipeline()
+    run = calibrator(pipe, batch_size=size)
+    assert len(run.reference.recordings) == -(-6 // size)
+    before = pipe.calls
+    found, expected = run.solve(asked), whole.solve(asked)
+    assert pipe.calls - before == -(-6 // size)
+    check(found, Found(torch.zeros(0), expected.grid, *tables(expected)), 1e-9)
+    assert found.errors == pytest.approx(expected.errors, abs=1e-5)  # of float32 latents
 
 
 def tables(solved: Solved) -> Any:
@@ -199,54 +203,28 @@ def tables(solved: Solved) -> Any:
     return solved.weights, kappa, beta, solved.phis
 
 
-def test_each_pass_settles_one_more_step_of_a_fit():
-    asked = plan(levels=2, ridge=1e-3)
-    lockstep = calibrator().solve(asked)
-    steps = plan().schedule.predicted_steps
-    for passes in (1, 3, 5):
-        weights = calibrator(batch_size=4, passes=passes).solve(asked).weights
-        off = [float((weights[i, "guided"] - lockstep.weights[i, "guided"]).abs().max()) for i in steps]
-        assert max(off[:passes]) < 1e-12 < off[passes]
-
-
-def test_passes_stop_when_nothing_changes_any_more():
-    pipe = mixture_pipeline()
-    run = calibrator(pipe, batch_size=3, passes=50)
-    solved = run.solve(plan(levels=1, ridge=1e-3))
-    predicted = len(plan().schedule.predicted_steps)
-    assert pipe.calls <= 2 + 2 * (
-        predicted + 1
-    )  # two batches: the uncached run, the passes and one that sees no change
-    assert solved.change < 1e-8
-
-
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_the_policy_does_not_depend_on_the_batches(residual: bool, batch_size: int):
-    run = calibrator(batch_size=batch_size)
-    for lam in LAMBDAS:
-        assert str(run.policy(plan(residual=residual, threshold=lam))) == by_hand().threshold(lam, residual)
-
-
 def test_no_two_plans_share_a_stored_result():
     pipe = mixture_pipeline()
     run = calibrator(pipe)
     sigmas = run.reference.sigmas
     moved = sigmas.clone()
     moved[3] = moved[3] - 1e-6
-    same = plan(levels=1)
     plans = [
-        same,
+        plan(levels=1),
+        plan(levels=1, grid=tuple(sigmas.tolist())),
+        plan(levels=1, grid=tuple(moved.tolist())),
         plan(levels=2),
         plan(levels=1, branches=True),
         plan(levels=1, ridge=1e-9),
-        plan(levels=1, residual=False),
+        plan(residual=False),
+        plan(),
         plan("output", levels=1),
+        plan(levels=1, directions=1),
+        plan(levels=1, aim="trajectory"),
         plan(levels=1, schedule=Schedule.from_mask("#.#..#...#.#.#")),
         plan(levels=1, strength=0.1),
         plan(levels=1, rectifier="scalar"),
         plan(levels=1, rectifier="channel"),
-        plan(levels=1, rectifier="channel", channel_axis=2),
         plan(levels=1, rectifier="channel", rectifier_ridge=0.1),
         plan(levels=1, rectifier="channel", activation="sigmoid"),
         plan(schedule=None, threshold=0.1),
@@ -255,9 +233,6 @@ def test_no_two_plans_share_a_stored_result():
     for n, asked in enumerate(plans):
         run.solve(asked)
         assert pipe.calls == 2 + n
-    for n, grid in enumerate((sigmas, moved)):
-        run.solve(same, grid)
-        assert pipe.calls == 2 + len(plans) + n
     for asked in plans:
         run.solve(asked)
-    assert pipe.calls == 3 + len(plans)
+    assert pipe.calls == 1 + len(plans)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from ertacache.errors import InvalidArgument
-from ertacache.evaluation import folder_lock
-from ertacache.evaluation.folder_lock import check_results, locked
+from ertacache.runtime import folder_lock
+from ertacache.runtime.folder_lock import check_results, locked
 
 _HOLDS = """
 import sys, time
 from pathlib import Path
-from ertacache.evaluation.folder_lock import locked
+from ertacache.runtime.folder_lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from ertacache.core.policy import Probe, nearest_threshold
 from ertacache.core.schedule import Schedule
 from ertacache.errors import UnsupportedPipeline
 from ertacache.pipelines.inputs import Inputs, digest
-from ertacache.pipelines.models import boundary_of, denoisers_of, family_for, family_of
+from ertacache.pipelines.models import Family, boundary_of, denoisers_of, family_for
 from ertacache.pipelines.weights import weights_hash
 from ertacache.profile.fingerprint import config_hash
 from ertacache.runtime.hooks import attached
@@ -85,8 +85,6 @@ class Calibrator:
         progress: Progress = lambda name: None,
         hidden: bool = False,
     ) -> None:
-        denoiser = denoisers_of(pipe)[0]
-        self.family = family_of(denoiser)
         check_call(pipe, call, inputs or (), texts=prompts is not None)
         self.pipe, self.call, self.seed, self.progress = pipe, call, seed, progress
         self.parts = split_prompts(prompts, choose, judge, seed, inputs)
@@ -94,8 +92,11 @@ class Calibrator:
         self.batches = self.parts.fitted.batches(batch_size)
         self.store = RunStore(checkpoint, self._identity() if checkpoint is not None else "")
         self._hidden = hidden
-        self.reference = self._reference()
-        self.family = family_for(denoiser, self.reference.recordings[0].latents.ndim - 1)
+
+    @cached_property
+    def family(self) -> Family:
+        """What is known of the denoiser, for latents of these dimensions."""
+        return family_for(denoisers_of(self.pipe)[0], self.reference.recordings[0].latents.ndim - 1)
 
     @property
     def T(self) -> int:
@@ -173,7 +174,9 @@ class Calibrator:
 
         return self.store.get(f"hidden {n}", run)
 
-    def _reference(self) -> Reference:
+    @cached_property
+    def reference(self) -> Reference:
+        """The uncached run of the fitted prompts, made where it is first asked for."""
         parts = [self.record(batch, f"reference {n}") for n, batch in enumerate(self.batches)]
         facts = {name: value for name, value in parts[0][1]["facts"].items() if name != "directed"}
         return Reference(

@@ -5,8 +5,11 @@ import io
 import json
 import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +18,7 @@ import torch
 from ertacache.calibration.recording import Recording
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.files import check_output, json_object, reason, write_atomic
+from ertacache.runtime.folder_lock import locked
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,21 @@ class Cost(NamedTuple):
     def plus(self, other: "Cost") -> "Cost":
         """Both together."""
         return Cost(self.runs + other.runs, self.seconds + other.seconds)
+
+
+@contextmanager
+def owned(path: Path | None) -> Generator[None]:
+    """Keep the folder of a checkpoint, where there is one, to this process.
+
+    Raises:
+        InvalidArgument: it is none, could not be written, or another process has it.
+    """
+    if path is None:
+        yield
+        return
+    _check_folder(path)
+    with locked(path):
+        yield
 
 
 class RunStore:
@@ -62,13 +81,12 @@ class RunStore:
         self._told = False
         self._kept = path is not None
         if path is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="ertacache-")
-            self.folder = Path(self._temporary.name)
+            self.folder = Path(tempfile.mkdtemp(prefix="ertacache-"))
+            # With the store, or at the end of the process.
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
             return
         self.folder = Path(path)
-        if self.folder.is_file():
-            raise InvalidArgument(f"checkpoint {self.folder} is a file; name a folder, which is made if it is missing")
-        check_output(self.folder, "folder")
+        _check_folder(self.folder)
         self._begin(identity)
 
     @property
@@ -136,7 +154,7 @@ class RunStore:
                 f"checkpoint {self.folder} is a folder with other files ({strange[0]}); name an empty or a new one"
             )
         else:
-            write_atomic(path, json.dumps({"identity": identity}).encode())
+            self._put(path, json.dumps({"identity": identity}).encode())
 
     def _read(self, name: str) -> bool:
         """Whether an earlier process has left the result."""
@@ -163,11 +181,20 @@ class RunStore:
             return
         buffer = io.BytesIO()
         torch.save({"name": name, "result": self._results[name], "cost": tuple(self._costs[name])}, buffer)
+        self._put(self.file(name, "pt"), buffer.getvalue())
+
+    def _put(self, path: Path, content: bytes) -> None:
         try:
-            write_atomic(self.file(name, "pt"), buffer.getvalue())
+            write_atomic(path, content)
         except OSError as error:  # the runs are worth more than the file
             if not self._told:
                 why, self._told = reason(error), True
                 logger.warning(
                     "checkpoint %s cannot be written (%s); the calibration goes on without", self.folder, why
                 )
+
+
+def _check_folder(path: Path) -> None:
+    if path.is_file():
+        raise InvalidArgument(f"checkpoint {path} is a file; name a folder, which is made if it is missing")
+    check_output(path, "folder")

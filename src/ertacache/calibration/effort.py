@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ertacache.calibration.budget import Budget
 from ertacache.calibration.candidates import HISTORIES, strengths_of
 from ertacache.calibration.defaults import Choices
-from ertacache.calibration.first_steps import FirstSteps
+from ertacache.calibration.first_steps import FirstSteps, share_of
 from ertacache.calibration.perturbed import PROMPTS
 from ertacache.calibration.prompts import Parts
 from ertacache.calibration.proposals import Effort, count_of
@@ -79,7 +79,7 @@ def work_of(loops: list[tuple[Loops, int | None]], parts: Parts, size: int | Non
     """
     fitted, chosen, judged = (len(part.texts) for part in parts)
     calls = [len(part.batches(size)) if part.texts else 0 for part in parts]
-    runs, made = float(fitted + judged + chosen), calls[0] + calls[1] + calls[2]
+    runs, made = fitted + judged + chosen + share_of(seen.steps), calls[0] + calls[1] + calls[2] + 1
     single = min(fitted, max(one.single for one, _ in loops))
     runs, made = runs + single, made + single
     for one, K in loops:

@@ -14,6 +14,9 @@ from ertacache.pipelines.branches import direction_of
 from ertacache.runtime.run import Controller, Run
 from ertacache.runtime.watch import now
 
+#: How many there are: the first warms up what there is to warm up, the second is timed.
+_STEPS = 2
+
 
 class _Seen(Exception):
     """Ends a run after its second step."""
@@ -62,7 +65,7 @@ class FirstSteps(Controller):
         return output
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
-        if run.steps_done == 0:
+        if run.steps_done < _STEPS - 1:
             self._begun = now()
             return
         self.seconds = now() - self._begun
@@ -72,6 +75,11 @@ class FirstSteps(Controller):
     def elements(self) -> int:
         """Elements of the largest output of a call."""
         return max(math.prod(shape) for shape in self.outputs.values())
+
+
+def share_of(steps: int) -> float:
+    """The work of these steps in uncached runs of one prompt."""
+    return min(_STEPS, steps) / steps
 
 
 def first_steps(pipe: Any, prompts: Prompts, call: dict[str, Any]) -> FirstSteps:

@@ -3,16 +3,17 @@
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from ertacache.calibration import outcome
 from ertacache.calibration.budget import Budget
 from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.checkpoint import Cost, owned
 from ertacache.calibration.effort import Work, duration, size_in_words, work_of
 from ertacache.calibration.element_rectifier import announce_price
-from ertacache.calibration.first_steps import FirstSteps, first_steps
+from ertacache.calibration.first_steps import FirstSteps, first_steps, share_of
 from ertacache.calibration.planning import plan
 from ertacache.calibration.progress import run_progress, say
 from ertacache.calibration.prompts import Parts
@@ -20,6 +21,7 @@ from ertacache.calibration.request import Request
 from ertacache.calibration.sizes import Size, checkpoint_of, in_words
 from ertacache.core.schedule import Schedule
 from ertacache.profile.profile import Profile
+from ertacache.runtime.watch import now
 
 #: Runs shorter than this have few steps to spare: each is too far from the last to be predicted well.
 _FEW_STEPS = 8
@@ -48,21 +50,17 @@ class Job:
     def profiles(self, size: Size, call: dict[str, Any]) -> list[Profile]:
         """The profile of each budget at one size."""
         tell = partial(say, title="calibrate", show=self.show)
-        seen = first_steps(self.pipe, self.parts.fitted, call)
-        work = self._announced(seen, size, tell)
-        if self.request.choices.rectifier == "element":
-            schedule = self.request.choices.schedule
-            computed = schedule.K if isinstance(schedule, Schedule) else self.budgets[0].steps(seen.steps)
-            announce_price(seen, self.request.choices.site, computed)
-        if seen.steps < _FEW_STEPS:
-            warnings.warn(f"{seen.steps} steps leave caching little to save; use it on longer runs", stacklevel=3)
-        with run_progress(self.show, expected=work.calls) as progress:
+        checkpoint = checkpoint_of(self.checkpoint, size)
+        with owned(checkpoint):
             calibrator = Calibrator(
-                self.pipe, self.prompts, batch_size=self.batch_size, call=call, progress=progress,
-                checkpoint=checkpoint_of(self.checkpoint, size), **self.shares,
+                self.pipe, self.prompts, batch_size=self.batch_size, call=call, checkpoint=checkpoint, **self.shares,
                 hidden=self.request.choices.site == "hidden" and self.request.choices.schedule == "policy",
             )  # fmt: skip
-            found = [self._profile(calibrator, budget) for budget in self.budgets]
+            seen = self._first_steps(calibrator)
+            work = self._announced(seen, size, tell)
+            with run_progress(self.show, expected=work.calls) as calibrator.progress:
+                calibrator.progress("first steps")
+                found = [self._profile(calibrator, budget) for budget in self.budgets]
         for profile in found:
             for line in profile.summary().splitlines():
                 tell(line)
@@ -73,6 +71,24 @@ class Job:
     def _profile(self, calibrator: Calibrator, budget: Budget) -> Profile:
         found = plan(calibrator, self.request, budget)
         return outcome.judge(calibrator, found.best, found.measured)
+
+    def _first_steps(self, calibrator: Calibrator) -> FirstSteps:
+        """What all of a run will take, and the warnings that follow from it."""
+
+        def run() -> dict[str, Any]:
+            start = now()
+            found = first_steps(self.pipe, self.parts.fitted, calibrator.call)
+            calibrator.store.charge(Cost(share_of(found.steps), now() - start))
+            return asdict(found)
+
+        seen = FirstSteps(**calibrator.store.get("first steps", run))
+        if self.request.choices.rectifier == "element":
+            schedule = self.request.choices.schedule
+            computed = schedule.K if isinstance(schedule, Schedule) else self.budgets[0].steps(seen.steps)
+            announce_price(seen, self.request.choices.site, computed)
+        if seen.steps < _FEW_STEPS:
+            warnings.warn(f"{seen.steps} steps leave caching little to save; use it on longer runs", stacklevel=4)
+        return seen
 
     def _announced(self, seen: FirstSteps, size: Size, tell: Any) -> Work:
         """Say what this size will take."""

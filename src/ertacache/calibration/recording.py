@@ -9,6 +9,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ertacache.errors import CalibrationError
+from ertacache.files import reason
+
 #: Every part begins at a multiple of this many bytes, where a tensor of any dtype may begin.
 _ALIGNED = 64
 
@@ -56,8 +59,7 @@ class Recording:
     def _map(cls, path: Path, layout: dict[str, Any]) -> Self:
         size = _size(layout)
         if not path.exists():
-            with path.open("wb") as file:
-                file.truncate(size)
+            _reserve(path, size)
         memory = torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
         found: dict[str, Tensor | None] = {"directions": None}
         start = 0
@@ -94,6 +96,22 @@ class Writing:
 def bytes_of(T: int, x: int, output: int, direction: int) -> int:
     """Bytes of a recording of T steps with tensors of these bytes; 0 for none."""
     return (T + 1) * x + T * (output + direction)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of this many bytes, which are there: a disk that fills up later would end the process."""
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise CalibrationError(
+            f"the recording of a run, {size} bytes, cannot be written to {path.parent} ({reason(error)}); make room, "
+            "or name a folder elsewhere: checkpoint="
+        ) from error
 
 
 def _kind(x: Tensor) -> list[Any]:

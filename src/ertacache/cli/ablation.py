@@ -31,8 +31,8 @@ def ablation(
     numbers = _numbers(budgets)
     from ertacache.cli.model import check, held_out, load
     from ertacache.evaluation.ablation_run import AblationRun
-    from ertacache.evaluation.folder_lock import check_results
     from ertacache.pipelines.loading import call_arguments
+    from ertacache.runtime.folder_lock import check_results
 
     check(model, placement)
     held, texts = held_out(model, prompts, calibration_prompts)

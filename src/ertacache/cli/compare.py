@@ -64,9 +64,9 @@ def _run(
     from ertacache.evaluation.comparison.entrant import entrants_at, published_entrants
     from ertacache.evaluation.comparison.job import Job
     from ertacache.evaluation.comparison.run import run_comparison
-    from ertacache.evaluation.folder_lock import check_results
     from ertacache.evaluation.report.comparison import write_comparison_report
     from ertacache.pipelines.loading import call_arguments, with_steps
+    from ertacache.runtime.folder_lock import check_results
 
     check(model, placement)
     held, texts = held_out(model, *files)

@@ -52,8 +52,8 @@ def demo(
 ) -> dict[str, Any]:
     """Calibrate, generate and compare on a bundled model: the whole job in a few minutes."""
     from ertacache.cli.model import check
-    from ertacache.evaluation.folder_lock import check_results
     from ertacache.pipelines import bundled
+    from ertacache.runtime.folder_lock import check_results
 
     bundled.check_name(model)
     require("the report of the demo", "jinja2")

@@ -52,8 +52,8 @@ def reproduce(
     samples: given.Samples = 6,
 ) -> dict[str, Any]:
     """Measure a table of the ERTACache paper, or its Figure 5, and hold it against what is printed."""
-    from ertacache.evaluation.folder_lock import check_results
     from ertacache.evaluation.reproduce import run
+    from ertacache.runtime.folder_lock import check_results
 
     if show:
         return run.show(table, model)

@@ -12,11 +12,11 @@ from ertacache.core.offload import Offload
 from ertacache.errors import InvalidArgument
 from ertacache.evaluation.ablation import REUSE, Ablation
 from ertacache.evaluation.evaluate import Evaluation, Trial
-from ertacache.evaluation.folder_lock import locked
 from ertacache.evaluation.row_figures import header, write_rows
 from ertacache.evaluation.separate import check_separate
 from ertacache.extras import require
 from ertacache.pipelines.loading import with_steps
+from ertacache.runtime.folder_lock import locked
 
 
 @dataclass

@@ -16,10 +16,10 @@ from ertacache.evaluation.comparison.folder import Folder
 from ertacache.evaluation.comparison.job import Job, header
 from ertacache.evaluation.comparison.measure import Prices, measure, row, save_sample
 from ertacache.evaluation.comparison.reference import Measurement, kept_reference
-from ertacache.evaluation.folder_lock import locked
 from ertacache.evaluation.match_cost import match_cost
 from ertacache.metrics import SampleMetrics, available_metrics
 from ertacache.pipelines.solvers import is_euler
+from ertacache.runtime.folder_lock import locked
 
 #: Calibration prompts that a cost is counted on while a knob is turned.
 _PROBED = 2

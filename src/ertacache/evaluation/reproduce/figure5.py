@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from ertacache.errors import InvalidArgument
-from ertacache.evaluation.folder_lock import locked
 from ertacache.evaluation.reproduce.paper_figures import printed_rows
 from ertacache.evaluation.reproduce.request import Ready, Request, prepare, write
 from ertacache.evaluation.reproduce.settings import FIGURE5
 from ertacache.extras import require
 from ertacache.files import json_object, write_atomic
+from ertacache.runtime.folder_lock import locked
 
 PRINTED = (
     "Figure 5 of the paper shows PSNR, SSIM and CLIP of FLUX.1-dev on 1000 captions of MS COCO 2014, calibrated on 20, "
