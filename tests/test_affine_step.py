@@ -9,14 +9,16 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from torch import Tensor
 
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.closed_loop import ClosedLoop
+from ertacache.calibration.closed_loop import ClosedLoop, LoopRun
+from ertacache.calibration.lockstep import Lockstep
+from ertacache.calibration.method import Method
 from ertacache.calibration.pipeline_run import run_pipeline
-from ertacache.calibration.plan import Plan
+from ertacache.calibration.solving import Seat, Solving
 from ertacache.core.schedule import Schedule
 from ertacache.core.timesteps import stretch
 from ertacache.pipelines.affine_step import aimed_output, is_affine
 from ertacache.pipelines.solvers import read_grid, solver_step, write_grid
-from ertacache.runtime.run import Run
+from ertacache.runtime.run import Controller, Run
 from solver_pipelines import FLOW, SCHEDULERS, linear
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -72,16 +74,23 @@ def test_a_step_that_hardly_depends_on_the_output_has_none() -> None:
     assert aimed_output(scheduler, 0, scheduler.sigmas, x, x) is not None
 
 
-class Follower(ClosedLoop):
+class Follower(LoopRun):
     """Notes how far each step ends from the uncached run's latent, and pushes it away before step 4."""
 
-    missed: list[float]
+    def __init__(self, loop: ClosedLoop, seat: Seat, way: Tensor) -> None:
+        super().__init__(loop, seat)
+        self._way = way
+        self.missed = list[float]()
+
+    def for_run(self, run: Run) -> Controller:
+        return self
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
         return super().solve(run, output, x) + (0.5 if run.step == 3 else 0)
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
-        self.missed.append(float((x_next - self.trajectory[run.step + 1]).abs().max()))
+        super().end_step(run, x_next)
+        self.missed.append(float((x_next - self._way[run.step + 1]).abs().max()))
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -90,12 +99,15 @@ def test_a_fit_to_the_trajectory_lands_on_the_uncached_next_latent(name: str) ->
     schedule = Schedule.from_mask("#..#.#..#")
     pipe = linear(SCHEDULERS[name]())
     texts = ["prompt 0 of class 0", "prompt 1 of class 0"]
-    run = Calibrator(pipe, texts, holdout=0.5, seed=3, call={"num_inference_steps": T})
+    run = Calibrator(pipe, texts, choose=0.5, seed=3, call={"num_inference_steps": T})
     found: dict[str, list[float]] = {}
     for aim in ("step", "trajectory"):
-        loop = Follower(Plan("guided", schedule=schedule, levels=1, aim=aim, channel_axis=1), run.reference.contexts)
-        loop.trajectory, loop.missed = run._trajectory(0), found.setdefault(aim, [])
-        run_pipeline(pipe, run.prompts, loop, run.call, decode=False)
+        method, lockstep = Method("fitted", "guided", schedule, levels=1, aim=aim), Lockstep(1)
+        seat = run._seat(method, 0)
+        loop = ClosedLoop(Solving(method, lockstep, 1), run.reference.contexts, (), [seat], lockstep)
+        follower = Follower(loop, seat, run.reference.recordings[0].latents)
+        run_pipeline(pipe, run.parts.fitted, follower, run.call, decode=False)
+        found[aim] = follower.missed
     assert max(found["trajectory"][i] for i in schedule.predicted_steps) < 1e-6
     assert found["trajectory"][3] > 1e-3
     assert found["step"][4] > 1e-3  # the true output there does not bring back what was lost before

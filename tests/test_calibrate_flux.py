@@ -1,18 +1,21 @@
 """Calibration of a real FluxPipeline with random weights: site `hidden`, one and two branches, half precision."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from ertacache.calibration.assemble import fit
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import evaluate
 from ertacache.calibration.closed_loop import ClosedLoop
-from ertacache.calibration.method import Method, fit_plans
+from ertacache.calibration.lockstep import Lockstep
+from ertacache.calibration.method import Method
 from ertacache.calibration.pipeline_run import Final, run_pipeline
-from ertacache.calibration.plan import Plan
+from ertacache.calibration.solving import Solving
 from ertacache.core.schedule import Schedule
 from ertacache.profile.profile import Profile
 from ertacache.runtime.player import Player
@@ -34,20 +37,23 @@ def two_branches() -> Any:
 
 def calibrator(pipe: Any, **options: Any) -> Calibrator:
     call = CFG_CALL if not pipe.transformer.config.guidance_embeds else CALL
-    return Calibrator(pipe, PROMPTS, holdout=0.25, seed=0, call=call, **options)
+    return Calibrator(pipe, PROMPTS, choose=0.25, seed=0, call=call, **options)
 
 
-def closed_loop(run: Calibrator, plan: Plan, grid: Tensor | None = None) -> Tensor:
+def closed_loop(run: Calibrator, method: Method) -> Tensor:
     """Where one more closed loop on the calibration prompts ends."""
-    final = Final(ClosedLoop(plan, run.reference.contexts, run.reference.branches, grid=grid))
-    run_pipeline(run.pipe, run.prompts, final, run.call, hidden=plan.level == "hidden", decode=False)
-    return final.latents
+    (seat,), lockstep = [run._seat(method, 0)], Lockstep(1)
+    solving = Solving(method, lockstep, run.family.channel_axis)
+    loop = ClosedLoop(solving, run.reference.contexts, run.reference.branches, [seat], lockstep)
+    run_pipeline(run.pipe, run.parts.fitted, loop, run.call, hidden=method.site == "hidden", decode=False)
+    assert seat.final is not None
+    return seat.final
 
 
 def played(run: Calibrator, profile: Profile) -> tuple[Tensor, RunStats]:
     stats = RunStats()
     final = Final(Player(profile, stats))
-    run_pipeline(run.pipe, run.prompts, final, run.call, hidden=profile.site == "hidden", decode=False)
+    run_pipeline(run.pipe, run.parts.fitted, final, run.call, hidden=profile.site == "hidden", decode=False)
     return final.latents, stats
 
 
@@ -61,10 +67,11 @@ def test_at_site_hidden_what_was_fitted_is_what_is_run(pipe: str, activation: An
         show_progress=False, **run.call,
     )  # fmt: skip
     method = Method("residual", "hidden", Schedule.from_mask(MASK), 0, rectifier="channel", strength=0.3)
-    _, grid = fit_plans(run, method)
-    plan = Plan("hidden", schedule=method.schedule, rectifier="channel", activation=activation)
+    grid = fit(run, replace(method, rectifier=None)).grid
+    assert grid is not None
+    plan = replace(method, strength=0.0, activation=activation, grid=tuple(grid.tolist()))
     latents, stats = played(run, profile)
-    torch.testing.assert_close(latents, closed_loop(run, plan, grid), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(latents, closed_loop(run, plan), rtol=1e-5, atol=1e-5)
     assert float((latents - run.reference.latents).abs().max()) > 1e-3
     assert stats.computed == dict.fromkeys(profile.provenance.contexts, 5)
     assert profile.rectifier is not None and profile.rectifier.kappa.shape[2:] == (1, 16)
@@ -73,11 +80,11 @@ def test_at_site_hidden_what_was_fitted_is_what_is_run(pipe: str, activation: An
 
 def test_the_fit_of_both_branches_is_what_is_run(two_branches: Any):
     run = calibrator(two_branches)
-    method = Method("fitted", "guided", Schedule.from_mask(MASK), 2, True, ridge=1e-3, rectifier="channel")
-    options: dict[str, Any] = {"levels": 2, "branches": True, "ridge": 1e-3, "rectifier": "channel"}
+    schedule = Schedule.from_mask(MASK)
+    method = Method("fitted", "guided", schedule, 2, branches=True, ridge=1e-3, rectifier="channel")
     profile = evaluate(run, method).profile
     latents, stats = played(run, profile)
-    expected = closed_loop(run, Plan("guided", schedule=method.schedule, **options))
+    expected = closed_loop(run, method)
     torch.testing.assert_close(latents, expected, rtol=1e-5, atol=1e-5)
     assert profile.predictor.sources == ("guided", "cond", "uncond") and stats.predicted == {"cond": 5, "uncond": 5}
     assert profile.provenance.guidance_weight == pytest.approx(4.0, rel=1e-3)
@@ -86,7 +93,7 @@ def test_the_fit_of_both_branches_is_what_is_run(two_branches: Any):
 def test_facts_of_embedded_guidance(one_branch: Any):
     reference = calibrator(one_branch).reference
     assert (reference.contexts, reference.weights, reference.embedded) == (("cond",), (None,), 4.0)
-    assert reference.guided_l1.shape == reference.hidden_l1.shape == (10, 3)
+    assert reference.guided_l1(0).shape == (10, 3)
 
 
 def residuals(run: Calibrator, schedule: Schedule) -> Tensor:
@@ -102,7 +109,7 @@ def residuals(run: Calibrator, schedule: Schedule) -> Tensor:
             lambda module, args, output: added.append(output[1] - entries[-1])
         ),
     ]
-    closed_loop(run, Plan("hidden", schedule=schedule))
+    closed_loop(run, Method("residual", "hidden", schedule, levels=0))
     for handle in handles:
         handle.remove()
     # At a predicted step each call comes twice: once in truth, then with the reused residual.
@@ -118,15 +125,16 @@ def test_the_policy_at_site_hidden_is_algorithm_2_on_the_stack(pipe: str, reques
     pipe = request.getfixturevalue(pipe)
     run = calibrator(pipe)
     norms = residuals(run, Schedule.all_computed(10)).abs().sum((1, 2, 3))
-    torch.testing.assert_close(run.reference.hidden_l1.sum(1), norms.double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run._hidden_l1(0).sum(1), norms.double(), rtol=1e-4, atol=1e-4)
     seen: set[Schedule] = set()
     for threshold in (0.45, 0.7):
-        schedule = run.policy(Plan("hidden", threshold=threshold))
+        asked = Method("residual", "hidden", levels=0, threshold=threshold)
+        schedule = run.policy(asked)
         true = residuals(run, schedule)
         held = [0, *(schedule.last_computed(i) for i in range(1, 10))]
         errors = (true[held] - true).abs().sum((1, 2, 3)) / norms
         assert [i in (0, 9) or float(errors[i]) >= threshold for i in range(10)] == list(schedule.computed)
-        assert calibrator(pipe, batch_size=2).policy(Plan("hidden", threshold=threshold)) == schedule
+        assert calibrator(pipe, batch_size=2).policy(asked) == schedule
         seen.add(schedule)
     assert len(seen) == 2 and all(2 < schedule.K < 10 for schedule in seen)
 
@@ -137,5 +145,5 @@ def test_half_precision_runs_as_it_was_fitted(one_branch: Any):
     method = Method("fitted", "guided", Schedule.from_mask(MASK), 2, ridge=1e-3)
     profile = evaluate(run, method).profile
     assert profile.provenance.dtype == "torch.bfloat16"
-    expected = closed_loop(run, Plan("guided", schedule=method.schedule, levels=2, ridge=1e-3))
+    expected = closed_loop(run, method)
     assert float((played(run, profile)[0] - expected).abs().max()) < 0.05 * float(expected.abs().max())

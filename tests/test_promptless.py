@@ -12,8 +12,7 @@ import pipelines
 import small_parts as parts
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.closed_loop import ClosedLoop
-from ertacache.calibration.plan import Plan
+from ertacache.calibration.method import Method
 from small_parts import seeded
 
 CHOICES: dict[str, Any] = {
@@ -67,13 +66,15 @@ def test_a_pipeline_without_a_prompt_is_calibrated(
 def test_a_threshold_weighs_every_branch_of_its_own_batch(batch_size: int | None):
     """CogVideoX makes both branches in one call: of N prompts 2 N hidden residuals have a norm."""
     pipe, call = pipelines.cogvideox(), {**pipelines.VIDEO_CALL, "num_inference_steps": 6}
-    calibrator = Calibrator(pipe, pipelines.PROMPTS[:4], holdout=0.25, seed=0, batch_size=batch_size, call=call)
-    norms, at = calibrator.reference.hidden_l1, 0
-    assert norms.shape == (6, 2 * 3)
-    for n, batch in enumerate(calibrator.prompts.batches(batch_size)):
-        plan = Plan(level="hidden", threshold=0.1, channel_axis=2)
-        loop = ClosedLoop(plan, calibrator.reference.contexts, calibrator.reference.branches)
-        calibrator.store.get(f"run {n}", lambda n=n, loop=loop: calibrator._run_batch(loop, n))
-        width = 2 * len(batch.texts)
-        assert torch.equal(loop.reference_l1, norms[:, at : at + width])
-        at += width
+    options: dict[str, Any] = {"choose": 0.25, "seed": 0, "batch_size": batch_size, "call": call}
+    method = Method("residual", "hidden", levels=0, threshold=0.1)
+    calibrator = Calibrator(pipe, pipelines.PROMPTS[:4], hidden=True, **options)
+    for n, batch in enumerate(calibrator.batches):
+        norms = calibrator.reference.hidden_l1[n]
+        assert norms.shape == (6, 2 * len(batch.texts))
+        assert calibrator._seat(method, n).reference_l1 is not None
+        assert torch.equal(calibrator._seat(method, n).reference_l1, norms)
+    late = Calibrator(pipe, pipelines.PROMPTS[:4], **options)
+    assert [len(norms) for norms in late.reference.hidden_l1] == [0] * len(late.batches)
+    for n in range(len(late.batches)):  # a run of their own measures the same
+        assert torch.equal(late._hidden_l1(n), calibrator.reference.hidden_l1[n])

@@ -197,9 +197,10 @@ class Calibrator:
         solving = Solving(method, lockstep, self.family.channel_axis)
         loop = ClosedLoop(solving, self.reference.contexts, self.reference.branches, seats, lockstep)
         self.run_together(loop, lockstep, hidden=method.site == "hidden")
-        for seat, recording in zip(seats, self.reference.recordings, strict=True):
+        for seat, recording, batch in zip(seats, self.reference.recordings, self.batches, strict=True):
             if seat.final is not None:
-                solving.solved.errors += log10_error(seat.final, recording.latents[-1].float()).tolist()
+                error = log10_error(seat.final, recording.latents[-1].float(), len(batch.texts))
+                solving.solved.errors += error.tolist()
         return solving.solved
 
     def run_together(self, loop: ClosedLoop, lockstep: Lockstep, *, hidden: bool) -> None:

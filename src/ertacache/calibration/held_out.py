@@ -57,7 +57,7 @@ def measure(calibrator: Calibrator, profile: Profile, part: Part) -> dict[str, l
         reference = _reference(calibrator, part, n, batch)
 
         def run(batch: Prompts = batch, reference: dict[str, Any] = reference) -> dict[str, list[float]]:
-            return _against(_play(calibrator, batch, profile), reference)
+            return _against(_play(calibrator, batch, profile), reference, len(batch.texts))
 
         for key, values in calibrator.store.get(f"{name} {n}", run).items():
             measured[key] += values
@@ -82,7 +82,7 @@ def measure_fewer_steps(calibrator: Calibrator, K: int) -> dict[str, list[float]
         reference = _reference(calibrator, "judged", n, batch)
 
         def run(batch: Prompts = batch, reference: dict[str, Any] = reference) -> dict[str, list[float]]:
-            return _against(_shorter(calibrator, batch, call, K), reference)
+            return _against(_shorter(calibrator, batch, call, K), reference, len(batch.texts))
 
         part = calibrator.store.get(f"fewer steps {K} {n}", run)
         if not part["psnr"]:
@@ -110,8 +110,8 @@ def _play(calibrator: Calibrator, batch: Prompts, profile: Profile | None = None
     return {"images": images, "latents": clocked.latents, "seconds": clocked.seconds}
 
 
-def _against(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, list[float]]:
-    error = log10_error(result["latents"], reference["latents"])
+def _against(result: dict[str, Any], reference: dict[str, Any], prompts: int) -> dict[str, list[float]]:
+    error = log10_error(result["latents"], reference["latents"], prompts)
     found = {"error": error.tolist(), "uncached": [reference["seconds"]], "cached": [result["seconds"]]}
     if not error.isfinite().all():
         return {"psnr": [], "ssim": [], **found}
