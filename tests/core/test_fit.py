@@ -84,6 +84,15 @@ def test_collinear_and_zero_features_take_the_smallest_solution():
     assert solve([F, nearly], target).abs().max() < abs(alone)
 
 
+@pytest.mark.parametrize(("scale", "used"), [(1e-4, True), (3e-5, False), (1e-9, False)])
+def test_a_feature_that_is_as_good_as_zero_beside_another_gets_no_weight(scale: float, used: bool):
+    F, small, target = torch.randn(3, 1, 500, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    found = solve([F, small * scale * F.norm() / small.norm()], target, 1e-3)
+    assert bool(found[1]) is used
+    if not used:
+        torch.testing.assert_close(found[:1], solve([F], target, 1e-3), rtol=1e-12, atol=0)
+
+
 def test_half_precision_is_summed_in_float64():
     features, target = problem()
     half = [f.bfloat16() for f in features]

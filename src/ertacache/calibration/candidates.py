@@ -1,7 +1,9 @@
 """Methods that are compared by prompts that they were not fitted to: what is open, and how one is measured."""
 
+import logging
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,10 +14,12 @@ from ertacache.calibration.defaults import Aim, Choices, Timesteps
 from ertacache.calibration.held_out import measure
 from ertacache.calibration.method import Method
 from ertacache.core.schedule import Schedule
-from ertacache.errors import InvalidArgument
+from ertacache.errors import InvalidArgument, PredictorInvalid
 from ertacache.metrics import figures
 from ertacache.pipelines.affine_step import is_affine
 from ertacache.profile.profile import Profile
+
+logger = logging.getLogger(__name__)
 
 #: Strengths of the timestep adjustment that `timesteps="auto"` measures; 0 is none, 1 the paper.
 STRENGTHS = (0.0, 0.1, 0.3, 1.0)
@@ -141,6 +145,24 @@ def fitted_candidate(calibrator: Calibrator, method: Method, name: str = "") -> 
     draft = assemble(calibrator, method, solved, heldout={})
     unmeasured: dict[str, list[float]] = {"error": solved.errors or [0.0], "psnr": [], "ssim": []}
     return Candidate(method, draft, unmeasured, name=name)
+
+
+def fitted_candidates(calibrator: Calibrator, methods: Mapping[str, Method]) -> list[Candidate]:
+    """`fitted_candidate` of each method by its name, but for those with coefficients that no profile can hold.
+
+    Raises:
+        PredictorInvalid: that is all of them.
+    """
+    found, refused = list[Candidate](), list[PredictorInvalid]()
+    for name, method in methods.items():
+        try:
+            found.append(fitted_candidate(calibrator, method, name))
+        except PredictorInvalid as error:
+            logger.info("%s is left out: %s", name, error)
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    return found
 
 
 def compared(calibrator: Calibrator, candidate: Candidate) -> Candidate:

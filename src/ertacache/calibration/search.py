@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.candidates import Candidate, compared, fitted_candidate
+from ertacache.calibration.candidates import Candidate, compared, fitted_candidates
 from ertacache.calibration.method import Method
 from ertacache.calibration.perturbed import growth_of_runs
 from ertacache.calibration.proposals import Effort, schedules
@@ -40,8 +40,7 @@ def search(calibrator: Calibrator, base: Method, K: int, effort: Effort) -> Foun
         base: the method whose schedule is open.
     """
     methods = proposals(calibrator, base, K, effort)
-    fitted = [fitted_candidate(calibrator, method, name) for name, method in methods.items()]
-    return choose(calibrator, fitted, MEASURED[effort])
+    return choose(calibrator, fitted_candidates(calibrator, methods), MEASURED[effort])
 
 
 def proposals(calibrator: Calibrator, base: Method, K: int, effort: Effort) -> dict[str, Method]:

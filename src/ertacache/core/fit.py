@@ -15,6 +15,8 @@ from ertacache.errors import InvalidArgument
 
 # Directions with less energy than this are what float32 rounding leaves of a collinear one: not for fitting.
 _COLLINEAR = 1e-12
+# Share of the largest feature's energy below which another one is rounding: only a huge coefficient would use it.
+_NEGLIGIBLE = 1e-9
 
 
 class RidgeSums:
@@ -58,7 +60,7 @@ class RidgeSums:
         """Coefficients [F] float64 that minimise Σ w |y − F a|² + ridge · aᵀ diag(G) a.
 
         The penalty is relative to each feature's own energy, so `ridge` is dimensionless. Where features
-        repeat each other or are zero, the smallest solution is taken.
+        repeat each other or are zero (or as good as zero beside another), the smallest solution is taken.
 
         Raises:
             InvalidArgument: a ridge that is negative or NaN.
@@ -80,8 +82,8 @@ def ridge_solution(gram: Tensor, moment: Tensor, ridge: float = 0.0) -> Tensor:
         raise InvalidArgument(f"ridge is {ridge}; use 0 for plain least squares, more to shrink")
     if math.isinf(ridge):
         return torch.zeros_like(moment)
-    scale = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-    scale = torch.where(scale > 0, scale, 1.0)
+    energy = gram.diagonal(dim1=-2, dim2=-1)
+    scale = torch.where(energy > _NEGLIGIBLE * energy.amax(-1, keepdim=True), energy.sqrt(), math.inf)
     correlation = gram / (scale[..., :, None] * scale[..., None, :])
     correlation = correlation + ridge * torch.eye(scale.shape[-1], dtype=torch.float64)
     return (torch.pinverse(correlation, rcond=_COLLINEAR) @ (moment / scale)[..., None])[..., 0] / scale
