@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := PASSIVE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: install demo test test-slow test-all test-combinations test-floors lint docs reports dist test-dist
-.PHONY: bench gpu ablation ablation-video compare compare-video clean
+.PHONY: bench gpu ablation ablation-video compare compare-video frontier clean
 
 install: .venv/.ok
 
@@ -91,6 +91,14 @@ compare-video: .venv/.ok
 	$(BIN)/ertacache compare --model tiny-wan --match-cost .5 --out benchmarks/results/compare/tiny-wan
 	$(BIN)/ertacache compare --model tiny-cogvideox --match-cost .5 --out benchmarks/results/compare/tiny-cogvideox
 	$(BIN)/python benchmarks/compact.py benchmarks/results/compare/tiny-wan benchmarks/results/compare/tiny-cogvideox
+
+# Every method and the recommended plan at T/2 to T/5, on all models, each at two guidances or three: a day on two cores.
+# Killed, it goes on where it was; docs/frontier.md says how to share the work among processes.
+frontier: .venv/.ok
+	$(BIN)/python benchmarks/frontier.py
+	$(BIN)/python benchmarks/frontier.py --merge
+	$(BIN)/python benchmarks/frontier_plot.py
+	$(BIN)/python benchmarks/readme_table.py
 
 .venv/.ok: pyproject.toml zoo/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -15,7 +15,7 @@ def script() -> Any:
     return load("readme_table")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/sizes-steps-guidance.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/frontier.md", "docs/sizes-steps-guidance.md"])
 def test_the_generated_parts_are_what_the_result_files_give(script: Any, page: str):
     text = (ROOT / page).read_text()
     assert script.updated(text, script.parts()[page]) == text

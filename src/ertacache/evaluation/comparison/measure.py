@@ -34,9 +34,16 @@ def measure(
     return Measurement(images.nan_to_num(0.0), executed, seconds, torch.cuda.max_memory_allocated() if cuda else None)
 
 
+#: What ran in the steps of a run, or in one step.
+_Parts = tuple[tuple[int, ...], ...]
+
+
 @dataclass
 class Prices:
     """Operations of each step of a run, counted once for every set of parts that runs execute.
+
+    A method that decides at run time is priced step by step, since its runs differ in which steps they compute; every
+    other one by whole runs, in which one step may have run other parts than the next, as many of them.
 
     Args:
         pipe, call: of the uncached pipeline.
@@ -44,17 +51,15 @@ class Prices:
 
     pipe: Any
     call: dict[str, Any]
-    _known: dict[tuple[str, tuple[tuple[int, ...], ...]], list[int]] = field(
-        default_factory=dict[tuple[str, tuple[tuple[int, ...], ...]], list[int]], init=False
-    )
+    _known: dict[str, dict[_Parts, list[int]]] = field(default_factory=dict[str, dict[_Parts, list[int]]], init=False)
     _uncached: float = field(default=0.0, init=False)
 
     def total(self, method: Baseline, prompts: Prompts) -> float:
         """Mean cost of a method over prompts, as a share of the uncached run."""
-        batches = prompts.batches(1)
-        runs = [execute(self.pipe, method, one, self.call, flops=True, decode=False)[1] for one in batches]
+        known, batches = dict[_Parts, list[int]](), prompts.batches(1)
+        runs = [self._operations(method.key, method, one, known) for one in batches]
         uncached = self.uncached(prompts) * int(self.call["num_inference_steps"])
-        return sum(sum(run.flops) for run in runs) / (uncached * len(runs))
+        return sum(map(sum, runs)) / (uncached * len(runs))
 
     def uncached(self, prompts: Prompts) -> float:
         """Operations of one uncached step."""
@@ -69,17 +74,37 @@ class Prices:
         Raises:
             CalibrationError: the method does something else when it is run again.
         """
-        key = tuned.id, executed.signature
-        if key not in self._known:
-            again = execute(self.pipe, tuned.method, prompt, self.call, flops=True, decode=False)[1]
-            if again.signature != executed.signature:
+        known = self._known.setdefault(tuned.id, {})
+        step = self.uncached(prompt)
+        return [round(flops / step, 4) for flops in self._operations(tuned.id, tuned.method, prompt, known, executed)]
+
+    def _operations(
+        self,
+        name: str,
+        method: Baseline,
+        prompt: Prompts,
+        known: dict[_Parts, list[int]],
+        executed: Executed | None = None,
+    ) -> list[int]:
+        """Operations of each step of a run that was made already, or is made here; `known` learns what was counted."""
+        if executed is None and known:
+            executed = execute(self.pipe, method, prompt, self.call, decode=False)[1]
+        if executed is None or not known.keys() >= set(_priced(method, executed)):
+            again = execute(self.pipe, method, prompt, self.call, flops=True, decode=False)[1]
+            if executed is not None and again.signature != executed.signature:
                 raise CalibrationError(
-                    f"{tuned.id} executed other parts when the same prompt was run again; it keeps something from run "
+                    f"{name} executed other parts when the same prompt was run again; it keeps something from run "
                     "to run and cannot be compared"
                 )
-            self._known[key] = again.flops
-        step = self.uncached(prompt)
-        return [round(flops / step, 4) for flops in self._known[key]]
+            executed, parts = again, _priced(method, again)
+            each = len(again.flops) // len(parts)
+            known |= {part: again.flops[n * each : (n + 1) * each] for n, part in enumerate(parts)}
+        return [flops for part in _priced(method, executed) for flops in known[part]]
+
+
+def _priced(method: Baseline, executed: Executed) -> list[_Parts]:
+    """What has a price of its own: every step where a method decides at run time, else the whole run."""
+    return [(step,) for step in executed.signature] if method.batch else [executed.signature]
 
 
 def row(

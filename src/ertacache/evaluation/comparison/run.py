@@ -10,19 +10,17 @@ from ertacache.baselines.baseline import Baseline, Bench, Knob
 from ertacache.calibration.pipeline_run import check_call
 from ertacache.calibration.progress import run_progress
 from ertacache.calibration.prompts import Prompts
-from ertacache.errors import CalibrationError, InvalidArgument, UnsupportedPipeline
+from ertacache.errors import InvalidArgument
 from ertacache.evaluation.comparison.entrant import Entrant, Tuned
 from ertacache.evaluation.comparison.folder import Folder
 from ertacache.evaluation.comparison.job import Job, header
 from ertacache.evaluation.comparison.measure import Prices, measure, row, save_sample
 from ertacache.evaluation.comparison.reference import Measurement, kept_reference
-from ertacache.evaluation.match_cost import match_cost
+from ertacache.evaluation.comparison.tune import tune
 from ertacache.metrics import SampleMetrics, available_metrics
 from ertacache.pipelines.solvers import is_euler
 from ertacache.runtime.folder_lock import locked
 
-#: Calibration prompts that a cost is counted on while a knob is turned.
-_PROBED = 2
 #: Pipeline calls that tuning one entrant takes, for the estimate of the time that is left.
 _TUNING_RUNS = 20
 
@@ -60,35 +58,13 @@ class Comparison:
         """The entrant at its cost, from the folder if it is there."""
         known = self.folder.tuned(entrant)
         if known is None:
-            try:
-                known = self._tune(entrant)
-            except (CalibrationError, UnsupportedPipeline) as error:
-                known = Tuned(entrant, entrant.method, refusal=str(error))
+            plain = Tuned(entrant, entrant.method)
+            known = plain if entrant is NO_CACHE else tune(entrant, self.bench, self.prices, self.progress)
+            for name, note in self.bench.notes.items():
+                self.folder.note(name, note)
             self.folder.keep(known)
         self.progress(f"tuned {entrant.id}")
         return known
-
-    def _tune(self, entrant: Entrant) -> Tuned:
-        method, probed = entrant.method, self.bench.prompts.first(_PROBED)
-        if entrant is NO_CACHE:
-            return Tuned(entrant, method)
-        if reason := method.refusal(self.pipe, self.job.call):
-            return Tuned(entrant, method, refusal=reason)
-        planned = method.planned(self.bench, entrant.target)
-        if planned is not None:
-            return Tuned(entrant, planned, self.prices.total(planned, probed))
-        method = method.calibrated(self.bench)
-        for name, note in self.bench.notes.items():
-            self.folder.note(name, note)
-        if entrant.target is None:
-            return Tuned(entrant, method, self.prices.total(method, probed))
-
-        def cost(candidate: Baseline) -> float:
-            self.progress(f"tuning {entrant.id}")
-            return self.prices.total(candidate, probed)
-
-        matched = match_cost(method, entrant.target, cost)
-        return Tuned(entrant, matched.method, matched.cost)
 
     def run(self, entrants: Sequence[Tuned]) -> None:
         """Every row that is not there yet, in order."""

@@ -1,0 +1,69 @@
+"""What takes part in the frontier: every compared method, and what `ertacache.calibrate` makes of a budget."""
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import ertacache
+from ertacache.baselines import catalogue
+from ertacache.baselines.baseline import Baseline, Bench
+from ertacache.baselines.profile_method import ProfileMethod
+from ertacache.errors import InvalidArgument
+
+EFFORTS = ("fast", "balanced", "thorough")
+#: The row whose difference to the others is taken.
+OURS = "plan-balanced"
+#: Of this package too, and so nobody else's.
+OWN = {*(f"plan-{effort}" for effort in EFFORTS), "fitted", "fitted-policy", "fitted-timesteps"}
+
+
+@dataclass(frozen=True)
+class Planned(ProfileMethod):
+    """The profile of the public `calibrate` at a number of steps, as a user gets it.
+
+    Args:
+        effort: of the search.
+    """
+
+    key: ClassVar[str] = "plan"
+    title: ClassVar[str] = "plan (ours)"
+    paper: ClassVar[str] = "this package"
+
+    effort: str = "balanced"
+
+    def planned(self, bench: Bench, target: float | None) -> Self:
+        K = min(bench.T, max(2, round((self.share if target is None else target) * bench.T)))
+        searched: dict[str, Any] = {"effort": self.effort}
+        if "effort" not in inspect.signature(ertacache.calibrate).parameters:
+            searched = {}
+        profile = ertacache.calibrate(
+            bench.pipe, bench.prompts.texts, compute_steps=K, seed=bench.prompts.seed, call=bench.call,
+            batch_size=bench.batch_size, show_progress=False, **searched,
+        )  # fmt: skip
+        return replace(self, share=profile.schedule.K / bench.T, profile=profile)
+
+
+def name_of(method: Baseline) -> str:
+    """Its key; of a plan, with the effort."""
+    return f"{method.key}-{method.effort}" if isinstance(method, Planned) else method.key
+
+
+def title_of(method: Baseline) -> str:
+    """Its title; of a plan that is not the default one, with the effort."""
+    other = isinstance(method, Planned) and name_of(method) != OURS
+    return f"plan, {method.effort} (ours)" if other else method.title
+
+
+def methods(keys: str) -> list[Baseline]:
+    """Methods by name: `all` is the default plan and every compared method.
+
+    Raises:
+        InvalidArgument: an unknown name.
+    """
+    plans: dict[str, Baseline] = {f"plan-{effort}": Planned(effort=effort) for effort in EFFORTS}
+    if keys == "all":
+        return [plans[OURS], *catalogue.METHODS]
+    wanted = [key.strip() for key in keys.split(",") if key.strip()]
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise InvalidArgument(f"methods is {keys!r}; name different methods separated by commas, or all")
+    return [plans[key] if key in plans else catalogue.method(key) for key in wanted]

@@ -1,0 +1,161 @@
+"""What becomes of the frontier's figures: means, differences, tables, the picture, and the committed file."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmark_scripts import ROOT, load
+
+cells: Any = load("frontier_cells")
+merge: Any = load("frontier_merge")
+page: Any = load("frontier_page")
+plot: Any = load("frontier_plot")
+
+RESULTS = ROOT / "benchmarks" / "results" / "frontier.json"
+CELLS = [cells.Cell("tiny-flux", 10.0, split, 4, 2) for split in (0, 1)]
+#: Method -> cost, and PSNR of the two prompts of each split.
+FIGURES: dict[str, tuple[float, list[list[float]]]] = {
+    "plan-balanced": (0.5, [[40.0, 44.0], [42.0, 50.0]]),
+    "fitted": (0.5, [[39.0, 42.0], [42.0, 47.0]]),
+    "uniform": (0.5, [[30.0, 34.0], [32.0, 34.0]]),
+    "pab": (0.56, [[60.0, 60.0], [60.0, 60.0]]),
+    "taylorseer": (0.54, [[34.0, 36.0], [34.0, 44.0]]),
+    "fewer-steps": (0.49, [[33.0, 33.0], [33.0, 33.0]]),
+}
+
+
+def written(work: Path, budget: int = 2, **changes: Any) -> None:
+    """The files of a run with the figures above."""
+    for cell in CELLS:
+        for method, (cost, psnr) in FIGURES.items():
+            own = {"method": method, "title": method.upper(), "T": 30, "K": 15, "knob": f"share {cell.split}"}
+            own |= {"psnr": psnr[cell.split], "ssim": [0.5, 0.75], "cost": [cost, cost], "settings": cell.settings}
+            path = cell.file(work, method, budget)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(own | changes))
+        refused = {"method": "t-gate", "title": "T-GATE", "T": 30, "K": 15, "refusal": "no gate"}
+        cell.file(work, "t-gate", budget).write_text(json.dumps({**refused, "settings": cell.settings}))
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Any:
+    written(tmp_path)
+    facts = {"machine": "one core", "versions": {"torch": "2", "diffusers": "1"}}
+    found = merge.merged(CELLS, [2, 3], tmp_path, facts)
+    merge.write(found, tmp_path / "frontier.json")
+    assert json.loads((tmp_path / "frontier.json").read_text()) == json.loads(json.dumps(found))
+    return json.loads((tmp_path / "frontier.json").read_text())
+
+
+def test_a_row_is_the_mean_over_the_prompts_of_both_splits(result: Any) -> None:
+    (setting,) = result["settings"]
+    rows = page.rows_of(result, setting)
+    assert list(rows) == ["pab", "plan-balanced", "fitted", "taylorseer", "fewer-steps", "uniform"]
+    error = round(math.sqrt(sum((x - 44) ** 2 for x in (40, 44, 42, 50)) / 3 / 4), 2)
+    assert rows["plan-balanced"] == {
+        "method": "plan-balanced", "cost": 0.5, "psnr": 44.0, "standard_error": error, "p10": 40.6, "worst": 40.0,
+        "ssim": 0.625, "splits": [42.0, 46.0], "knobs": ["share 0", "share 1"],
+    }  # fmt: skip
+    assert setting["refused"] == {"t-gate": "no gate"} and setting["prompts"] == 4
+    assert result["titles"]["uniform"] == "UNIFORM" and result["header"]["incomplete"] == 0
+
+
+def test_the_lead_is_over_the_best_other_method_at_that_cost(result: Any) -> None:
+    """Not over our own other plans, nor over who costs more than a tenth more; prompt by prompt."""
+    gain = result["settings"][0]["gain"]
+    gains = [6.0, 8.0, 8.0, 6.0]
+    error = round(math.sqrt(sum((x - 7) ** 2 for x in gains) / 3 / 4), 2)
+    assert gain == {
+        "over": "taylorseer", "mean": 7.0, "standard_error": error, "prompts": 4, "goal": 6.0, "met": True
+    }  # fmt: skip
+    assert result["settings"][0]["over_fitted"] == {
+        "over": "fitted", "mean": 1.5, "standard_error": 0.65, "prompts": 4
+    }  # fmt: skip
+
+
+def test_a_goal_belongs_to_its_budget() -> None:
+    rows = [merge.row_of(m, [split(m, n) for n in (0, 1)]) for m in FIGURES]
+    for budget, goal in ((2, 6.0), (3, 6.0), (5, 3.0)):
+        found = merge.compared(rows, budget, 0.5)["gain"]
+        assert (found["goal"], found["met"]) == (goal, True)
+    assert "goal" not in merge.compared(rows, 4, 0.5)["gain"]
+    assert merge.compared(rows, 2, 0.51)["gain"]["over"] == "pab"
+    assert merge.compared(rows, 2, 0.51)["gain"]["met"] is False
+    assert merge.compared([row for row in rows if row.method != "plan-balanced"], 2, 0.5) == {}
+
+
+def split(method: str, number: int) -> dict[str, Any]:
+    cost, psnr = FIGURES[method]
+    return {"split": number, "psnr": psnr[number], "ssim": [0.5, 0.5], "cost": [cost, cost], "knob": "k"}
+
+
+def test_what_is_not_there_yet_is_counted_and_left_out(tmp_path: Path) -> None:
+    written(tmp_path)
+    CELLS[1].file(tmp_path, "taylorseer", 2).unlink()
+    found = merge.merged(CELLS, [2], tmp_path, {})
+    assert found["header"]["incomplete"] == 1
+    gain = found["settings"][0]["gain"]
+    assert (gain["over"], gain["mean"], gain["prompts"]) == ("taylorseer", 7.0, 2)
+    with pytest.raises(SystemExit, match=r"nothing is measured yet; run benchmarks/frontier\.py without --merge first"):
+        merge.write(merge.merged(CELLS, [2], tmp_path / "none", {}), tmp_path / "frontier.json")
+
+
+def test_files_of_another_run_are_refused(tmp_path: Path) -> None:
+    written(tmp_path, settings={"judged": 9})
+    with pytest.raises(SystemExit, match=r"was made with \{'judged': 9\}, not .*; merge with its options"):
+        merge.merged(CELLS, [2], tmp_path, {})
+
+
+def test_the_tables_show_every_row(result: Any) -> None:
+    (line,) = [line for line in page.goals_table(result).splitlines() if line.startswith("| tiny-flux, guidance 10 |")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:5] == ["15 of 30", "**44.0 ± 2.2**", "40.6 / 40.0", "0.625"]
+    assert cells[5] == "37.0 ± 2.4, TAYLORSEER" and cells[8:] == ["+7.0 ± 0.6", "+6: met", "+1.5 ± 0.7"]
+    text = page.part(result)
+    assert "| **PLAN-BALANCED** | 44.0 ± 2.2 | 0.500 |" in text and "| PAB | 60.0 ± 0.0 | 0.560 |" in text
+    assert "- T-GATE: no gate" in text and "2 splits of 4 calibration and 2 judged prompts. one core" in text
+
+
+def test_the_readmes_table_has_plan_best_other_and_fewer_steps(result: Any) -> None:
+    lines = page.readme_part(result).splitlines()
+    assert lines[-3:] == [
+        "| | T/2 |", "|---|---:|", "| tiny-flux, guidance 10 | **44.0** / 37.0 / 33.0 (+7.0 ± 0.6) |"
+    ]  # fmt: skip
+    assert "Means over 4 prompts that no calibration has seen." in lines[2]
+
+
+def test_the_picture_has_a_panel_for_every_setting_and_our_line(result: Any, tmp_path: Path) -> None:
+    other = {**result["settings"][0], "guidance": 14.0, "rows": result["settings"][0]["rows"]}
+    plot.draw(result, tmp_path / "one.png")
+    plot.draw({**result, "settings": [*result["settings"], other, {**other, "model": "tiny-wan"}]}, tmp_path / "3.png")
+    one, three = (opened(tmp_path / name) for name in ("one.png", "3.png"))
+    assert one.width == three.width == 800 and three.height == 2 * one.height
+    ours = np.array([int(plot.COLOUR[n : n + 2], 16) for n in (1, 3, 5)])
+    seen = [(np.abs(np.asarray(image, dtype=int) - ours).max(-1) < 12).sum() for image in (one, three)]
+    assert 0 < seen[0] < seen[1]
+
+
+def opened(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def test_the_committed_result_is_whole_and_small() -> None:
+    if not RESULTS.is_file():
+        pytest.skip("not run yet")
+    assert RESULTS.stat().st_size < 150_000
+    found = json.loads(RESULTS.read_text())
+    head, weights = found["header"], cells.GUIDANCE
+    assert head["incomplete"] == 0 and head["judged"] >= 32 and head["splits"] == [0, 1]
+    assert {(s["model"], s["guidance"], s["budget"]) for s in found["settings"]} == {
+        (model, weight, budget) for model, (_, own) in weights.items() for weight in own for budget in cells.BUDGETS
+    }
+    for setting in found["settings"]:
+        rows = page.rows_of(found, setting)
+        assert {"plan-balanced", "fitted", "uniform", "fewer-steps"} <= set(rows)
+        assert rows["plan-balanced"]["cost"] <= setting["K"] / setting["T"] + 0.005
