@@ -121,20 +121,20 @@ class Judge:
         return lambda: measure(self.pipe, None, batch, self.bench.call)
 
     def figures(self, method: Baseline, budget: int) -> dict[str, Any]:
-        """What a method is worth at T/budget steps' cost: per judged prompt, and what it took."""
-        begun, T = time.perf_counter(), self.bench.T
+        """What a method is worth at T/budget steps' cost: per judged prompt, and the processor time that it took."""
+        begun, T = time.process_time(), self.bench.T
         K = round(T / budget)
         entrant = Entrant(f"{name_of(method)}@{budget}", method, K / T)
         tuned = tune(entrant, self.bench, self.prices, lambda _: None)
         facts = {"method": name_of(method), "title": title_of(method), "T": T, "K": K}
         if tuned.refusal is not None:
             return {**facts, "refusal": tuned.refusal}
-        tuning = time.perf_counter() - begun
+        tuning = time.process_time() - begun
         rows = list(self._judged(tuned))
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         seconds = {
             "tuning_seconds": round(tuning, 2),
-            "judging_seconds": round(time.perf_counter() - begun - tuning, 2),
+            "judging_seconds": round(time.process_time() - begun - tuning, 2),
         }
         return {**facts, "knob": knob(tuned.method), "tuned_cost": tuned.cost, **columns, **seconds}
 
