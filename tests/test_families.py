@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from ertacache.calibration.plan import Plan
 
 import ertacache.runtime.apply as ertacache
 from ertacache.calibration.calibrate import calibrate
@@ -15,7 +16,6 @@ from ertacache.calibration.candidates import fit_options
 from ertacache.calibration.closed_loop import ClosedLoop
 from ertacache.calibration.method import Method, assemble, fit_plans
 from ertacache.calibration.pipeline_run import Final, run_pipeline
-from ertacache.calibration.plan import Plan
 from ertacache.core.schedule import Schedule
 from ertacache.errors import ProfileMismatch
 from ertacache.profile.profile import Rectifier, Site
