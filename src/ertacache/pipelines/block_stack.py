@@ -35,6 +35,17 @@ class BlockStack:
         self.on_entry: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Tensor | None] | None = None
         self._answer: Tensor | None = None
 
+    @property
+    def entry(self) -> Tensor:
+        """What the first block was given [B, N, D], while `on_entry` is asked.
+
+        Raises:
+            CacheConflict: at any other time.
+        """
+        if self._entry is None:
+            raise CacheConflict("the block stack has an entry only while its first block is entered")
+        return self._entry
+
     def with_residual(self, residual: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """Run a denoiser call with `residual` in place of the blocks: embeddings and head still run.
 
