@@ -91,6 +91,7 @@ class Baseline(ABC):
         knob: what a comparison turns to reach a cost.
         batch: why a batch of two differs from two batches of one; empty where it does not.
         extra: the optional extra of this package that it needs; empty where it needs none.
+        other_solver: whether it puts another scheduler in the place of the pipeline's.
     """
 
     key: ClassVar[str]
@@ -100,6 +101,7 @@ class Baseline(ABC):
     knob: ClassVar[Knob]
     batch: ClassVar[str] = ""
     extra: ClassVar[str] = ""
+    other_solver: ClassVar[bool] = False
 
     @classmethod
     def published(cls) -> Mapping[str, Mapping[str, Self]]:
@@ -118,6 +120,11 @@ class Baseline(ABC):
         """The method at a wanted cost (None: at its own settings) where it knows by itself how to get there, without
         its knob being turned; None where it does not."""
         return None
+
+    def variants(self) -> tuple[Self, ...]:
+        """The method itself and others with a setting changed that its knob does not turn: a comparison tunes each of
+        them to the cost and keeps the one that is best on the calibration prompts."""
+        return (self,)
 
     def at(self, value: float) -> Self:
         """The method with its knob at `value`.
