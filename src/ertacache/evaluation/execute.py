@@ -28,6 +28,10 @@ def execute(
     Raises:
         UnsupportedPipeline: the call runs its solver more than once.
     """
+    if method is not None and method.other_solver:  # whose steps are those to count
+        changed = method.call(call)
+        with method.applied(pipe, changed):
+            return execute(pipe, None, prompts, changed, flops=flops, keep_outputs=keep_outputs, decode=decode)
     with Watch(pipe, flops=flops, keep_outputs=keep_outputs, one_run=True) as watch:
         if method is None:
             return call_pipeline(pipe, prompts, call, decode=decode), watch.executed
