@@ -1,4 +1,4 @@
-"""DBCache of cache-dit as a compared method, alone and with its TaylorSeer calibrator."""
+"""DBCache of cache-dit as a compared method, alone and with each of its calibrators."""
 
 import importlib.util
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ertacache.baselines.db_cache import DBCache, DBCacheTaylorSeer
+from ertacache.baselines.db_cache import DBCache, DBCacheDMD, DBCacheFoCa, DBCacheTaylorSeer
 from ertacache.baselines.first_block_cache import FirstBlockCache
 from ertacache.errors import CacheConflict, InvalidArgument, MissingExtra
 from ertacache.evaluation.execute import execute
@@ -28,7 +28,7 @@ IDS = ["flux", "flux-cfg", "wan", "cogvideox"]
 SCHEDULE = [1, 1, 0, 0, 0, 1, 0, 0, 0, 1]
 
 
-@pytest.mark.parametrize("method", [DBCache, DBCacheTaylorSeer])
+@pytest.mark.parametrize("method", [DBCache, DBCacheTaylorSeer, DBCacheDMD, DBCacheFoCa])
 @pytest.mark.parametrize(("build", "call", "blocks", "calls"), ALL, ids=IDS)
 def test_an_endless_threshold_runs_the_first_block_only(build, call, blocks, calls, method):
     executed = check_contract(build, method(1.0, warmup=2, max_continuous=3), call)
@@ -76,22 +76,37 @@ def test_the_calibrator_reaches_order_j_after_a_warm_up_of_3_plus_j_steps(warmup
         assert (orders[order + 1] - orders[order]).abs().max() > 1e-3
 
 
+CALIBRATORS = {
+    DBCacheTaylorSeer: ("TaylorSeerCalibratorConfig", {"taylorseer_order": 1}),
+    DBCacheDMD: ("DMDCalibratorConfig", {"dmd_history": 6, "dmd_ridge": 1e-8}),
+    DBCacheFoCa: ("FoCaCalibratorConfig", {}),
+}
+
+
+@pytest.mark.parametrize("method", CALIBRATORS)
 @pytest.mark.parametrize(("build", "call"), [entry[:2] for entry in ALL], ids=IDS)
-def test_it_is_what_cache_dit_makes_of_the_same_config(build, call):
+def test_it_is_what_cache_dit_makes_of_the_same_config(build, call, method):
     import cache_dit
 
-    ours = execute(build(), DBCacheTaylorSeer(0.3, warmup=2, max_continuous=4), FIRST, call)[0]
-    pipe = build()
+    ours = execute(build(), method(0.3, warmup=4, max_continuous=2), FIRST, call)[0]
+    pipe, (name, options) = build(), CALIBRATORS[method]
     config = cache_dit.DBCacheConfig(
-        Fn_compute_blocks=1, Bn_compute_blocks=0, residual_diff_threshold=0.3, max_warmup_steps=2,
-        max_continuous_cached_steps=4, enable_separate_cfg="true_cfg_scale" in call or build is wan,
+        Fn_compute_blocks=1, Bn_compute_blocks=0, residual_diff_threshold=0.3, max_warmup_steps=4,
+        max_continuous_cached_steps=2, enable_separate_cfg="true_cfg_scale" in call or build is wan,
     )  # fmt: skip
-    calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)
-    cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=calibrator)
+    cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=getattr(cache_dit, name)(**options))
     try:
         assert torch.equal(ours, execute(pipe, None, FIRST, call)[0])
     finally:
         cache_dit.disable_cache(pipe)
+
+
+def test_the_calibrators_differ():
+    found = [
+        execute(flux(), method(1.0, warmup=4, max_continuous=-1), FIRST, CALL)[0] for method in (DBCache, *CALIBRATORS)
+    ]
+    for n, images in enumerate(found):
+        assert all((images - other).abs().max() > 1e-3 for other in found[:n])
 
 
 @pytest.mark.parametrize(("build", "call"), [entry[:2] for entry in ALL], ids=IDS)
@@ -161,7 +176,7 @@ def test_conflicts():
 
 
 def test_published_settings_run():
-    for kind in (DBCache, DBCacheTaylorSeer):
+    for kind in (DBCache, *CALIBRATORS):
         settings = kind.published()["FluxTransformer2DModel"]
         assert settings == {"slow": kind(0.12, 1, 0, 4, 3), "fast": kind(0.24, 1, 0, 4, 6)}
         for method in settings.values():
@@ -191,6 +206,11 @@ def test_without_cache_dit_it_says_how_to_install_it(monkeypatch):
     assert "install it with: pip install 'ertacache[cache-dit]'" in DBCache().refusal(pipe, CALL)
     with pytest.raises(MissingExtra, match=r"pip install 'ertacache\[cache-dit\]'"):
         DBCache().applied(pipe, CALL)
+
+
+def test_variants_are_the_orders():
+    assert [method.order for method in DBCacheTaylorSeer().variants()] == [1, 2]
+    assert DBCacheDMD().variants() == (DBCacheDMD(),)
 
 
 def test_knob():

@@ -1,9 +1,9 @@
-"""DBCache of cache-dit, alone and with its TaylorSeer calibrator."""
+"""DBCache of cache-dit, alone and with each of its calibrators."""
 
 import os
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from ertacache.baselines.baseline import Baseline, Knob, denoiser_class, steps_of
@@ -114,8 +114,51 @@ class DBCacheTaylorSeer(DBCache):
 
     order: int = 1
 
+    def variants(self) -> tuple[Self, ...]:
+        """Every order up to 2."""
+        return tuple(replace(self, order=order) for order in sorted({self.order, 1, 2}))
+
     def _calibrator(self) -> Any:
         return _cache_dit().TaylorSeerCalibratorConfig(taylorseer_order=self.order)
+
+
+@dataclass(frozen=True)
+class DBCacheDMD(DBCache):
+    """DBCache whose residual is continued by the linear operator that leads from each computed one to the next.
+
+    Dynamic mode decomposition: v̂(s) = Φ Λ^s b, with modes Φ and eigenvalues Λ of the operator fitted to the last
+    `history` computed residuals. cache-dit fits it from four evenly spaced ones on, and draws a line until then.
+
+    Args:
+        history: computed residuals that are kept.
+        ridge: added to the singular values that are divided by.
+    """
+
+    key: ClassVar[str] = "dbcache-dmd"
+    title: ClassVar[str] = "DBCache + DMD (cache-dit)"
+
+    history: int = 6
+    ridge: float = 1e-8
+
+    def _calibrator(self) -> Any:
+        return _cache_dit().DMDCalibratorConfig(dmd_history=self.history, dmd_ridge=self.ridge)
+
+
+@dataclass(frozen=True)
+class DBCacheFoCa(DBCache):
+    """DBCache whose residual is forecast by an ODE solver over its last values, predicted ones among them.
+
+    The paper has BDF2 as a predictor and Heun's rule as the corrector of the features. cache-dit's calibrator averages
+    the slope between the two newest computed steps, which it takes for one step apart, and that between the two newest
+    values, and holds on to the computed value beyond three steps.
+    """
+
+    key: ClassVar[str] = "dbcache-foca"
+    title: ClassVar[str] = "DBCache + FoCa (cache-dit)"
+    paper: ClassVar[str] = "arXiv 2508.16211; cache-dit, github.com/vipshop/cache-dit"
+
+    def _calibrator(self) -> Any:
+        return _cache_dit().FoCaCalibratorConfig()
 
 
 def _cache_dit() -> Any:
