@@ -10,16 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ertacache.baselines.ertacache import Ertacache, Fitted
 from ertacache.baselines.fewer_steps import FewerSteps
 from ertacache.baselines.first_block_cache import FirstBlockCache
 from ertacache.baselines.t_gate import TGate
+from ertacache.baselines.taylor_seer import TaylorSeer
 from ertacache.baselines.uniform import Uniform
+from ertacache.baselines.vde import VDE
+from ertacache.calibration.deviation import deviation
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import InvalidArgument
 from ertacache.evaluation.comparison.entrant import Entrant, entrants_at
 from ertacache.evaluation.comparison.job import Job
 from ertacache.evaluation.comparison.run import run_comparison
+from ertacache.evaluation.execute import execute
 from ertacache.evaluation.report.comparison import write_comparison_report
 from ertacache.evaluation.report.embedded import open_clip
 from ertacache_zoo import catalogue
@@ -87,6 +93,29 @@ def test_a_method_that_cannot_run_says_why_and_has_no_rows(finished):
     assert "joint" in entrants["t-gate@0.5"]["refusal"]
     assert entrants["uniform@0.5"]["tuned_cost"] == 0.5
     assert entrants["own"]["settings"]["profile"] == {"file": "prepared/own.safetensors"}
+
+
+def test_the_variant_that_is_best_on_the_calibration_prompts_takes_part(tmp_path):
+    call = {**CALL, "num_inference_steps": 7}
+    job = Job(HELD[:1], tuple(PROMPTS[:2]), call, "random", seeds=1, samples=0, costs=(0.5,))
+    out = run_comparison(flux(), entrants_at([TaylorSeer()], [0.5]), job, tmp_path, show_progress=False)
+    chosen = json.loads((out / "entrants.json").read_text())["entrants"][1]["settings"]
+    pipe, prompts = flux(), Prompts(tuple(PROMPTS[:2]), 0)
+
+    def latents(method):
+        return torch.cat([execute(pipe, method, one, call)[1].latents for one in prompts.batches(1)])
+
+    reference = latents(None)
+    settings = [replace(variant, interval=chosen["interval"]) for variant in TaylorSeer().variants()]
+    assert replace(TaylorSeer(), **chosen) == min(settings, key=lambda one: deviation(latents(one), reference))
+
+
+def test_a_method_takes_part_where_one_of_its_variants_can(tmp_path):
+    call = {**CALL, "num_inference_steps": 8}  # as many as VDE computes at the start of a run by default
+    job = Job(HELD[:1], tuple(PROMPTS), call, "random", seeds=1, samples=0, costs=(0.5,))
+    out = run_comparison(flux(), entrants_at([VDE()], [0.5]), job, tmp_path, show_progress=False)
+    entry = json.loads((out / "entrants.json").read_text())["entrants"][1]
+    assert entry["refusal"] is None and entry["settings"]["stable"] < 6
 
 
 def test_a_finished_comparison_runs_nothing_again(finished):

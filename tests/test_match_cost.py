@@ -13,7 +13,7 @@ from ertacache.baselines.fewer_steps import FewerSteps
 from ertacache.baselines.first_block_cache import FirstBlockCache
 from ertacache.errors import InvalidArgument
 from ertacache.evaluation.execute import execute
-from ertacache.evaluation.match_cost import match_cost
+from ertacache.evaluation.match_cost import Matched, best_variant, match_cost
 from method_contract import FIRST
 from pipelines import CALL, flux
 
@@ -135,3 +135,30 @@ def test_execute_makes_the_call_of_the_method():
     latents, executed = execute(flux(), FewerSteps(0.3), FIRST, CALL, decode=False)
     assert executed.denoiser_calls == [1] * 3
     assert torch.equal(latents, executed.latents)
+
+
+def variant(value: float, cost: float) -> Matched:
+    return Matched(Turned(value), cost, ())
+
+
+def test_the_best_variant_deviates_least_among_those_that_cost_no_more():
+    quality = {0.1: 3.0, 0.2: 1.0, 0.3: 2.0}
+    variants = [variant(0.1, 0.5), variant(0.2, 0.55), variant(0.3, 0.53)]
+    found = best_variant(variants, 0.5, lambda method: quality[method.value])
+    assert found.method == Turned(0.3)
+    found = best_variant([*variants, variant(0.4, 0.4)], 0.5, lambda method: quality.get(method.value, 0.0))
+    assert found.method == Turned(0.4)
+
+
+def test_where_all_cost_more_the_cheapest_are_compared():
+    variants = [variant(0.1, 0.9), variant(0.2, 0.7), variant(0.3, 0.73)]
+    assert best_variant(variants, 0.5, lambda method: -method.value).method == Turned(0.3)
+
+
+def test_nothing_is_measured_where_there_is_no_choice():
+    def never(method: Baseline) -> float:
+        raise AssertionError
+
+    assert best_variant([variant(0.1, 0.9)], 0.5, never).cost == 0.9
+    assert best_variant([variant(0.1, 0.9), variant(0.2, 0.7)], 0.5, never).cost == 0.7
+    assert best_variant([variant(0.1, 0.9), variant(0.2, 0.5)], 0.5, never).cost == 0.5

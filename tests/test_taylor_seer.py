@@ -142,6 +142,11 @@ def _small(config):
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
+def test_variants_are_the_orders():
+    assert [method.order for method in TaylorSeer(4).variants()] == [0, 1, 2]
+    assert all(method.interval == 4 for method in TaylorSeer(4).variants())
+
+
 def test_knob():
     assert TaylorSeer().at(6.4) == TaylorSeer(interval=6)
     with pytest.raises(InvalidArgument, match="taylorseer: interval is 16; choose 1 to 15"):

@@ -1,7 +1,8 @@
 """The list of compared methods that commands, tests and documentation share."""
 
 from ertacache.baselines.baseline import Baseline
-from ertacache.baselines.db_cache import DBCache, DBCacheTaylorSeer
+from ertacache.baselines.budcache import BudCache
+from ertacache.baselines.db_cache import DBCache, DBCacheDMD, DBCacheFoCa, DBCacheTaylorSeer
 from ertacache.baselines.delta_dit import DeltaDiT
 from ertacache.baselines.ertacache import (
     AdjustedTimesteps,
@@ -15,20 +16,28 @@ from ertacache.baselines.ertacache import (
 from ertacache.baselines.faster_cache import FasterCache
 from ertacache.baselines.fewer_steps import FewerSteps
 from ertacache.baselines.first_block_cache import FirstBlockCache
+from ertacache.baselines.gcache import GCache
+from ertacache.baselines.l2p import L2P
 from ertacache.baselines.mag_cache import MagCache
+from ertacache.baselines.other_solver import Adams, DPMSolver, UniPC
 from ertacache.baselines.pab import PAB
 from ertacache.baselines.profiling_dit import ProfilingDiT
 from ertacache.baselines.sea_cache import SeaCache
+from ertacache.baselines.spectrum import Spectrum
 from ertacache.baselines.t_gate import TGate
 from ertacache.baselines.taylor_seer import TaylorSeer
 from ertacache.baselines.teacache import TeaCache
 from ertacache.baselines.uniform import Uniform, UniformExtrapolation, UniformHidden, UniformReuse
+from ertacache.baselines.vde import VDE
 from ertacache.errors import InvalidArgument
 from ertacache.extras import require
 
 #: Every method at its default settings, in the order of tables.
 METHODS: tuple[Baseline, ...] = (
     FewerSteps(),
+    DPMSolver(),
+    UniPC(),
+    Adams(),
     UniformReuse(),
     Uniform(),
     UniformHidden(),
@@ -45,6 +54,13 @@ METHODS: tuple[Baseline, ...] = (
     SeaCache(),
     DBCache(),
     DBCacheTaylorSeer(),
+    DBCacheDMD(),
+    DBCacheFoCa(),
+    Spectrum(),
+    VDE(),
+    L2P(),
+    GCache(),
+    BudCache(),
     OfflinePolicy(),
     AdjustedTimesteps(),
     Ertacache(),

@@ -112,7 +112,7 @@ class _AdamsSteps:
     """The steps of one run on the grid of `own`, as far as `_stepped_by` asks for them."""
 
     def __init__(self, own: Any) -> None:
-        self._grid = read_grid(own).double()
+        self._grid, self.timesteps = read_grid(own).double(), own.timesteps
         self._before: Tensor | None = None
 
     def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool) -> Any:

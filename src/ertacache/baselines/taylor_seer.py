@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from ertacache.baselines import diffusers_cache
@@ -69,6 +69,10 @@ class TaylorSeer(Baseline):
             "FluxTransformer2DModel": {"slow": cls(4, order=2), "fast": cls(6, order=1)},
             "WanTransformer3DModel": {"fast": cls(5, order=1, warmup=-1)},
         }
+
+    def variants(self) -> tuple[Self, ...]:
+        """Every order up to 2."""
+        return tuple(replace(self, order=order) for order in sorted({self.order, 0, 1, 2}))
 
     def refusal(self, pipe: Any, call: Mapping[str, Any]) -> str | None:
         if reason := diffusers_cache.refusal(pipe):

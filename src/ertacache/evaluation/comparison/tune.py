@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
 from ertacache.baselines.baseline import Baseline, Bench
+from ertacache.calibration.deviation import deviation
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.evaluation.comparison.entrant import Entrant, Tuned
 from ertacache.evaluation.comparison.measure import Prices
-from ertacache.evaluation.match_cost import match_cost
+from ertacache.evaluation.execute import execute
+from ertacache.evaluation.match_cost import Matched, best_variant, match_cost
 
 #: Calibration prompts that the cost of a method which decides at run time is counted on while its knob is turned.
 PROBED = 8
@@ -32,19 +37,41 @@ def probed(method: Baseline, prompts: Prompts) -> Prompts:
 
 
 def _tuned(entrant: Entrant, bench: Bench, prices: Prices, progress: Callable[[str], None]) -> Tuned:
-    method, prompts = entrant.method, probed(entrant.method, bench.prompts)
-    if reason := method.refusal(bench.pipe, bench.call):
-        return Tuned(entrant, method, refusal=reason)
-    planned = method.planned(bench, entrant.target)
-    if planned is not None:
-        return Tuned(entrant, planned, prices.total(planned, prompts))
+    method = entrant.method
+    reasons = [variant.refusal(bench.pipe, bench.call) for variant in method.variants()]
+    if None not in reasons:
+        return Tuned(entrant, method, refusal=reasons[0])
     method = method.calibrated(bench)
-    if entrant.target is None:
-        return Tuned(entrant, method, prices.total(method, prompts))
 
     def cost(candidate: Baseline) -> float:
         progress(f"tuning {entrant.id}")
-        return prices.total(candidate, prompts)
+        return prices.total(candidate, probed(candidate, bench.prompts))
 
-    matched = match_cost(method, entrant.target, cost)
-    return Tuned(entrant, matched.method, matched.cost)
+    if entrant.target is None:
+        planned = method.planned(bench, None) or method
+        return Tuned(entrant, planned, cost(planned))
+    able = [variant for variant in method.variants() if variant.refusal(bench.pipe, bench.call) is None]
+    matched = [_matched(variant, bench, entrant.target, cost) for variant in able]
+    best = best_variant(matched, entrant.target, _deviations(bench, progress))
+    return Tuned(entrant, best.method, best.cost)
+
+
+def _matched(method: Baseline, bench: Bench, target: float, cost: Callable[[Baseline], float]) -> Matched:
+    """One variant at the wanted cost."""
+    planned = method.planned(bench, target)
+    return match_cost(method, target, cost) if planned is None else Matched(planned, cost(planned), ())
+
+
+def _deviations(bench: Bench, progress: Callable[[str], None]) -> Callable[[Baseline], float]:
+    """Mean over prompts of log10 of the relative squared deviation of a method's final latents from the uncached."""
+    prompts = bench.prompts.first(PROBED).batches(1)
+    uncached: list[Tensor] = []
+
+    def of(method: Baseline) -> float:
+        if not uncached:
+            uncached.extend(execute(bench.pipe, None, one, bench.call)[1].latents for one in prompts)
+        found = [execute(bench.pipe, method, one, bench.call)[1].latents for one in prompts]
+        progress(f"tuning {method.key}")
+        return deviation(torch.cat(found), torch.cat(uncached))
+
+    return of
