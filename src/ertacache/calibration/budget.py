@@ -52,12 +52,11 @@ class Budget:
         Raises:
             InvalidArgument: more than T.
         """
-        K = self.compute_steps
-        if self.speedup is not None:
-            K = max(2, math.floor(T / self.speedup + 1e-9))  # 30 steps at 3 × are 10, whatever 30 / 3.0 rounds to
-        if K is not None and K > T:
-            raise InvalidArgument(f"compute_steps is {K}; choose 2 to {T} of {T} steps")
-        return K
+        if self.speedup is not None:  # 30 steps at 3 × are 10, whatever 30 / 3.0 rounds to
+            return max(2, math.floor(T / self.speedup + 1e-9))
+        if self.compute_steps is not None and self.compute_steps > T:
+            raise InvalidArgument(f"compute_steps is {self.compute_steps}; choose 2 to {T} of {T} steps")
+        return self.compute_steps
 
 
 _NUMBERS: dict[str, tuple[str, float]] = {
