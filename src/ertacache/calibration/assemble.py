@@ -23,8 +23,11 @@ from ertacache.profile.provenance import Provenance
 from ertacache.runtime.identity import identity_of
 
 
-def fit(calibrator: Calibrator, method: Method) -> Solved:
+def fit(calibrator: Calibrator, method: Method, after: Method | None = None, *, keep: bool = False) -> Solved:
     """Fit grid, predictor and rectifier of a method with a schedule.
+
+    Args:
+        after, keep: see `Calibrator.solve`.
 
     Raises:
         InvalidArgument: a method without a schedule, with one of another length, or with a history that the calls of
@@ -38,7 +41,7 @@ def fit(calibrator: Calibrator, method: Method) -> Solved:
     if method.nothing_to_fit and method.strength == 0:
         return Solved(grid=None if method.grid is None else torch.tensor(method.grid, dtype=torch.float64))
     if method.site == "guided" or method.fitted:
-        return calibrator.solve(method)
+        return calibrator.solve(method, after, keep=keep)
     grid = None
     if method.strength:
         grid = calibrator.solve(method.grid_plan()).grid

@@ -3,7 +3,8 @@
 import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from ertacache.calibration.checkpoint import Cost, RunStore
 from ertacache.calibration.closed_loop import ClosedLoop
 from ertacache.calibration.deviation import log10_error
 from ertacache.calibration.followed import Followed
+from ertacache.calibration.kept import Kept, loop_name, shared_steps
 from ertacache.calibration.lockstep import Lockstep, own_copy
 from ertacache.calibration.method import Method
 from ertacache.calibration.pipeline_run import call_pipeline, check_call, run_pipeline
@@ -22,6 +24,7 @@ from ertacache.calibration.recording import Recording
 from ertacache.calibration.reference_log import Reference, ReferenceLog
 from ertacache.calibration.solved import Solved, from_state, schedule_of, to_state
 from ertacache.calibration.solving import Seat, Solving
+from ertacache.core.interpolation import between
 from ertacache.core.policy import Probe, nearest_threshold
 from ertacache.core.schedule import Schedule
 from ertacache.errors import UnsupportedPipeline
@@ -97,6 +100,11 @@ class Calibrator:
     def family(self) -> Family:
         """What is known of the denoiser, for latents of these dimensions."""
         return family_for(denoisers_of(self.pipe)[0], self.reference.recordings[0].latents.ndim - 1)
+
+    @cached_property
+    def kept(self) -> Kept:
+        """Outputs that closed loops have left for others."""
+        return Kept(self.store, self.reference.recordings)
 
     @property
     def T(self) -> int:
@@ -186,43 +194,72 @@ class Calibrator:
             **facts,
         )
 
-    def solve(self, method: Method) -> Solved:
-        """Run a method along the closed loop on the fitted prompts; the same one is run once only."""
-        name = f"{asdict(replace(method, schedule=None))} {method.schedule}"
-        return from_state(self.store.get(name, lambda: to_state(self._solve(method))))
+    def solve(self, method: Method, after: Method | None = None, *, keep: bool = False) -> Solved:
+        """Run a method along the closed loop on the fitted prompts; the same one is run once only.
 
-    def _solve(self, method: Method) -> Solved:
-        seats = [self._seat(method, n) for n in range(len(self.batches))]
-        lockstep = Lockstep(len(seats))
-        solving = Solving(method, lockstep, self.family.channel_axis)
-        loop = ClosedLoop(solving, self.reference.contexts, self.reference.branches, seats, lockstep)
-        self.run_together(loop, lockstep, hidden=method.site == "hidden")
-        for seat, recording, batch in zip(seats, self.reference.recordings, self.batches, strict=True):
+        Args:
+            after: one whose loop may be kept. Up to the step at which the schedules differ it has made the same run,
+                so that its outputs stand for calls.
+            keep: leave the outputs for others.
+        """
+        name, begun, known = loop_name(method), Solved(), 0
+        if after is not None and name not in self.store and loop_name(after) in self.kept:
+            known = shared_steps(method, after)
+            begun = self.solve(after).before(known) if known else begun
+        kept = loop_name(after) if after is not None and known else None
+        return from_state(self.store.get(name, lambda: to_state(self._solve(method, begun, known, kept, keep))))
+
+    def _solve(self, method: Method, begun: Solved, known: int, kept: str | None, keep: bool) -> Solved:
+        seats = {n: self._seat(method, n) for n in range(len(self.batches))}
+        for n, seat in seats.items():
+            seat.known = None if kept is None else self.kept.of(kept, n)
+        solved = self.play(method, begun, known, seats, loop_name(method) if keep else None)
+        solved.errors = self.errors(seats)
+        return solved
+
+    def errors(self, seats: dict[int, Seat]) -> list[float]:
+        """`deviation.log10_error` of each prompt's final latent, once the calls have ended."""
+        found = list[float]()
+        for n, seat in seats.items():
             if seat.final is not None:
-                error = log10_error(seat.final, recording.latents[-1].float(), len(batch.texts))
-                solving.solved.errors += error.tolist()
-        return solving.solved
+                end, batch = self.reference.recordings[n].latents[-1].float(), self.batches[n]
+                found += log10_error(seat.final, end, len(batch.texts)).tolist()
+        return found
 
-    def run_together(self, loop: ClosedLoop, lockstep: Lockstep, *, hidden: bool) -> None:
-        """A pass over all fitted prompts, in lockstep; its cost is what it computes.
+    def play(
+        self, method: Method, begun: Solved, known: int, seats: dict[int, Seat], kept: str | None = None
+    ) -> Solved:
+        """A pass over fitted prompts, in lockstep, that solves what is not solved yet; its cost is what it computes.
+
+        Args:
+            begun: what is solved.
+            known: outputs of computed steps before this one are not computed again, see `Seat.known`.
+            seats: by the number of the pipeline call.
+            kept: a name under which the outputs are left.
 
         Raises:
             UnsupportedPipeline: a run ends before its last step.
         """
-        start = now()
+        start, lockstep = now(), Lockstep(len(seats))
+        solving = Solving(method, lockstep, self.family.channel_axis, begun, known)
+        loop = ClosedLoop(solving, self.reference.contexts, self.reference.branches, [*seats.values()], lockstep)
 
         def call(n: int) -> Callable[[], Tensor]:
-            pipe = self.pipe if len(self.batches) == 1 else own_copy(self.pipe)
+            pipe = self.pipe if len(seats) == 1 else own_copy(self.pipe)
             return partial(call_pipeline, pipe, self.batches[n], self.call, decode=False)
 
-        with attached(self.pipe, loop, hidden):
-            lockstep.run([call(n) for n in range(len(self.batches))])
-        for seat, batch in zip(loop.seats, self.batches, strict=True):
+        with ExitStack() as stack:
+            if kept is not None:
+                stack.enter_context(self.kept.keeping(kept, seats.items()))
+            stack.enter_context(attached(self.pipe, loop, method.site == "hidden"))
+            lockstep.run([call(n) for n in seats])
+        for n, seat in seats.items():
             if seat.final is None:
                 raise _ended_early("closed loop", seat.made, self.T)
-            self.store.charge(Cost(len(batch.texts) * seat.steps / self.T))
+            self.store.charge(Cost(len(self.batches[n].texts) * seat.steps / self.T))
             self.progress("closed loop")
         self.store.charge(Cost(0.0, now() - start))
+        return solving.solved
 
     def _seat(self, method: Method, n: int) -> Seat:
         seat = Seat()
@@ -233,9 +270,11 @@ class Calibrator:
         return seat
 
     def trajectory(self, grid: tuple[float, ...] | None, n: int) -> Callable[[int], Tensor]:
-        """The latents [B, *] that the n-th call aims at: those of its uncached run."""
-        recording = self.reference.recordings[n]
-        return lambda i: recording.latents[i]
+        """The latents [B, *] that the n-th call aims at: those of its uncached run, or between them on another grid."""
+        latents = self.reference.recordings[n].latents
+        if grid is None:
+            return lambda i: latents[i]
+        return lambda i: between(self.reference.sigmas, latents, grid[i])
 
     def policy(self, method: Method) -> Schedule:
         """Algorithm 2 at the method's threshold."""

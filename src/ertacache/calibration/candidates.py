@@ -12,7 +12,9 @@ from ertacache.calibration.budget import Budget
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.defaults import Aim, Choices, Timesteps
 from ertacache.calibration.held_out import measure
+from ertacache.calibration.kept import loop_name
 from ertacache.calibration.method import Method
+from ertacache.calibration.solved import Solved
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument, PredictorInvalid
 from ertacache.metrics import figures
@@ -139,16 +141,29 @@ def evaluate(calibrator: Calibrator, method: Method, name: str = "") -> Candidat
     return compared(calibrator, fitted_candidate(calibrator, method, name))
 
 
-def fitted_candidate(calibrator: Calibrator, method: Method, name: str = "") -> Candidate:
-    """Fit one method along the closed loop; its deviations are those of the fitted prompts, without pictures."""
-    solved = fit(calibrator, method)
+def fitted_candidate(
+    calibrator: Calibrator, method: Method, name: str = "", after: Method | None = None, *, keep: bool = False
+) -> Candidate:
+    """Fit one method along the closed loop; its deviations are those of the fitted prompts, without pictures.
+
+    Args:
+        after, keep: see `Calibrator.solve`.
+    """
+    return as_candidate(calibrator, method, fit(calibrator, method, after, keep=keep), name)
+
+
+def as_candidate(calibrator: Calibrator, method: Method, solved: Solved, name: str = "") -> Candidate:
+    """What was solved, with the deviations of the fitted prompts."""
     draft = assemble(calibrator, method, solved, heldout={})
     unmeasured: dict[str, list[float]] = {"error": solved.errors or [0.0], "psnr": [], "ssim": []}
     return Candidate(method, draft, unmeasured, name=name)
 
 
-def fitted_candidates(calibrator: Calibrator, methods: Mapping[str, Method]) -> list[Candidate]:
+def fitted_candidates(calibrator: Calibrator, methods: Mapping[str, Method], *, keep: bool = False) -> list[Candidate]:
     """`fitted_candidate` of each method by its name, but for those with coefficients that no profile can hold.
+
+    Args:
+        keep: leave the outputs of the best.
 
     Raises:
         PredictorInvalid: that is all of them.
@@ -156,10 +171,15 @@ def fitted_candidates(calibrator: Calibrator, methods: Mapping[str, Method]) -> 
     found, refused = list[Candidate](), list[PredictorInvalid]()
     for name, method in methods.items():
         try:
-            found.append(fitted_candidate(calibrator, method, name))
+            found.append(fitted_candidate(calibrator, method, name, keep=keep))
         except PredictorInvalid as error:
             logger.info("%s is left out: %s", name, error)
             refused.append(error)
+            calibrator.kept.discard(loop_name(method))
+        best = min(found, key=lambda candidate: candidate.deviation, default=None)
+        for one in found if keep else ():
+            if one is not best:
+                calibrator.kept.discard(loop_name(one.method))
     if not found:
         raise refused[0]
     return found

@@ -140,6 +140,8 @@ class LoopRun(Controller):
         self._outputs.clear()
         if run.step == run.T - 1:
             self._seat.final = x_next.to("cpu", torch.float32, copy=True)
+            if self._seat.kept is not None:
+                self._seat.kept.latents[-1].copy_(x_next)
 
     def _observe(self, run: Run, target: str, truth: Tensor, x: Tensor) -> Tensor:
         """What the method uses in place of `truth` at this step; sums are taken on the way."""

@@ -3,14 +3,16 @@
 import math
 from dataclasses import dataclass
 
+from ertacache.calibration import joint
 from ertacache.calibration.budget import Budget
 from ertacache.calibration.candidates import HISTORIES, strengths_of
+from ertacache.calibration.coefficients import most_coefficients
 from ertacache.calibration.defaults import Choices
 from ertacache.calibration.first_steps import FirstSteps, share_of
 from ertacache.calibration.perturbed import PROMPTS
 from ertacache.calibration.prompts import Parts
 from ertacache.calibration.proposals import Effort, count_of
-from ertacache.calibration.search import MEASURED
+from ertacache.calibration.search import DIRECTIONS, LEVELS, MEASURED, MOVES, ROUNDS
 
 #: Runs of a threshold search, and closed loops of a search for the budget of a target.
 _SEARCH, _TARGET = 10, 6
@@ -18,7 +20,8 @@ _SEARCH, _TARGET = 10, 6
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An estimate where a threshold or a target is searched, else exact.
+    """An estimate where a threshold or a target is searched, an upper bound where effort "thorough" moves and refines
+    plans, as far as it gains, else exact.
 
     Attributes:
         calls: pipeline calls.
@@ -39,19 +42,25 @@ class Loops:
     Attributes:
         cheap: those that compute the plan's steps only. whole: those that compute every step.
         measured: plans that are compared on the prompts that choose. single: further uncached runs of one prompt.
+        rounds: of a joint refinement, where there are prompts enough.
+        directed: whether it has guidance directions.
     """
 
     cheap: int
     whole: int
     measured: int
     single: int = 0
+    rounds: int = 0
+    directed: bool = False
 
 
 def loops_of_search(effort: Effort, *, directed: bool, target: bool) -> Loops:
     """Those of `search.search`."""
     fast = effort == "fast"
-    cheap = count_of(effort) + (directed and not fast) + target * _TARGET
-    return Loops(cheap, 0, (0 if fast else MEASURED[effort]) + target * _TARGET, 0 if fast else PROMPTS)
+    thorough = effort == "thorough"
+    cheap = count_of(effort) + (directed and not fast) + thorough + ROUNDS * MOVES[effort] + target * _TARGET
+    measured = (0 if fast else MEASURED[effort]) + target * _TARGET
+    return Loops(cheap, 0, measured, 0 if fast else PROMPTS, joint.ROUNDS * thorough, directed)
 
 
 def loops_of_choices(choices: Choices, budget: Budget) -> Loops:
@@ -86,6 +95,11 @@ def work_of(loops: list[tuple[Loops, int | None]], parts: Parts, size: int | Non
         share = K / seen.steps if K else 0.5
         runs += fitted * (one.cheap * share + one.whole) + chosen * one.measured * share
         made += calls[0] * (one.cheap + one.whole) + calls[1] * one.measured
+        if one.rounds and chosen and fitted >= joint.LEAST_PROMPTS:
+            nudged, computed = most_coefficients(seen.steps, K or seen.steps // 2, LEVELS, DIRECTIONS * one.directed)
+            runs += fitted * (one.rounds * computed / seen.steps + (1 + one.rounds) * share)
+            runs += chosen * one.rounds * share
+            made += calls[0] * (one.rounds * nudged + 1 + one.rounds) + calls[1] * one.rounds
         # The plan, reuse and fewer steps; the latter two where a step is spared at all.
         runs += judged * share * 3
         made += calls[2] * 3

@@ -18,8 +18,8 @@ from ertacache.runtime.watch import now
 _STEPS = 2
 
 
-class _Seen(Exception):
-    """Ends a run after its second step."""
+class Seen(Exception):
+    """Ends a run of which enough is known."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ class FirstSteps(Controller):
             self._begun = now()
             return
         self.seconds = now() - self._begun
-        raise _Seen
+        raise Seen
 
     @property
     def elements(self) -> int:
@@ -89,13 +89,18 @@ def first_steps(pipe: Any, prompts: Prompts, call: dict[str, Any]) -> FirstSteps
         UnsupportedPipeline: it ran no step of its denoiser.
     """
     seen = FirstSteps()
+    broken_off(pipe, prompts.first(1), seen, call)
+    if not seen.outputs or not seen.steps:
+        raise UnsupportedPipeline(f"{type(pipe).__name__} ran no step of its denoiser; give it one step or more")
+    return seen
+
+
+def broken_off(pipe: Any, prompts: Prompts, controller: Controller, call: dict[str, Any]) -> None:
+    """A pipeline call that its controller ends by raising `Seen`."""
     try:
-        run_pipeline(pipe, prompts.first(1), seen, call, decode=False)
-    except _Seen:
+        run_pipeline(pipe, prompts, controller, call, decode=False)
+    except Seen:
         pass
     finally:
         if free := getattr(pipe, "maybe_free_model_hooks", None):  # as the end of a whole run would
             free()
-    if not seen.outputs or not seen.steps:
-        raise UnsupportedPipeline(f"{type(pipe).__name__} ran no step of its denoiser; give it one step or more")
-    return seen

@@ -76,7 +76,7 @@ def measure_fewer_steps(calibrator: Calibrator, K: int) -> dict[str, list[float]
     Raises:
         UnsupportedPipeline: the pipeline cannot make that run.
     """
-    call = _shorter_call(calibrator, K)
+    call = shorter_call(calibrator, K)
     measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": []}
     for n, batch in enumerate(batches_of(calibrator, "judged")):
         reference = _reference(calibrator, "judged", n, batch)
@@ -120,7 +120,12 @@ def _against(result: dict[str, Any], reference: dict[str, Any], prompts: int) ->
     return {**metrics.state(), **found}
 
 
-def _shorter_call(calibrator: Calibrator, K: int) -> dict[str, Any]:
+def shorter_call(calibrator: Calibrator, K: int) -> dict[str, Any]:
+    """The arguments with which the pipeline makes K steps.
+
+    Raises:
+        UnsupportedPipeline: the call fixes them, or the pipeline takes no such argument.
+    """
     call, brought = calibrator.call, input_names(calibrator.parts.judged.inputs)
     if fixed := [name for name in ("sigmas", "timesteps") if call.get(name) is not None or name in brought]:
         raise UnsupportedPipeline(f"{fixed[0]} in the call fixes the solver's steps")

@@ -53,12 +53,14 @@ def _all(
     if costs is None or grams is None or K <= len(boundaries) + 2:
         yield from powers
         return
-    yield powers[0]
     yield "cheapest path", cheapest(costs, K, "sum")[0]
-    yield "least largest price", cheapest(costs, K, "max")[0]
-    yield from powers[1:5]
+    yield "cheapest path, open end", cheapest(costs, K, "sum", last=False)[0]
+    yield powers[0]
+    yield "least largest price", cheapest(costs, K, "max", last=False)[0]
+    yield from powers[1:4]
     yield "GITS", gits(grams, K, boundaries)
     yield "OSS", oss(grams, K, boundaries)
-    for n, (schedule, _) in enumerate(cheapest_few(costs, K, 6)[1:], 2):
-        yield f"path {n}", schedule
-    yield from powers[5:]
+    for last, end in ((False, ", open end"), (True, "")):
+        for n, (schedule, _) in enumerate(cheapest_few(costs, K, 3, last=last)[1:], 2):
+            yield f"path {n}{end}", schedule
+    yield from powers[4:]

@@ -35,12 +35,22 @@ class Recording:
         """Number of steps."""
         return len(self.outputs)
 
+    @property
+    def layout(self) -> dict[str, Any]:
+        """Shapes and dtypes, plain data, without which its file cannot be read."""
+        return _layout(self.T, *self._examples())
+
+    def like(self, path: Path) -> "Writing":
+        """Begin a file for another run like this one."""
+        return self.create(path, self.T, *self._examples())
+
+    def _examples(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.latents[0], self.outputs[0], None if self.directions is None else self.directions[0]
+
     @classmethod
     def create(cls, path: Path, T: int, x: Tensor, output: Tensor, direction: Tensor | None) -> "Writing":
         """Begin a file for a run of T steps with tensors like these, [B, *] each."""
-        layout = {"T": T, "latents": _kind(x), "outputs": _kind(output)}
-        if direction is not None:
-            layout["directions"] = _kind(direction)
+        layout = _layout(T, x, output, direction)
         temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
         return Writing(cls._map(temporary, layout), layout, temporary, path)
 
@@ -112,6 +122,11 @@ def _reserve(path: Path, size: int) -> None:
             f"the recording of a run, {size} bytes, cannot be written to {path.parent} ({reason(error)}); make room, "
             "or name a folder elsewhere: checkpoint="
         ) from error
+
+
+def _layout(T: int, x: Tensor, output: Tensor, direction: Tensor | None) -> dict[str, Any]:
+    layout = {"T": T, "latents": _kind(x), "outputs": _kind(output)}
+    return layout if direction is None else {**layout, "directions": _kind(direction)}
 
 
 def _kind(x: Tensor) -> list[Any]:

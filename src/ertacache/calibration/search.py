@@ -1,24 +1,34 @@
 """The search for the best plan at a number of computed steps: price, fit the promising, compare what came of them."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ertacache.calibration import joint
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate, compared, fitted_candidates
+from ertacache.calibration.coarse_grid import coarse_grid
+from ertacache.calibration.kept import loop_name
+from ertacache.calibration.local_moves import improved
 from ertacache.calibration.method import Method
 from ertacache.calibration.perturbed import growth_of_runs
 from ertacache.calibration.proposals import Effort, schedules
 from ertacache.calibration.tie import simpler_on_a_tie
 from ertacache.core.run_gram import RunGrams, gram_of
-from ertacache.core.segment_costs import segment_costs
-from ertacache.errors import CalibrationError
+from ertacache.core.segment_costs import SegmentCosts, segment_costs
+from ertacache.errors import CalibrationError, UnsupportedPipeline
+
+logger = logging.getLogger(__name__)
 
 #: History of the recommended plan: outputs the solver received, and guidance directions where there are two branches.
 LEVELS, DIRECTIONS = 3, 2
 #: Plans of each effort that are compared on prompts they were not fitted to.
 MEASURED: dict[Effort, int] = {"fast": 1, "balanced": 4, "thorough": 6}
+#: Moves of single steps that each effort runs in a round, and its rounds.
+MOVES: dict[Effort, int] = {"fast": 0, "balanced": 0, "thorough": 6}
+ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -39,29 +49,68 @@ def search(calibrator: Calibrator, base: Method, K: int, effort: Effort) -> Foun
     Args:
         base: the method whose schedule is open.
     """
-    methods = proposals(calibrator, base, K, effort)
-    return choose(calibrator, fitted_candidates(calibrator, methods), MEASURED[effort])
+    grams = None if effort == "fast" else grams_of(calibrator)
+    costs = None if grams is None else prices(calibrator, base, grams)
+    tries = MOVES[effort]
+    methods = proposals(calibrator, base, K, effort, costs, grams)
+    fitted = fitted_candidates(calibrator, methods, keep=tries > 0)
+    if tries and costs is not None:
+        best = min(fitted, key=lambda candidate: candidate.deviation)
+        fitted += improved(calibrator, best, costs, tries, ROUNDS)
+        calibrator.kept.discard(loop_name(fitted[-1].method))
+        calibrator.kept.discard(loop_name(best.method))
+    found = choose(calibrator, fitted, MEASURED[effort])
+    return refined(calibrator, found) if effort == "thorough" else found
 
 
-def proposals(calibrator: Calibrator, base: Method, K: int, effort: Effort) -> dict[str, Method]:
+def refined(calibrator: Calibrator, found: Found) -> Found:
+    """With a joint refinement of the best, where that is better by more than a standard error.
+
+    Only prompts that no coefficient was fitted to decide: in the sample a joint fit flatters itself.
+    """
+    together = joint.refined(calibrator, found.best)
+    if not together or simpler_on_a_tie([found.best.errors, together[-1].errors]) == 0:
+        return Found(found.best, (*found.measured, *together))
+    return Found(together[-1], (*found.measured, *together))
+
+
+def prices(calibrator: Calibrator, base: Method, grams: RunGrams) -> SegmentCosts:
+    """Of every segment, under the history of a method."""
+    return segment_costs(
+        grams,
+        base.levels,
+        base.directions,
+        growth=growth_of_runs(calibrator),
+        ridge=base.ridge,
+        boundaries=calibrator.reference.boundaries,
+    )
+
+
+def proposals(
+    calibrator: Calibrator,
+    base: Method,
+    K: int,
+    effort: Effort,
+    costs: SegmentCosts | None,
+    grams: RunGrams | None,
+) -> dict[str, Method]:
     """Methods that are worth a closed loop, the simplest first."""
     reference = calibrator.reference
-    grams = costs = None
-    if effort != "fast":
-        grams = _grams(calibrator)
-        growth = growth_of_runs(calibrator)
-        costs = segment_costs(
-            grams, base.levels, base.directions, growth=growth, ridge=base.ridge, boundaries=reference.boundaries
-        )
     found = schedules(effort, calibrator.T, K, reference.boundaries, costs, grams)
     methods = {name: replace(base, schedule=schedule) for name, schedule in found.items()}
+    if effort == "thorough" and base.aim == "trajectory":
+        try:
+            schedule, grid = coarse_grid(calibrator, K)
+            methods["grid of fewer steps"] = replace(base, schedule=schedule, grid=grid)
+        except UnsupportedPipeline as error:
+            logger.info("the grid of %d steps takes no part: %s", K, error)
     if base.directions and effort != "fast":
         own = replace(base, directions=0, schedule=found["uniform"])
         methods = {"uniform, own history": own, **methods}
     return methods
 
 
-def _grams(calibrator: Calibrator) -> RunGrams:
+def grams_of(calibrator: Calibrator) -> RunGrams:
     """Of every fitted prompt."""
     found = [
         gram_of(run.latents[:, n], run.outputs[:, n], None if run.directions is None else run.directions[:, n])

@@ -1,6 +1,7 @@
 """What a closed loop found: plain data."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from ertacache.calibration.sums import Key
 from ertacache.core.rectify import Affine
 from ertacache.core.schedule import Schedule
+from ertacache.errors import CalibrationError
 
 
 @dataclass
@@ -39,6 +41,19 @@ class Solved:
             {step: value for step, value in self.phis.items() if step < i},
             self.grid,
         )
+
+    def changed(self, changes: Iterable[tuple[Key, int, float]]) -> "Solved":
+        """With single weights changed, each named by its key and its place; the errors are not known yet.
+
+        Raises:
+            CalibrationError: a weight that is NaN or infinite then.
+        """
+        weights = {key: value.clone() for key, value in self.weights.items()}
+        for key, place, change in changes:
+            weights[key][place] += change
+            if not weights[key].isfinite().all():
+                raise CalibrationError(f"a weight of step {key[0]} is {float(weights[key][place])}; fit it anew")
+        return replace(self, weights=weights, errors=[])
 
 
 def schedule_of(solved: Solved, T: int) -> Schedule:

@@ -27,7 +27,7 @@ class Seat:
         reference_l1: [T, B] ‖v − x‖₁ of the uncached run; for a threshold only.
         trajectory: gives the latent [B, *] to aim at after each step; for plans that aim at it only.
         known: outputs of computed steps that an earlier run of the same beginning has left, or None.
-        kept: where the outputs of computed steps are kept for a later run, or None.
+        kept: where the outputs of computed steps and the final latent are kept for a later run, or None.
         final: [B, *] where the run has ended. made: how many steps it has made. steps: how many of them it computed.
     """
 
@@ -47,7 +47,8 @@ class Solving:
         method: what to do.
         lockstep: of the pipeline calls.
         channel_axis: see `models.Family`.
-        begun: what an earlier pass of the same beginning has solved, and `known` before which step.
+        begun: what an earlier pass of the same beginning has solved, or all that is to be played.
+        known: the outputs of computed steps before this one come from the seats' store, without a call.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Solving:
 
     def weights(self, key: Key, features: list[Tensor], base: Tensor, goal: Callable[[], Tensor]) -> Tensor:
         """The weights of the fit at one step: those that all prompts ask for, or that an earlier run has solved."""
-        if key not in self.solved.weights or key[0] >= self.known:
+        if key not in self.solved.weights:
             aimed = goal()
             left = widen(aimed) - base
             self.sums.ridge_at(key, len(features)).update(features, left, prompt_weights(left, aimed))

@@ -15,8 +15,8 @@ from ertacache.errors import InvalidArgument
 
 # Directions with less energy than this are what float32 rounding leaves of a collinear one: not for fitting.
 _COLLINEAR = 1e-12
-# Share of the largest feature's energy below which another one is rounding: only a huge coefficient would use it.
-_NEGLIGIBLE = 1e-9
+#: Share of the largest feature's energy below which another one is rounding: only a huge coefficient would use it.
+NEGLIGIBLE = 1e-9
 
 
 class RidgeSums:
@@ -83,7 +83,7 @@ def ridge_solution(gram: Tensor, moment: Tensor, ridge: float = 0.0) -> Tensor:
     if math.isinf(ridge):
         return torch.zeros_like(moment)
     energy = gram.diagonal(dim1=-2, dim2=-1)
-    scale = torch.where(energy > _NEGLIGIBLE * energy.amax(-1, keepdim=True), energy.sqrt(), math.inf)
+    scale = torch.where(energy > NEGLIGIBLE * energy.amax(-1, keepdim=True), energy.sqrt(), math.inf)
     correlation = gram / (scale[..., :, None] * scale[..., None, :])
     correlation = correlation + ridge * torch.eye(scale.shape[-1], dtype=torch.float64)
     return (torch.pinverse(correlation, rcond=_COLLINEAR) @ (moment / scale)[..., None])[..., 0] / scale

@@ -4,7 +4,7 @@ A plan's latents are sums of recorded vectors as far as the record tells, so eve
 is a quadratic form in these products.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -37,7 +37,11 @@ def gram_of(latents: Tensor, outputs: Tensor, directions: Tensor | None = None) 
     if any(len(x) != len(latents) - 1 or x.shape[1:] != latents.shape[1:] for x in given[1:]):
         shapes = ", ".join(str(list(x.shape)) for x in given)
         raise InvalidArgument(f"latents, outputs and directions are {shapes}; give [T+1, *], [T, *] and [T, *]")
-    rows = [x.reshape(len(x), -1) for x in given]
+    return inner_products([x.reshape(len(x), -1) for x in given])
+
+
+def inner_products(rows: Sequence[Tensor]) -> Tensor:
+    """The Gram matrix [M, M] float64 on the CPU of vectors [*, D] that together are M, see `gram_of`."""
     vectors, size = sum(map(len, rows)), rows[0].shape[1]
     gram = torch.zeros(vectors, vectors, dtype=torch.float64)
     piece = max(1, _PIECE // (8 * vectors))
