@@ -95,6 +95,7 @@ def work_of(loops: list[tuple[Loops, int | None]], parts: Parts, size: int | Non
         share = K / seen.steps if K else 0.5
         runs += fitted * (one.cheap * share + one.whole) + chosen * one.measured * share
         made += calls[0] * (one.cheap + one.whole) + calls[1] * one.measured
+        made += bool(one.rounds)  # the grid of K steps is asked of a call that computes nothing
         if one.rounds and chosen and fitted >= joint.LEAST_PROMPTS:
             nudged, computed = most_coefficients(seen.steps, K or seen.steps // 2, LEVELS, DIRECTIONS * one.directed)
             runs += fitted * (one.rounds * computed / seen.steps + (1 + one.rounds) * share)
@@ -103,7 +104,9 @@ def work_of(loops: list[tuple[Loops, int | None]], parts: Parts, size: int | Non
         # The plan, reuse and fewer steps; the latter two where a step is spared at all.
         runs += judged * share * 3
         made += calls[2] * 3
-    return Work(made, runs, runs * seen.steps * seen.seconds, fitted * seen.recorded)
+    # Of plans that are moved or refined the outputs lie on the disk too: of the best and of the one under way.
+    files = 3 if any(one.rounds for one, _ in loops) else 1
+    return Work(made, runs, runs * seen.steps * seen.seconds, files * fitted * seen.recorded)
 
 
 def duration(seconds: float) -> str:

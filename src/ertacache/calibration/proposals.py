@@ -4,6 +4,7 @@ Practice gives some (evenly spaced steps, gaps that grow or shrink), the recorde
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from ertacache.core.densities import density
@@ -26,17 +27,31 @@ def count_of(effort: Effort) -> int:
     return _COUNTS[effort]
 
 
+@dataclass(frozen=True)
+class Prices:
+    """What the recorded outputs say of every segment.
+
+    Attributes:
+        grams: of the runs. even: prices at the segments' ends. costs: the same weighed by what becomes of an error by
+            the end of the run, which one early error tells roughly.
+    """
+
+    grams: RunGrams
+    even: SegmentCosts
+    costs: SegmentCosts
+
+
 def schedules(
-    effort: Effort, T: int, K: int, boundaries: tuple[int, ...], costs: SegmentCosts | None, grams: RunGrams | None
+    effort: Effort, T: int, K: int, boundaries: tuple[int, ...], priced: Prices | None
 ) -> dict[str, Schedule]:
     """Distinct schedules with their names, the simplest first.
 
     Args:
         K: computed steps; steps at which another denoiser takes over come on top where a schedule lacks them.
-        costs: of segments; None for the efforts that price nothing. grams: what they were made from.
+        priced: None for the efforts that price nothing.
     """
     found: dict[str, Schedule] = {}
-    for name, schedule in _all(T, K, boundaries, costs, grams):
+    for name, schedule in _all(T, K, boundaries, priced):
         whole = schedule.with_steps(boundaries)
         if whole not in found.values():
             found[name] = whole
@@ -45,22 +60,22 @@ def schedules(
     return found
 
 
-def _all(
-    T: int, K: int, boundaries: tuple[int, ...], costs: SegmentCosts | None, grams: RunGrams | None
-) -> Iterator[tuple[str, Schedule]]:
+def _all(T: int, K: int, boundaries: tuple[int, ...], priced: Prices | None) -> Iterator[tuple[str, Schedule]]:
     yield "uniform", Schedule.uniform(T, K)
     powers = [(f"density {power:g}", density(T, K, power)) for power in _POWERS]
-    if costs is None or grams is None or K <= len(boundaries) + 2:
+    if priced is None or K <= len(boundaries) + 2:
         yield from powers
         return
-    yield "cheapest path", cheapest(costs, K, "sum")[0]
-    yield "cheapest path, open end", cheapest(costs, K, "sum", last=False)[0]
-    yield powers[0]
-    yield "least largest price", cheapest(costs, K, "max", last=False)[0]
-    yield from powers[1:4]
-    yield "GITS", gits(grams, K, boundaries)
-    yield "OSS", oss(grams, K, boundaries)
-    for last, end in ((False, ", open end"), (True, "")):
-        for n, (schedule, _) in enumerate(cheapest_few(costs, K, 3, last=last)[1:], 2):
-            yield f"path {n}{end}", schedule
+    # With an open end the last step is predicted too.
+    yield "cheapest path, open end", cheapest(priced.costs, K, last=False)[0]
+    yield "evenly priced path, open end", cheapest(priced.even, K, last=False)[0]
+    yield "cheapest path", cheapest(priced.costs, K)[0]
+    yield "evenly priced path", cheapest(priced.even, K)[0]
+    yield from powers[:4]
+    yield "least largest price", cheapest(priced.costs, K, "max", last=False)[0]
+    yield "GITS", gits(priced.grams, K, boundaries)
+    yield "OSS", oss(priced.grams, K, boundaries)
+    for costs, words in ((priced.costs, "path"), (priced.even, "evenly priced path")):
+        for n, (schedule, _) in enumerate(cheapest_few(costs, K, 3, last=False)[1:], 2):
+            yield f"{words} {n}, open end", schedule
     yield from powers[4:]

@@ -14,10 +14,10 @@ from ertacache.calibration.kept import loop_name
 from ertacache.calibration.local_moves import improved
 from ertacache.calibration.method import Method
 from ertacache.calibration.perturbed import growth_of_runs
-from ertacache.calibration.proposals import Effort, schedules
+from ertacache.calibration.proposals import Effort, Prices, schedules
 from ertacache.calibration.tie import simpler_on_a_tie
 from ertacache.core.run_gram import RunGrams, gram_of
-from ertacache.core.segment_costs import SegmentCosts, segment_costs
+from ertacache.core.segment_costs import segment_costs
 from ertacache.errors import CalibrationError, UnsupportedPipeline
 
 logger = logging.getLogger(__name__)
@@ -49,14 +49,13 @@ def search(calibrator: Calibrator, base: Method, K: int, effort: Effort) -> Foun
     Args:
         base: the method whose schedule is open.
     """
-    grams = None if effort == "fast" else grams_of(calibrator)
-    costs = None if grams is None else prices(calibrator, base, grams)
+    priced = None if effort == "fast" else prices(calibrator, base)
     tries = MOVES[effort]
-    methods = proposals(calibrator, base, K, effort, costs, grams)
+    methods = proposals(calibrator, base, K, effort, priced)
     fitted = fitted_candidates(calibrator, methods, keep=tries > 0)
-    if tries and costs is not None:
+    if tries and priced is not None:
         best = min(fitted, key=lambda candidate: candidate.deviation)
-        fitted += improved(calibrator, best, costs, tries, ROUNDS)
+        fitted += improved(calibrator, best, priced.costs, tries, ROUNDS)
         calibrator.kept.discard(loop_name(fitted[-1].method))
         calibrator.kept.discard(loop_name(best.method))
     found = choose(calibrator, fitted, MEASURED[effort])
@@ -74,29 +73,17 @@ def refined(calibrator: Calibrator, found: Found) -> Found:
     return Found(together[-1], (*found.measured, *together))
 
 
-def prices(calibrator: Calibrator, base: Method, grams: RunGrams) -> SegmentCosts:
+def prices(calibrator: Calibrator, base: Method) -> Prices:
     """Of every segment, under the history of a method."""
-    return segment_costs(
-        grams,
-        base.levels,
-        base.directions,
-        growth=growth_of_runs(calibrator),
-        ridge=base.ridge,
-        boundaries=calibrator.reference.boundaries,
-    )
+    grams, boundaries = grams_of(calibrator), calibrator.reference.boundaries
+    even = segment_costs(grams, base.levels, base.directions, ridge=base.ridge, boundaries=boundaries)
+    return Prices(grams, even, even.weighed(growth_of_runs(calibrator)))
 
 
-def proposals(
-    calibrator: Calibrator,
-    base: Method,
-    K: int,
-    effort: Effort,
-    costs: SegmentCosts | None,
-    grams: RunGrams | None,
-) -> dict[str, Method]:
+def proposals(calibrator: Calibrator, base: Method, K: int, effort: Effort, priced: Prices | None) -> dict[str, Method]:
     """Methods that are worth a closed loop, the simplest first."""
     reference = calibrator.reference
-    found = schedules(effort, calibrator.T, K, reference.boundaries, costs, grams)
+    found = schedules(effort, calibrator.T, K, reference.boundaries, priced)
     methods = {name: replace(base, schedule=schedule) for name, schedule in found.items()}
     if effort == "thorough" and base.aim == "trajectory":
         try:

@@ -5,7 +5,7 @@ runs' Gram matrices; the model is not called.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,18 @@ class SegmentCosts:
     states: tuple[tuple[int, ...], ...]
     prices: Tensor
     following: Tensor
+
+    def weighed(self, growth: Tensor) -> "SegmentCosts":
+        """The prices of other factors [T+1], where these have none; see `segment_costs`.
+
+        Raises:
+            InvalidArgument: as there.
+        """
+        _check_growth(growth, self.T)
+        newest = torch.tensor([state[0] for state in self.states])
+        ends = newest[:, None] + torch.arange(1, self.prices.shape[1] + 1)
+        factor = growth.cpu().double().square()[ends.clamp(max=self.T)]
+        return replace(self, prices=torch.where(self.prices < torch.inf, self.prices * factor, torch.inf))
 
 
 def segment_ends(T: int, boundaries: Iterable[int] = (), max_gap: int | None = None) -> list[range]:
@@ -114,10 +126,13 @@ def _check(grams: RunGrams, levels: int, directions: int, growth: Tensor | None)
         )
     if directions and not grams.has_directions:
         raise InvalidArgument(f"directions={directions} and the runs hold none; record them, or pass directions=0")
-    if growth is None:
-        return
-    if growth.shape != (grams.T + 1,):
-        raise InvalidArgument(f"growth has shape {list(growth.shape)}; give one factor per latent, [{grams.T + 1}]")
+    if growth is not None:
+        _check_growth(growth, grams.T)
+
+
+def _check_growth(growth: Tensor, T: int) -> None:
+    if growth.shape != (T + 1,):
+        raise InvalidArgument(f"growth has shape {list(growth.shape)}; give one factor per latent, [{T + 1}]")
     if not bool((growth.isfinite() & (growth >= 0)).all()):
         raise InvalidArgument("growth holds a factor that is negative, NaN or infinite; see growth_of")
 
