@@ -131,6 +131,8 @@ def _provenance(calibrator: Calibrator, method: Method, heldout: dict[str, Any])
     choices = {name: value for name, value in asdict(method).items() if name != "grid"}
     choices["schedule"] = str(method.schedule)
     choices["prompts"] = {"fitted": len(fitted.texts), "chosen_on": len(chosen.texts), "judged": len(judged.texts)}
+    if calibrator.teacher is not None:
+        choices["teacher_steps"] = calibrator.teacher.steps
     if fitted.inputs:
         choices["inputs"] = list(input_names(fitted.inputs))
     return Provenance(

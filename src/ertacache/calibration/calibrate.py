@@ -17,6 +17,7 @@ from ertacache.calibration.prompts import split_prompts
 from ertacache.calibration.proposals import Effort
 from ertacache.calibration.request import check_steps, requested
 from ertacache.calibration.sizes import check_own_grids, check_sizes, sized
+from ertacache.calibration.teacher import check_teacher
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.pipelines.inputs import Inputs, input_names
@@ -68,6 +69,7 @@ def calibrate(
     timesteps: Timesteps | float | None = None,
     rectifier: Granularity | Literal["none"] | None = None,
     activation: Activation | None = None,
+    teacher_steps: int | None = None,
     ridge: float = RIDGE,
     choose: float = CHOOSE,
     holdout: float = HOLDOUT,
@@ -124,6 +126,10 @@ def calibrate(
             compares several on the prompts that choose.
         rectifier: granularity of the error rectifier (Eq. 15-21), or "none".
         activation: "sigmoid" is the paper's literal form, for reproduction only.
+        teacher_steps: a multiple of the call's number of steps, such as 4 times as many: the plan is fitted to be near
+            to a run of so many, on a grid that has the call's own among its nodes, so that it may be nearer to the
+            exact trajectory than the uncached run. Plans are compared, and `target_psnr` is kept, to those runs, which
+            cost their steps for every prompt. For aim "trajectory" on the free grid of a solver without noise.
         ridge: shrinkage of the fitted predictor toward residual reuse.
         choose: share of the prompts that plans are compared on; where there is one plan they are fitted.
         holdout: share of the prompts that judge the chosen plan. Both parts have four prompts or more where there are
@@ -173,7 +179,9 @@ def calibrate(
         "rectifier": rectifier, "activation": activation,
     }  # fmt: skip
     others = {"method": method, "effort": effort, "ridge": ridge, "choose": choose, "holdout": holdout, "seed": seed}
-    refuse_mistaken(pipe, {**expert, **others, "batch_size": batch_size, "checkpoint": checkpoint})
+    refuse_mistaken(
+        pipe, {**expert, **others, "batch_size": batch_size, "checkpoint": checkpoint, "teacher_steps": teacher_steps}
+    )
     shared = pipeline_arguments(call, more)
     calls = {(): shared} if sizes is None else {size: sized(shared, size) for size in check_sizes(sizes, shared)}
     for arguments in calls.values():
@@ -185,8 +193,12 @@ def calibrate(
     check_number("holdout", holdout, "choose a share between 0 and 1, such as 0.2", lambda x: 0 < x < 1)
     shares: dict[str, Any] = {"choose": choose if compared else 0.0, "judge": holdout, "seed": seed, "inputs": inputs}
     parts = split_prompts(prompts, **shares)
+    if teacher_steps is not None:
+        check_teacher(pipe, shared, inputs or (), teacher_steps, aimed=request.aimed)
     check_steps(pipe, {**dict.fromkeys(input_names(inputs or ()), ()), **shared}, request, budgets)
-    job = Job(pipe, prompts, request, budgets, parts, shares, batch_size, checkpoint, show_progress, len(calls))
+    job = Job(
+        pipe, prompts, request, budgets, parts, shares, batch_size, checkpoint, show_progress, len(calls), teacher_steps
+    )
     check_own_grids(pipe, parts.fitted.batches(1)[0], calls)
     by_size = [job.profiles(size, arguments) for size, arguments in calls.items()]
     profiles = [replace(first, others=tuple(rest)) for first, *rest in zip(*by_size, strict=True)]

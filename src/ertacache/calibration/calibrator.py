@@ -24,6 +24,7 @@ from ertacache.calibration.recording import Recording
 from ertacache.calibration.reference_log import Reference, ReferenceLog
 from ertacache.calibration.solved import Solved, from_state, schedule_of, to_state
 from ertacache.calibration.solving import Seat, Solving
+from ertacache.calibration.teacher import FineGrid, FineLog
 from ertacache.core.interpolation import between
 from ertacache.core.policy import Probe, nearest_threshold
 from ertacache.core.schedule import Schedule
@@ -67,6 +68,7 @@ class Calibrator:
         call: arguments of the pipeline call.
         progress: called after every pipeline run.
         hidden: measure the hidden residuals of the uncached run, which Algorithm 2 needs at site `hidden`.
+        teacher: the grid of fine runs, whose latents are aimed at in place of the uncached ones; None for those.
 
     Attributes:
         store: finished runs by name, with what they cost.
@@ -87,11 +89,12 @@ class Calibrator:
         call: dict[str, Any],
         progress: Progress = lambda name: None,
         hidden: bool = False,
+        teacher: FineGrid | None = None,
     ) -> None:
         check_call(pipe, call, inputs or (), texts=prompts is not None)
         self.pipe, self.call, self.seed, self.progress = pipe, call, seed, progress
         self.parts = split_prompts(prompts, choose, judge, seed, inputs)
-        self.batch_size = batch_size
+        self.batch_size, self.teacher = batch_size, teacher
         self.batches = self.parts.fitted.batches(batch_size)
         self.store = RunStore(checkpoint, self._identity() if checkpoint is not None else "")
         self._hidden = hidden
@@ -106,6 +109,12 @@ class Calibrator:
         """Outputs that closed loops have left for others."""
         return Kept(self.store, self.reference.recordings)
 
+    @cached_property
+    def aimed(self) -> tuple[Recording, ...]:
+        """Of each pipeline call, the uncached run's outputs with the latents that a fit aims at: those of that run, or
+        of a finer teacher."""
+        return self.reference.recordings if self.teacher is None else self._aimed(self.teacher)
+
     @property
     def T(self) -> int:
         """Number of steps."""
@@ -119,6 +128,7 @@ class Calibrator:
                 "prompts": [*(part.texts for part in self.parts), self.seed, self.batch_size],
                 "call": self.call,
                 "inputs": digest([given for part in self.parts for given in part.inputs]),
+                **({} if self.teacher is None else {"teacher": self.teacher.steps}),
             }
         )
 
@@ -150,6 +160,11 @@ class Calibrator:
         self.store.charge(Cost(len(prompts.texts) * share, now() - start))
         self.progress(name)
         return result
+
+    def run_fine(self, grid: FineGrid, prompts: Prompts, controller: Controller, *, decode: bool = False) -> Tensor:
+        """`run` of as many steps as a fine grid has, on which the controller has to put it."""
+        call = {**self.call, "num_inference_steps": grid.steps}
+        return self.run(prompts, controller, "fine run", decode=decode, share=grid.parts, call=call)
 
     def record(self, prompts: Prompts, name: str) -> tuple[Recording, dict[str, Any]]:
         """An uncached run of a batch: its recording and what it noted, see `ReferenceLog`."""
@@ -194,6 +209,23 @@ class Calibrator:
             **facts,
         )
 
+    def _aimed(self, grid: FineGrid) -> tuple[Recording, ...]:
+        """The recordings of the uncached run with the latents of a fine one."""
+        own, found = self.reference, list[Recording]()
+        for n, (recording, batch) in enumerate(zip(own.recordings, self.batches, strict=True)):
+            log = FineLog(grid, self.store.file(f"fine {n}"), own.contexts, own.step_weights)
+
+            def run(log: FineLog = log, batch: Prompts = batch) -> dict[str, Any]:
+                try:
+                    self.run_fine(grid, batch, log)
+                    return log.finish()
+                finally:
+                    log.discard()
+
+            layout = self.store.get(f"fine {n}", run)
+            found.append(replace(recording, latents=self.store.opened(f"fine {n}", layout).latents))
+        return tuple(found)
+
     def solve(self, method: Method, after: Method | None = None, *, keep: bool = False) -> Solved:
         """Run a method along the closed loop on the fitted prompts; the same one is run once only.
 
@@ -202,6 +234,7 @@ class Calibrator:
                 so that its outputs stand for calls.
             keep: leave the outputs for others.
         """
+        _ = self.aimed  # results of their own, whatever is solved first
         name, begun, known = loop_name(method), Solved(), 0
         if after is not None and name not in self.store and loop_name(after) in self.kept:
             known = shared_steps(method, after)
@@ -222,7 +255,7 @@ class Calibrator:
         found = list[float]()
         for n, seat in seats.items():
             if seat.final is not None:
-                end, batch = self.reference.recordings[n].latents[-1].float(), self.batches[n]
+                end, batch = self.aimed[n].latents[-1].float(), self.batches[n]
                 found += log10_error(seat.final, end, len(batch.texts)).tolist()
         return found
 
@@ -270,8 +303,9 @@ class Calibrator:
         return seat
 
     def trajectory(self, grid: tuple[float, ...] | None, n: int) -> Callable[[int], Tensor]:
-        """The latents [B, *] that the n-th call aims at: those of its uncached run, or between them on another grid."""
-        latents = self.reference.recordings[n].latents
+        """The latents [B, *] that the n-th call aims at: those of its uncached run or its fine one, or between them on
+        another grid."""
+        latents = self.aimed[n].latents
         if grid is None:
             return lambda i: latents[i]
         return lambda i: between(self.reference.sigmas, latents, grid[i])

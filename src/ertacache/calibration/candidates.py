@@ -51,8 +51,14 @@ class Candidate:
 
     @property
     def errors(self) -> list[float]:
-        """log10 of the relative squared deviation of each prompt's final latent; infinite where the run diverged."""
-        return self.measured["error"]
+        """log10 of the relative squared deviation of each prompt's final latent from the one that the plan aims at;
+        infinite where the run diverged."""
+        return self.measured.get("teacher_error", self.measured["error"])
+
+    @property
+    def psnr(self) -> list[float]:
+        """In dB against the run that the plan aims at; none of prompts in one batch with a diverged one."""
+        return self.measured.get("teacher_psnr", self.measured["psnr"])
 
     @property
     def deviation(self) -> float:
@@ -197,10 +203,14 @@ def compared(calibrator: Calibrator, candidate: Candidate) -> Candidate:
 
 def heldout_figures(profile: Profile, measured: dict[str, list[float]]) -> dict[str, Any]:
     """What a profile says of prompts that it was measured on, see `held_out.measure`."""
-    error = statistics.fmean(measured["error"])
+    found = {**distance(measured), "prompts": len(measured["error"]), "K": profile.schedule.K}
+    return {**found, "teacher": distance(measured, "teacher_")} if "teacher_error" in measured else found
+
+
+def distance(measured: dict[str, list[float]], prefix: str = "") -> dict[str, Any]:
+    """The figures of what was measured against one kind of run, see `held_out.measure`."""
+    error = statistics.fmean(measured[f"{prefix}error"])
     return {
-        **{name: figures(measured[name]) for name in ("psnr", "ssim") if measured[name]},
-        "prompts": len(measured["error"]),
+        **{name: figures(measured[prefix + name]) for name in ("psnr", "ssim") if measured[prefix + name]},
         "latent_log10_error": max(error, _LEAST_ERROR) if math.isfinite(error) else None,
-        "K": profile.schedule.K,
     }

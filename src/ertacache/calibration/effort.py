@@ -79,16 +79,19 @@ def loops_of_choices(choices: Choices, budget: Budget) -> Loops:
     return Loops(aimed, searches + grids + fits - aimed, plans if plans > 1 else 0)
 
 
-def work_of(loops: list[tuple[Loops, int | None]], parts: Parts, size: int | None, seen: FirstSteps) -> Work:
+def work_of(
+    loops: list[tuple[Loops, int | None]], parts: Parts, size: int | None, seen: FirstSteps, finer: int = 0
+) -> Work:
     """The work of a calibration.
 
     Args:
         loops: for each budget its closed loops and the steps that it computes, None where that is not known.
         size: prompts per pipeline call, None for all at once.
+        finer: uncached runs that one of a finer teacher takes; 0 where there is none.
     """
     fitted, chosen, judged = (len(part.texts) for part in parts)
     calls = [len(part.batches(size)) if part.texts else 0 for part in parts]
-    runs, made = fitted + judged + chosen + share_of(seen.steps), calls[0] + calls[1] + calls[2] + 1
+    runs, made = (fitted + judged + chosen) * (1.0 + finer) + share_of(seen.steps), sum(calls) * (1 + (finer > 0)) + 1
     single = min(fitted, max(one.single for one, _ in loops))
     runs, made = runs + single, made + single
     for one, K in loops:
@@ -106,7 +109,8 @@ def work_of(loops: list[tuple[Loops, int | None]], parts: Parts, size: int | Non
         made += calls[2] * 3
     # Of plans that are moved or refined the outputs lie on the disk too: of the best and of the one under way.
     files = 3 if any(one.rounds for one, _ in loops) else 1
-    return Work(made, runs, runs * seen.steps * seen.seconds, files * fitted * seen.recorded)
+    stored = fitted * (files * seen.recorded + seen.latents * (finer > 0))
+    return Work(made, runs, runs * seen.steps * seen.seconds, stored)
 
 
 def duration(seconds: float) -> str:

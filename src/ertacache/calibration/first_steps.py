@@ -31,7 +31,7 @@ class FirstSteps(Controller):
         outputs: shape of what each call of the first step returned, without its batch axis.
         received: shape of what the solver received, likewise.
         directed: whether the step had two branches of guidance.
-        recorded: bytes that a recording of the whole run takes.
+        recorded: bytes that a recording of the whole run takes. latents: those of its latents alone.
         seconds: of the second step, of which the first has warmed up what there is to warm up; 0 where there is none.
     """
 
@@ -42,6 +42,7 @@ class FirstSteps(Controller):
     received: tuple[int, ...] = ()
     directed: bool = False
     recorded: int = 0
+    latents: int = 0
     seconds: float = 0.0
 
     def begin(self, run: Run) -> None:
@@ -61,7 +62,7 @@ class FirstSteps(Controller):
             self._calls.clear()
             self.steps, self.received, self.directed = run.T, tuple(output.shape[1:]), direction is not None
             own = [0 if part is None else part.nbytes // len(part) for part in (x, output, direction)]
-            self.recorded = bytes_of(run.T, *own)
+            self.recorded, self.latents = bytes_of(run.T, *own), bytes_of(run.T, own[0], 0, 0)
         return output
 
     def end_step(self, run: Run, x_next: Tensor) -> None:

@@ -11,6 +11,7 @@ from ertacache.calibration.calibrator import UNCACHED, Calibrator
 from ertacache.calibration.deviation import log10_error
 from ertacache.calibration.pipeline_run import Final
 from ertacache.calibration.prompts import Prompts
+from ertacache.calibration.teacher import FineRun
 from ertacache.errors import UnsupportedPipeline
 from ertacache.metrics import PairedMetrics
 from ertacache.pipelines.inputs import input_names
@@ -23,6 +24,8 @@ from ertacache.runtime.watch import now
 
 #: Prompts that candidates are compared on, or that the profile is judged on.
 Part = Literal["chosen", "judged"]
+#: The uncached run of a batch, and that of a finer teacher where there is one.
+_References = tuple[dict[str, Any], dict[str, Any] | None]
 
 
 @dataclass
@@ -49,17 +52,28 @@ def measure(calibrator: Calibrator, profile: Profile, part: Part) -> dict[str, l
     Returns:
         `psnr` in dB and `ssim` (of a clip, the mean over its frames), `error`: log10 of the relative squared
         deviation of the final latent; infinite, with no psnr and ssim, for prompts that come in one batch with a
-        diverged one. Per batch: `uncached` and `cached`, seconds of all steps but the first.
+        diverged one. With a finer teacher `teacher_psnr`, `teacher_ssim` and `teacher_error`: the same from its runs.
+        Per batch: `uncached` and `cached`, seconds of all steps but the first.
     """
     name = f"{part} {hashlib.sha256(profile.to_bytes()).hexdigest()}"
     measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": [], "uncached": [], "cached": []}
     for n, batch in enumerate(batches_of(calibrator, part)):
-        reference = _reference(calibrator, part, n, batch)
+        references = _references(calibrator, part, n, batch)
 
-        def run(batch: Prompts = batch, reference: dict[str, Any] = reference) -> dict[str, list[float]]:
-            return _against(_play(calibrator, batch, profile), reference, len(batch.texts))
+        def run(batch: Prompts = batch, references: _References = references) -> dict[str, list[float]]:
+            return _against(_play(calibrator, batch, profile), *references, len(batch.texts))
 
         for key, values in calibrator.store.get(f"{name} {n}", run).items():
+            measured.setdefault(key, []).extend(values)
+    return measured
+
+
+def measure_uncached(calibrator: Calibrator) -> dict[str, list[float]]:
+    """How far the uncached runs of the judged prompts end from those of the finer teacher: `psnr`, `ssim`, `error`."""
+    measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": []}
+    for n, batch in enumerate(batches_of(calibrator, "judged")):
+        uncached, fine = _references(calibrator, "judged", n, batch)
+        for key, values in _distances(uncached, fine or uncached, len(batch.texts)).items():
             measured[key] += values
     return measured
 
@@ -79,21 +93,30 @@ def measure_fewer_steps(calibrator: Calibrator, K: int) -> dict[str, list[float]
     call = shorter_call(calibrator, K)
     measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": []}
     for n, batch in enumerate(batches_of(calibrator, "judged")):
-        reference = _reference(calibrator, "judged", n, batch)
+        references = _references(calibrator, "judged", n, batch)
 
-        def run(batch: Prompts = batch, reference: dict[str, Any] = reference) -> dict[str, list[float]]:
-            return _against(_shorter(calibrator, batch, call, K), reference, len(batch.texts))
+        def run(batch: Prompts = batch, references: _References = references) -> dict[str, list[float]]:
+            return _against(_shorter(calibrator, batch, call, K), *references, len(batch.texts))
 
         part = calibrator.store.get(f"fewer steps {K} {n}", run)
         if not part["psnr"]:
             raise UnsupportedPipeline(f"{K} solver steps end in NaN or infinity")
-        for key, values in measured.items():
-            values += part[key]
+        for key, values in part.items():
+            measured.setdefault(key, []).extend(values)
     return measured
 
 
-def _reference(calibrator: Calibrator, part: Part, n: int, batch: Prompts) -> dict[str, Any]:
-    return calibrator.store.get(f"{part} reference {n}", lambda: _play(calibrator, batch))
+def _references(calibrator: Calibrator, part: Part, n: int, batch: Prompts) -> _References:
+    uncached = calibrator.store.get(f"{part} reference {n}", lambda: _play(calibrator, batch))
+    if (teacher := calibrator.teacher) is None:
+        return uncached, None
+
+    def run() -> dict[str, Any]:
+        clocked = Clocked(FineRun(teacher))
+        images = calibrator.run_fine(teacher, batch, clocked, decode=True)
+        return {"images": images, "latents": clocked.latents}
+
+    return uncached, calibrator.store.get(f"{part} fine {n}", run)
 
 
 def _play(calibrator: Calibrator, batch: Prompts, profile: Profile | None = None) -> dict[str, Any]:
@@ -110,14 +133,26 @@ def _play(calibrator: Calibrator, batch: Prompts, profile: Profile | None = None
     return {"images": images, "latents": clocked.latents, "seconds": clocked.seconds}
 
 
-def _against(result: dict[str, Any], reference: dict[str, Any], prompts: int) -> dict[str, list[float]]:
+def _against(
+    result: dict[str, Any], reference: dict[str, Any], fine: dict[str, Any] | None, prompts: int
+) -> dict[str, list[float]]:
+    found = {
+        **_distances(result, reference, prompts),
+        "uncached": [reference["seconds"]],
+        "cached": [result["seconds"]],
+    }
+    if fine is not None:
+        found |= {f"teacher_{name}": values for name, values in _distances(result, fine, prompts).items()}
+    return found
+
+
+def _distances(result: dict[str, Any], reference: dict[str, Any], prompts: int) -> dict[str, list[float]]:
     error = log10_error(result["latents"], reference["latents"], prompts)
-    found = {"error": error.tolist(), "uncached": [reference["seconds"]], "cached": [result["seconds"]]}
     if not error.isfinite().all():
-        return {"psnr": [], "ssim": [], **found}
+        return {"psnr": [], "ssim": [], "error": error.tolist()}
     metrics = PairedMetrics()
     metrics.update(result["images"], reference["images"])
-    return {**metrics.state(), **found}
+    return {**metrics.state(), "error": error.tolist()}
 
 
 def shorter_call(calibrator: Calibrator, K: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ertacache.calibration.progress import run_progress, say
 from ertacache.calibration.prompts import Parts
 from ertacache.calibration.request import Request
 from ertacache.calibration.sizes import Size, checkpoint_of, in_words
+from ertacache.calibration.teacher import FineGrid, fine_grid
 from ertacache.core.schedule import Schedule
 from ertacache.profile.profile import Profile
 from ertacache.runtime.watch import now
@@ -34,6 +35,7 @@ class Job:
     Attributes:
         parts: the prompts by their use. shares: the arguments that split them, see `prompts.split_prompts`.
         sizes: how many there are.
+        teacher_steps: of a finer teacher, None for none.
     """
 
     pipe: Any
@@ -46,18 +48,22 @@ class Job:
     checkpoint: str | os.PathLike[str] | None
     show: bool
     sizes: int
+    teacher_steps: int | None = None
 
     def profiles(self, size: Size, call: dict[str, Any]) -> list[Profile]:
         """The profile of each budget at one size."""
         tell = partial(say, title="calibrate", show=self.show)
-        checkpoint = checkpoint_of(self.checkpoint, size)
+        checkpoint, teacher = checkpoint_of(self.checkpoint, size), None
+        if self.teacher_steps is not None:
+            teacher = fine_grid(self.pipe, self.parts.fitted.first(1), call, self.teacher_steps)
         with owned(checkpoint):
             calibrator = Calibrator(
-                self.pipe, self.prompts, batch_size=self.batch_size, call=call, checkpoint=checkpoint, **self.shares,
+                self.pipe, self.prompts, batch_size=self.batch_size, call=call, checkpoint=checkpoint, teacher=teacher,
+                **self.shares,
                 hidden=self.request.choices.site == "hidden" and self.request.choices.schedule == "policy",
             )  # fmt: skip
             seen = self._first_steps(calibrator)
-            work = self._announced(seen, size, tell)
+            work = self._announced(seen, size, teacher, tell)
             with run_progress(self.show, expected=work.calls) as calibrator.progress:
                 calibrator.progress("first steps")
                 found = [self._profile(calibrator, budget) for budget in self.budgets]
@@ -90,10 +96,10 @@ class Job:
             warnings.warn(f"{seen.steps} steps leave caching little to save; use it on longer runs", stacklevel=4)
         return seen
 
-    def _announced(self, seen: FirstSteps, size: Size, tell: Any) -> Work:
+    def _announced(self, seen: FirstSteps, size: Size, teacher: FineGrid | None, tell: Any) -> Work:
         """Say what this size will take."""
         loops = [(self.request.loops(one, directed=seen.directed), one.steps(seen.steps)) for one in self.budgets]
-        work = work_of(loops, self.parts, self.batch_size, seen)
+        work = work_of(loops, self.parts, self.batch_size, seen, 0 if teacher is None else teacher.parts)
         fitted, chosen, judged = (len(part.texts) for part in self.parts)
         where = f"size {in_words(size)}: " * (self.sizes > 1)
         tell(

@@ -8,8 +8,8 @@ from typing import Any
 
 from ertacache.calibration.assemble import assemble, fit
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.candidates import Candidate, heldout_figures
-from ertacache.calibration.held_out import measure, measure_fewer_steps
+from ertacache.calibration.candidates import Candidate, distance, heldout_figures
+from ertacache.calibration.held_out import measure, measure_fewer_steps, measure_uncached
 from ertacache.calibration.method import Method
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, UnsupportedPipeline
@@ -36,6 +36,8 @@ def judge(calibrator: Calibrator, best: Candidate, tried: Sequence[Candidate] = 
             "pipeline in a wider dtype"
         )
     heldout = heldout_figures(best.profile, measured)
+    if (teacher := calibrator.teacher) is not None:
+        heldout["teacher"] |= {"steps": teacher.steps, "uncached": distance(measure_uncached(calibrator))}
     K = best.profile.schedule.K
     try:
         heldout |= _against_fewer_steps(calibrator, measured, K)
@@ -59,6 +61,7 @@ def _row(candidate: Candidate, chosen: bool) -> dict[str, Any]:
         "K": candidate.profile.schedule.K,
         "psnr": psnr,
         "latent_log10_error": found.get("latent_log10_error"),
+        **({"teacher": found["teacher"]} if "teacher" in found else {}),
         "chosen": chosen,
     }
 
@@ -67,10 +70,16 @@ def _against_fewer_steps(calibrator: Calibrator, measured: dict[str, list[float]
     if calibrator.T == K:
         raise UnsupportedPipeline(f"the plan computes all {K} steps")
     fewer = measure_fewer_steps(calibrator, K)
-    return {
-        "fewer_steps": {"psnr": figures(fewer["psnr"]), "ssim": figures(fewer["ssim"]), "steps": K},
-        **paired_gain(measured["psnr"], fewer["psnr"]),
-    }
+    aim = "psnr" if calibrator.teacher is None else "teacher_psnr"
+    return {"fewer_steps": {**_pictures(fewer), "steps": K}, **paired_gain(measured[aim], fewer[aim])}
+
+
+def _pictures(measured: dict[str, list[float]]) -> dict[str, Any]:
+    """PSNR and SSIM against the uncached runs, and against those of a finer teacher."""
+    found: dict[str, Any] = {name: figures(measured[name]) for name in ("psnr", "ssim")}
+    if "teacher_psnr" in measured:
+        found["teacher"] = {name: figures(measured[f"teacher_{name}"]) for name in ("psnr", "ssim")}
+    return found
 
 
 def _reuse(calibrator: Calibrator, K: int) -> dict[str, Any]:
@@ -81,7 +90,7 @@ def _reuse(calibrator: Calibrator, K: int) -> dict[str, Any]:
     measured = measure(calibrator, assemble(calibrator, method, fit(calibrator, method), heldout={}), "judged")
     if not all(map(math.isfinite, measured["error"])):
         return {}
-    return {"reuse": {name: figures(measured[name]) for name in ("psnr", "ssim")}}
+    return {"reuse": _pictures(measured)}
 
 
 def _times(calibrator: Calibrator, measured: dict[str, list[float]]) -> dict[str, float]:
@@ -101,6 +110,7 @@ def _times(calibrator: Calibrator, measured: dict[str, list[float]]) -> dict[str
 def warning(profile: Profile) -> str | None:
     """What to warn of: a plan that fewer steps beat, or may beat, or whose results are far from the uncached ones."""
     held = profile.provenance.heldout
+    aimed, whose = (held["teacher"], "fine") if "teacher" in held else (held, "uncached")
     if not held.get("wins", True):
         # One prompt has no spread.
         spread = f" ± {held['gain']['standard_error']:.2f}" if held["prompts"] > 1 else ""
@@ -108,10 +118,10 @@ def warning(profile: Profile) -> str | None:
             f"this plan loses to {held['fewer_steps']['steps']} solver steps without a cache, which cost the same, by "
             f"{-held['gain']['mean']:.2f}{spread} dB; compute more steps, or use fewer steps"
         )
-    reached = held["psnr"]["mean"] if "psnr" in held else LEAST_PSNR
+    reached = aimed["psnr"]["mean"] if "psnr" in aimed else LEAST_PSNR
     if reached is not None and reached < LEAST_PSNR:
         return (
-            f"this plan's results are far from the uncached ones, PSNR {reached:.1f} dB on {held['prompts']} judged "
+            f"this plan's results are far from the {whose} ones, PSNR {reached:.1f} dB on {held['prompts']} judged "
             f"prompt(s) where {LEAST_PSNR:g} or more keep the picture; compute more steps"
         )
     if held.get("confidence", 1.0) < LEAST_CONFIDENCE:

@@ -3,7 +3,7 @@
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ertacache.calibration.budget import Budget
@@ -41,8 +41,19 @@ class Request:
         if self.effort is not None:
             return loops_of_search(self.effort, directed=directed, target=budget.target_psnr is not None)
         if self.method is not None:
-            return Loops(int(not self.method.needs_truth), int(self.method.needs_truth), 0)
+            # Where it has no schedule it gets an even one.
+            truth = replace(self.method, schedule=self.method.schedule or Schedule.all_computed(2)).needs_truth
+            return Loops(int(not truth), int(truth), 0)
         return loops_of_choices(self.choices, budget)
+
+    @property
+    def aimed(self) -> bool:
+        """Whether every plan is fitted to the trajectory."""
+        if self.method is not None:
+            own = self.method
+            plain = own.site == "guided" and own.rectifier is None and own.strength == 0 and own.grid is None
+            return plain and own.fitted and own.aim == "trajectory"
+        return self.choices.aim == "trajectory"
 
     def compares(self, budget: Budget) -> bool:
         """Whether plans are compared, for which some prompts are set aside."""

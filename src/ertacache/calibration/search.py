@@ -98,10 +98,10 @@ def proposals(calibrator: Calibrator, base: Method, K: int, effort: Effort, pric
 
 
 def grams_of(calibrator: Calibrator) -> RunGrams:
-    """Of every fitted prompt."""
+    """Of every fitted prompt: what the uncached run's outputs leave of the latents that are aimed at."""
     found = [
         gram_of(run.latents[:, n], run.outputs[:, n], None if run.directions is None else run.directions[:, n])
-        for run in calibrator.reference.recordings
+        for run in calibrator.aimed
         for n in range(run.latents.shape[1])
     ]
     return RunGrams.of(found, calibrator.T)

@@ -7,16 +7,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from ertacache.calibration.begun import begun
 from ertacache.calibration.checks import check_whole
-from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.calibration.prompts import Prompts
-from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.errors import InvalidArgument
 from ertacache.profile.checks import MAX_GRIDS
 from ertacache.runtime.grids import same_grid
-from ertacache.runtime.run import Controller, Run
 
 #: (height, width) in pixels, of clips also (height, width, frames).
 Size = tuple[int, ...]
@@ -81,39 +77,10 @@ def check_own_grids(pipe: Any, prompt: Prompts, calls: dict[Size, dict[str, Any]
     """
     if len(calls) < 2:
         return
-    grids = {size: _grid(pipe, prompt, call) for size, call in calls.items()}
+    grids = {size: begun(pipe, prompt, call)[0] for size, call in calls.items()}
     for one, other in combinations(calls, 2):
         if same_grid(grids[one], grids[other]):
             raise InvalidArgument(
                 f"sizes {in_words(one)} and {in_words(other)} have the same time grid, so that the profile of one "
                 "serves both; leave one of them out"
             )
-
-
-class _Begun(Exception):
-    """Ends a run before its first step."""
-
-
-class _Begin(Controller):
-    """Keeps the time grid [T+1] that a run begins with."""
-
-    def __init__(self) -> None:
-        self.sigmas = torch.zeros(0)
-
-    def begin(self, run: Run) -> None:
-        self.sigmas = run.sigmas.clone()
-        raise _Begun
-
-
-def _grid(pipe: Any, prompt: Prompts, call: dict[str, Any]) -> Tensor:
-    seen = _Begin()
-    try:
-        run_pipeline(pipe, prompt, seen, call, decode=False)
-    except _Begun:
-        pass
-    finally:
-        if free := getattr(pipe, "maybe_free_model_hooks", None):  # as the end of a whole run would
-            free()
-    if not len(seen.sigmas):
-        raise UnsupportedPipeline(f"{type(pipe).__name__} set no timesteps; give it one step or more")
-    return seen.sigmas

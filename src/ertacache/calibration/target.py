@@ -37,7 +37,7 @@ def fewest_steps(calibrator: Calibrator, psnr: float, plan_of: Callable[[int], C
 
 def reaches(candidate: Candidate, psnr: float) -> bool:
     """Whether the prompts that choose leave no doubt that a plan keeps a PSNR, in dB."""
-    values = candidate.measured["psnr"]
+    values = candidate.psnr
     return len(values) == len(candidate.errors) and lower_bound(values) >= psnr
 
 

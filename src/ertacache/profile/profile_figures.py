@@ -146,12 +146,13 @@ def _candidates(facts: Provenance) -> list[Table]:
     rows: list[tuple[str, ...]] = []
     for n in shown:
         steps, name = number(given[n], "K"), at(given[n], "name")
-        error = _figure(given[n], None, "latent_log10_error", 2, "diverged")
+        own = given[n] if at(given[n], "teacher") is None else at(given[n], "teacher")  # what they were compared by
+        error = _figure(own, None, "latent_log10_error", 2, "diverged")
         rows.append(
             (
                 (_NONE if name is None else printable(name)) + " (chosen)" * (n == chosen),
                 _NONE if steps is None else f"{steps:g}",
-                (spread(given[n], "psnr", prompts) if error != "diverged" else "") or _NONE,
+                (spread(own, "psnr", prompts) if error != "diverged" else "") or _NONE,
                 error or _NONE,
             )
         )

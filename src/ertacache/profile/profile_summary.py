@@ -6,7 +6,7 @@ A profile file may come from a stranger: its texts are escaped, and its free dic
 from typing import Any
 
 from ertacache.profile.content import Content
-from ertacache.profile.foreign import number, printable
+from ertacache.profile.foreign import at, number, printable
 from ertacache.profile.profile_figures import (
     Table,
     confidence,
@@ -199,6 +199,7 @@ def _quality(facts: Provenance) -> list[tuple[str, str]]:
     count = f"{prompts} {'judged' if judged else 'held-out'} prompt{'s' * (prompts != 1)}"
     rows.append(("quality", f"PSNR {psnr} dB{_ssim(held, prompts)} on {count} (± standard error)"))
     fewer = held.get("fewer_steps")
+    rows += _teacher(facts, prompts)
     if not judged and (reached := spread(fewer, "psnr", prompts)):
         steps = number(fewer, "steps")
         at = f" at {steps:g} steps" if steps is not None else ""
@@ -206,8 +207,19 @@ def _quality(facts: Provenance) -> list[tuple[str, str]]:
     if gained := gain(facts):
         sure = confidence(facts)
         trust = "" if sure is None else f", {percent(sure)} confidence that it beats them"
-        rows.append(("gain", f"{gained} dB over fewer steps{trust}"))
+        rows.append(("gain", f"{gained} dB over fewer steps{' from the fine run' * ('teacher' in held)}{trust}"))
     return rows + _warnings(facts, prompts)
+
+
+def _teacher(facts: Provenance, prompts: int) -> list[tuple[str, str]]:
+    """How near a plan with a finer teacher is to the exact trajectory, beside what was not fitted to be."""
+    teacher, steps = facts.heldout.get("teacher"), number(facts.heldout, "teacher", "steps")
+    if steps is None or not (psnr := spread(teacher, "psnr", prompts)):
+        return []
+    words = f"PSNR {psnr} dB from the run of {steps:g} steps"
+    others = {"the uncached run": at(teacher, "uncached"), "fewer steps": at(facts.heldout, "fewer_steps", "teacher")}
+    found = [f"{name} {own}" for name, part in others.items() if (own := spread(part, "psnr", prompts))]
+    return [("fine run", ", ".join([words, *found]))]
 
 
 def _warnings(facts: Provenance, prompts: int) -> list[tuple[str, str]]:
@@ -220,8 +232,9 @@ def _warnings(facts: Provenance, prompts: int) -> list[tuple[str, str]]:
             f"not known to beat fewer steps: the confidence is {percent(sure)}, below {LEAST_CONFIDENCE:.0%}; judge it "
             "on more prompts, or run fewer steps"
         )
-    if (mean := number(held, "psnr", "mean")) is not None and mean < LEAST_PSNR:
-        found.append(f"far from the uncached results, below {LEAST_PSNR:g} dB: compute more steps")
+    aimed, whose = (at(held, "teacher"), "fine") if "teacher" in held else (held, "uncached")
+    if (mean := number(aimed, "psnr", "mean")) is not None and mean < LEAST_PSNR:
+        found.append(f"far from the {whose} results, below {LEAST_PSNR:g} dB: compute more steps")
     if (split := _split(facts)) and split["chosen_on"] and not split["judged"]:
         found.append("measured on the prompts that chose the plan, which flatters it: calibrate on more prompts")
     if prompts < FEWEST_PROMPTS:
