@@ -1,15 +1,17 @@
 """How near plans are to the exact trajectory, fitted to a finer run or not, beside solvers at as many calls.
 
 Run by hand: `python benchmarks/finer_teacher.py`; about an hour on one core. Per bundled model, at its default
-guidance: plans of T / 3, T / 2 and 2 T / 3 steps, fitted to the uncached run and to one of 4 T steps, and four solvers
-with as many steps, on held-out prompts; each row has its distance to the run of 4 T steps and to the uncached one, and
-what the zoo's judge finds of the captions. A model that the result file has is not measured again: `--fresh` does that.
-Rewrites benchmarks/results/finer_teacher.json, whose table docs/finer-teacher.md shows (`--table` prints it).
+guidance: plans of T / 3, T / 2 and 2 T / 3 steps, fitted to the uncached run and to one of 4 T steps, and the
+pipeline's own solver, DPM-Solver++ (2M), UniPC and Adams-2 with as many steps, on held-out prompts. Each row has its
+distance to the run of 4 T steps and to the uncached one, and what the zoo's judge finds of the captions. A model that
+the result file has is not measured again: `--fresh` does that. Rewrites benchmarks/results/finer_teacher.json, whose
+table docs/finer-teacher.md shows (`--table` prints it).
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ertacache.baselines.other_solver import Adams, DPMSolver, UniPC
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.calibration.prompts import Prompts
@@ -24,81 +27,23 @@ from ertacache.calibration.teacher import FineRun, fine_grid
 from ertacache.evaluation.row_figures import header
 from ertacache.files import write_atomic
 from ertacache.metrics import PairedMetrics, figures
-from ertacache.pipelines.affine_step import aimed_output
 from ertacache.pipelines.loading import call_arguments, load_pipeline
-from ertacache.pipelines.solvers import solver_of
 from ertacache.profile.profile import Profile
 from ertacache.runtime.player import Player
-from ertacache.runtime.run import Controller, Run
+from ertacache.runtime.run import Controller
 from ertacache.runtime.run_stats import RunStats
 from ertacache_zoo import catalogue, check, check_clips
 
 RESULTS = Path(__file__).parent / "results" / "finer_teacher.json"
 HELDOUT, CALIBRATION, SEED, FINER = 24, 20, 10_000, 4
 SHARES = ("1/3", "1/2", "2/3")
-SOLVERS = ("Euler", "DPM-Solver++ 2M", "UniPC", "Adams-2")
-
-#: (x, what the solver receives, i) -> x at the next node.
-Rule = Callable[[Tensor, Tensor, int], Tensor]
-
-
-class OtherSolver(Controller):
-    """Makes the pipeline's own solver land where another one would, on the pipeline's own grid."""
-
-    replays = True
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def begin(self, run: Run) -> None:
-        self._rule = rule_of(self._name, run)
-
-    def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
-        landed = aimed_output(run.scheduler, run.step, run.sigmas, x, self._rule(x, output, run.step))
-        return output if landed is None else landed.to(output.dtype)
-
-
-def rule_of(name: str, run: Run) -> Rule:
-    """A solver's step on a flow's σ, or on DDIM's angles φ with σ = tan φ; in both v is the latent's derivative."""
-    grid, row = run.sigmas.double(), solver_of(run.scheduler)
-    angles = row is not None and row.angles
-    before: list[Tensor] = []
-
-    def euler(x: Tensor, v: Tensor, i: int) -> Tensor:
-        h = float(grid[i + 1] - grid[i])
-        if angles:  # DDIM itself: exact where the two ends of the trajectory are held
-            angle = torch.tensor(h, dtype=torch.float64)
-            return float(angle.cos()) * x + float(angle.sin()) * v
-        return x + h * v
-
-    def adams(x: Tensor, v: Tensor, i: int) -> Tensor:
-        h, used = float(grid[i + 1] - grid[i]), v
-        if before:
-            used = v + h / float(grid[i] - grid[i - 1]) / 2 * (v - before[0])
-        before[:] = [v]
-        return x + h * used
-
-    if name in ("Euler", "Adams-2"):
-        return euler if name == "Euler" else adams
-    return diffusers_rule(name, run, grid, angles=angles)
-
-
-def diffusers_rule(name: str, run: Run, grid: Tensor, *, angles: bool) -> Rule:
-    """One of diffusers' solvers on a given grid."""
-    import diffusers
-
-    kind = {"prediction_type": run.scheduler.config.prediction_type} if angles else {
-        "prediction_type": "flow_prediction", "use_flow_sigmas": True,
-    }  # fmt: skip
-    classes = {"DPM-Solver++ 2M": "DPMSolverMultistepScheduler", "UniPC": "UniPCMultistepScheduler"}
-    solver = getattr(diffusers, classes[name])(num_train_timesteps=run.scheduler.config.num_train_timesteps, **kind)
-    steps = len(grid) - 1
-    solver.set_timesteps(steps)
-    # They take logarithms, and there is none where nothing is left of the signal.
-    solver.sigmas = (grid.tan().clamp(0, 4096) if angles else grid.clamp_max(1 - 1e-6)).float()
-    solver.timesteps = torch.arange(steps, 0, -1)
-    solver.set_begin_index(0)
-    return lambda x, v, i: solver.step(v, solver.timesteps[i], x, return_dict=False)[0]
+SOLVERS = {"DPM-Solver++ 2M": DPMSolver(), "UniPC": UniPC(), "Adams-2": Adams()}
+#: What the schedulers of the bundled models are.
+OWN = {
+    "FlowMatchEulerDiscreteScheduler": "Euler",
+    "UniPCMultistepScheduler": "UniPC",
+    "CogVideoXDDIMScheduler": "DDIM",
+}
 
 
 def rows(pipe: Any, call: dict[str, Any], prompts: Prompts, name: str) -> Iterator[dict[str, Any]]:
@@ -126,9 +71,12 @@ def rows(pipe: Any, call: dict[str, Any], prompts: Prompts, name: str) -> Iterat
     for method, teacher in (("plan", None), ("plan, finer teacher", FINER * T)):
         for K, profile in zip(budgets, plans(pipe, call, name, budgets, teacher), strict=True):
             yield row(method, K, run_pipeline(pipe, prompts, Player(profile, RunStats()), call))
-    for solver in SOLVERS:
+    own = OWN[type(pipe.scheduler).__name__]
+    for solver in (own, *(name for name in SOLVERS if name != own)):
         for K in budgets:
-            drawn = run_pipeline(pipe, prompts, OtherSolver(solver), {**call, "num_inference_steps": K})
+            shorter = {**call, "num_inference_steps": K}
+            with nullcontext() if solver == own else SOLVERS[solver].applied(pipe, shorter):
+                drawn = run_pipeline(pipe, prompts, Controller(), shorter)
             yield row(solver, K, drawn)
 
 
@@ -172,7 +120,8 @@ def table(found: dict[str, Any]) -> str:
         by = {(row["method"], row["K"]): row for row in model["rows"]}
         T = model["header"]["T"]
         for K in sorted({K for method, K in by if method == "plan"}):
-            best = max(SOLVERS, key=lambda solver: by[solver, K]["to_fine"]["mean"])
+            solvers = {method for method, _ in by if method in (*SOLVERS, *OWN.values())}
+            best = max(sorted(solvers), key=lambda solver: by[solver, K]["to_fine"]["mean"])
             cells = [("uncached run", T), ("plan, finer teacher", K), ("plan", K), (best, K)]
             words = [f"{cell(by[key])}{f' ({best})' * (key[0] == best)}" for key in cells]
             lines.append(f"| {name} | {K} of {T} | {' | '.join(words)} |")

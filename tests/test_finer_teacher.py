@@ -1,5 +1,6 @@
 """A plan fitted to a run on a finer grid, on pipelines whose exact velocity is known."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -18,6 +19,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+from benchmark_scripts import ROOT, load
 from dummies import GaussianMixture
 from dummy_pipeline import DummyPipeline, MixtureModule, label_of, mixture_pipeline, untimed
 from ertacache.calibration.calibrate import calibrate
@@ -402,3 +404,12 @@ def test_a_fine_run_that_diverges_is_an_error() -> None:
     text = "the fine run of 36 steps ends in NaN or infinity; run the pipeline in a wider dtype, or leave"
     with pytest.raises(CalibrationError, match=text):
         _ = Calibrator(pipe, PROMPTS, choose=0.0, judge=0.2, seed=SEED, call=CALL, teacher=grid_of(pipe)).aimed
+
+
+def test_the_table_of_the_page_is_that_of_the_result_file() -> None:
+    benchmark = load("finer_teacher")
+    found = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
+    assert benchmark.table(found) in (ROOT / "docs" / "finer-teacher.md").read_text(encoding="utf-8")
+    for model in found.values():
+        assert model["header"]["prompts"] >= 24
+        assert model["header"]["teacher_steps"] == 4 * model["header"]["T"]
