@@ -27,6 +27,7 @@ from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate
 from ertacache.calibration.deviation import log10_error
 from ertacache.calibration.method import Method
+from ertacache.calibration.outcome import warning
 from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.calibration.search import _grams  # pyright: ignore[reportPrivateUsage]
@@ -38,6 +39,7 @@ from ertacache.errors import CalibrationError, InvalidArgument, UnsupportedPipel
 from ertacache.metrics import figures, psnr
 from ertacache.pipelines.solvers import read_grid
 from ertacache.profile.profile import Profile
+from ertacache.profile.profile_figures import tables
 from ertacache.runtime.player import Player
 from ertacache.runtime.run import Controller
 from ertacache.runtime.run_stats import RunStats
@@ -413,3 +415,28 @@ def test_the_table_of_the_page_is_that_of_the_result_file() -> None:
     for model in found.values():
         assert model["header"]["prompts"] >= 24
         assert model["header"]["teacher_steps"] == 4 * model["header"]["T"]
+
+
+def test_warnings_are_of_the_distance_to_the_fine_run() -> None:
+    profile = calibrated(compute_steps=6)
+
+    def with_psnr(uncached: float, fine: float) -> Profile:
+        held = {**profile.provenance.heldout, "psnr": {"mean": uncached, "standard_error": 0.5}}
+        held["teacher"] = {**held["teacher"], "psnr": {"mean": fine, "standard_error": 0.5}}
+        return replace(profile, provenance=replace(profile.provenance, heldout=held))
+
+    assert warning(with_psnr(19.0, 21.0)) is None and "warning" not in with_psnr(19.0, 21.0).summary()
+    far = with_psnr(21.0, 19.0)
+    assert warning(far) == (
+        "this plan's results are far from the fine ones, PSNR 19.0 dB on 4 judged prompt(s) where 20 or more keep the "
+        "picture; compute more steps"
+    )
+    assert "warning: far from the fine results, below 20 dB: compute more steps" in far.summary()
+
+
+def test_candidates_are_shown_with_what_they_were_compared_by() -> None:
+    profile = calibrated(compute_steps=6, method="fitted", history="auto")
+    rows = profile.provenance.heldout["chosen_on"]["candidates"]
+    table = next(table for table in tables(profile) if table.head[0] == "plan")
+    assert [row[3] for row in table.rows] == [f"{row['teacher']['latent_log10_error']:.2f}" for row in rows]
+    assert all(row["teacher"]["latent_log10_error"] != row["latent_log10_error"] for row in rows)
