@@ -3,12 +3,12 @@
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, overload
 
 from ertacache.calibration.budget import budgets_of
 from ertacache.calibration.checks import check_number, check_whole
 from ertacache.calibration.defaults import CHOOSE, HOLDOUT, METHOD, RIDGE, Aim, Basis, MethodName, Timesteps
+from ertacache.calibration.guidance_scales import check_plan, check_scales, joined
 from ertacache.calibration.job import Job
 from ertacache.calibration.method import Method
 from ertacache.calibration.own_arguments import pipeline_arguments, refuse_mistaken
@@ -77,6 +77,7 @@ def calibrate(
     batch_size: int | None = None,
     inputs: Sequence[Inputs] | None = None,
     sizes: Sequence[Sequence[int]] | None = None,
+    guidance_scales: Sequence[float] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     show_progress: bool = True,
     call: Mapping[str, Any] | None = None,
@@ -145,8 +146,12 @@ def calibrate(
         sizes: (height, width) in pixels, of clips also (height, width, frames), in place of those arguments of the
             call: one calibration for each, all in one profile, of which a call is served by its time grid. Of sizes on
             one grid give one.
+        guidance_scales: two or more, in place of the pipeline's `true_cfg_scale` where a negative prompt turns that on,
+            else of its `guidance_scale`. The plan is searched at the middle one, its coefficients are fitted at each,
+            for one more recording and closed loop; a run between two takes what lies between their coefficients, and
+            what that loses is measured half way (`heldout["between"]`).
         checkpoint: folder in which finished runs are kept, made if it is missing; an interrupted calibration continues
-            from it. Of several sizes each has its own inside.
+            from it. Of several sizes or guidance scales each has its own inside.
         show_progress: say on standard error what will be done, how far it is and what came of it. The log has it all.
         call: arguments of the pipeline call, `num_inference_steps`, `guidance_scale`, `height` and so on; the only
             place for one that has the name of an argument above, such as `call={"timesteps": [999, 845, ...]}`.
@@ -184,22 +189,33 @@ def calibrate(
     )
     shared = pipeline_arguments(call, more)
     calls = {(): shared} if sizes is None else {size: sized(shared, size) for size in check_sizes(sizes, shared)}
+    brought, scales = input_names(inputs or ()), None
+    if guidance_scales is not None:
+        scales = check_scales(pipe, guidance_scales, shared, brought, len(calls))
+        calls = {size: scales.call(arguments, scales.middle) for size, arguments in calls.items()}
     for arguments in calls.values():
         check_call(pipe, arguments, inputs or (), own=own, texts=prompts is not None)
     request = requested(pipe, method, effort, budgets, expert, ridge)
+    if scales is not None:
+        check_plan(request)
     if batch_size is not None:
         check_whole("batch_size", batch_size, 1, "prompts per pipeline call, or None for all at once")
     compared = any(request.compares(budget) for budget in budgets)
     check_number("holdout", holdout, "choose a share between 0 and 1, such as 0.2", lambda x: 0 < x < 1)
     shares: dict[str, Any] = {"choose": choose if compared else 0.0, "judge": holdout, "seed": seed, "inputs": inputs}
     parts = split_prompts(prompts, **shares)
+    if teacher_steps is not None and scales is not None:
+        raise InvalidArgument(
+            f"teacher_steps={teacher_steps} aims at one finer run, of one guidance scale; calibrate each scale by itself"
+        )
     if teacher_steps is not None:
         check_teacher(pipe, shared, inputs or (), teacher_steps, aimed=request.aimed)
-    check_steps(pipe, {**dict.fromkeys(input_names(inputs or ()), ()), **shared}, request, budgets)
+    check_steps(pipe, {**dict.fromkeys(brought, ()), **shared}, request, budgets)
     job = Job(
-        pipe, prompts, request, budgets, parts, shares, batch_size, checkpoint, show_progress, len(calls), teacher_steps
-    )
+        pipe, prompts, request, budgets, parts, shares, batch_size, checkpoint, show_progress, len(calls), scales,
+        teacher_steps,
+    )  # fmt: skip
     check_own_grids(pipe, parts.fitted.batches(1)[0], calls)
     by_size = [job.profiles(size, arguments) for size, arguments in calls.items()]
-    profiles = [replace(first, others=tuple(rest)) for first, *rest in zip(*by_size, strict=True)]
+    profiles = [joined(plan) for plan in zip(*by_size, strict=True)]
     return profiles if several else profiles[0]

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -131,6 +132,13 @@ class Calibrator:
                 **({} if self.teacher is None else {"teacher": self.teacher.steps}),
             }
         )
+
+    def judging(self, call: dict[str, Any], checkpoint: str | os.PathLike[str] | None) -> "Calibrator":
+        """The same prompts at another call on the same grid, to judge a profile there: nothing is recorded for it."""
+        other = copy(self)
+        other.call = call
+        other.store = RunStore(checkpoint, other._identity() if checkpoint is not None else "")
+        return other
 
     def run(
         self,

@@ -11,6 +11,7 @@ from ertacache.calibration.prompts import Prompts
 from ertacache.calibration.recording import bytes_of
 from ertacache.errors import UnsupportedPipeline
 from ertacache.pipelines.branches import direction_of
+from ertacache.pipelines.guidance import TwoBranchGuidance
 from ertacache.runtime.run import Controller, Run
 from ertacache.runtime.watch import now
 
@@ -31,6 +32,7 @@ class FirstSteps(Controller):
         outputs: shape of what each call of the first step returned, without its batch axis.
         received: shape of what the solver received, likewise.
         directed: whether the step had two branches of guidance.
+        weight: of those branches, where the two steps tell it. embedded: the weight that the denoiser is given, if any.
         recorded: bytes that a recording of the whole run takes. latents: those of its latents alone.
         seconds: of the second step, of which the first has warmed up what there is to warm up; 0 where there is none.
     """
@@ -41,6 +43,8 @@ class FirstSteps(Controller):
     outputs: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     received: tuple[int, ...] = ()
     directed: bool = False
+    weight: float | None = None
+    embedded: float | None = None
     recorded: int = 0
     latents: int = 0
     seconds: float = 0.0
@@ -50,20 +54,28 @@ class FirstSteps(Controller):
         self._begun = 0.0
 
     def call(self, run: Run, context: str, x: Tensor, compute: Any) -> Tensor:
-        output = compute()
+        output = self._calls[context] = compute()
         if run.steps_done == 0:
-            self._calls[context] = output
             self.outputs[context] = tuple(output.shape[1:])
         return output
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
         if run.steps_done == 0:
             direction = direction_of(self._calls, output) if output.shape == x.shape else None
-            self._calls.clear()
+            self.embedded = run.guidance
             self.steps, self.received, self.directed = run.T, tuple(output.shape[1:]), direction is not None
             own = [0 if part is None else part.nbytes // len(part) for part in (x, output, direction)]
             self.recorded, self.latents = bytes_of(run.T, *own), bytes_of(run.T, own[0], 0, 0)
+        self._note_weight(output)
         return output
+
+    def _note_weight(self, output: Tensor) -> None:
+        two = TwoBranchGuidance(tuple(self._calls))
+        for context, branch in self._calls.items():
+            two.observe(context, branch)
+        weight = two.weight(output)
+        self.weight = self.weight if weight is None else float(f"{weight:.5g}")
+        self._calls.clear()
 
     def end_step(self, run: Run, x_next: Tensor) -> None:
         if run.steps_done < _STEPS - 1:

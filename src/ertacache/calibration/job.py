@@ -14,10 +14,18 @@ from ertacache.calibration.checkpoint import Cost, owned
 from ertacache.calibration.effort import Work, duration, size_in_words, work_of
 from ertacache.calibration.element_rectifier import announce_price
 from ertacache.calibration.first_steps import FirstSteps, first_steps, share_of
+from ertacache.calibration.guidance_scales import (
+    GuidanceScales,
+    at_each_scale,
+    check_guidance,
+    further_work,
+    joined,
+)
 from ertacache.calibration.planning import plan
 from ertacache.calibration.progress import run_progress, say
 from ertacache.calibration.prompts import Parts
 from ertacache.calibration.request import Request
+from ertacache.calibration.search import Found
 from ertacache.calibration.sizes import Size, checkpoint_of, in_words
 from ertacache.calibration.teacher import FineGrid, fine_grid
 from ertacache.core.schedule import Schedule
@@ -34,7 +42,7 @@ class Job:
 
     Attributes:
         parts: the prompts by their use. shares: the arguments that split them, see `prompts.split_prompts`.
-        sizes: how many there are.
+        sizes: how many there are. scales: of guidance, where there are several.
         teacher_steps: of a finer teacher, None for none.
     """
 
@@ -48,38 +56,80 @@ class Job:
     checkpoint: str | os.PathLike[str] | None
     show: bool
     sizes: int
+    scales: GuidanceScales | None = None
     teacher_steps: int | None = None
 
-    def profiles(self, size: Size, call: dict[str, Any]) -> list[Profile]:
-        """The profile of each budget at one size."""
+    def profiles(self, size: Size, call: dict[str, Any]) -> list[list[Profile]]:
+        """Of each budget the profile at one size, or one for each guidance scale, rising."""
         tell = partial(say, title="calibrate", show=self.show)
-        checkpoint, teacher = checkpoint_of(self.checkpoint, size), None
-        if self.teacher_steps is not None:
-            teacher = fine_grid(self.pipe, self.parts.fitted.first(1), call, self.teacher_steps)
-        with owned(checkpoint):
-            calibrator = Calibrator(
-                self.pipe, self.prompts, batch_size=self.batch_size, call=call, checkpoint=checkpoint, teacher=teacher,
-                **self.shares,
-                hidden=self.request.choices.site == "hidden" and self.request.choices.schedule == "policy",
-            )  # fmt: skip
-            seen = self._first_steps(calibrator)
-            work = self._announced(seen, size, teacher, tell)
-            with run_progress(self.show, expected=work.calls) as calibrator.progress:
-                calibrator.progress("first steps")
-                found = [self._profile(calibrator, budget) for budget in self.budgets]
-        for profile in found:
-            for line in profile.summary().splitlines():
+        with owned(checkpoint_of(self.checkpoint, size)):
+            teacher = None
+            if self.teacher_steps is not None:
+                teacher = fine_grid(self.pipe, self.parts.fitted.first(1), call, self.teacher_steps)
+            calibrators = self._calibrators(size, call, teacher)
+            work = self._announced(self._seen(calibrators), size, teacher, tell)
+            with run_progress(self.show, expected=work.calls) as progress:
+                for calibrator in calibrators:
+                    calibrator.progress = progress
+                    calibrator.progress("first steps")
+                found = self._found(size, calibrators)
+        for profiles in found:
+            for line in joined([profiles]).summary().splitlines():
                 tell(line)
-            if (text := outcome.warning(profile)) is not None:
-                warnings.warn(f"size {in_words(size)}: {text}" if size else text, stacklevel=3)
+            for n, profile in enumerate(profiles):
+                if (text := outcome.warning(profile)) is not None:
+                    warnings.warn(f"{self._where(size, n)}{text}", stacklevel=3)
         return found
 
-    def _profile(self, calibrator: Calibrator, budget: Budget) -> Profile:
-        found = plan(calibrator, self.request, budget)
-        return outcome.judge(calibrator, found.best, found.measured)
+    def _calibrators(self, size: Size, call: dict[str, Any], teacher: FineGrid | None) -> list[Calibrator]:
+        """One for each guidance scale, rising; nothing is run yet."""
+        calls = [(call, None)] if self.scales is None else [(self.scales.call(call, n), n) for n in self.scales.values]
+        return [
+            Calibrator(
+                self.pipe,
+                self.prompts,
+                batch_size=self.batch_size,
+                call=at,
+                teacher=teacher,
+                **self.shares,
+                checkpoint=checkpoint_of(self.checkpoint, size, scale),
+                hidden=self.request.choices.site == "hidden" and self.request.choices.schedule == "policy",
+            )  # fmt: skip
+            for at, scale in calls
+        ]
+
+    def _found(self, size: Size, calibrators: list[Calibrator]) -> list[list[Profile]]:
+        middle = calibrators[len(calibrators) // 2]
+        found: list[tuple[Found, Profile]] = []
+        for budget in self.budgets:
+            one = plan(middle, self.request, budget)
+            found.append((one, outcome.judge(middle, one.best, one.measured)))
+        if self.scales is None:
+            return [[profile] for _, profile in found]
+        return at_each_scale(self.scales, found, calibrators, partial(checkpoint_of, self.checkpoint, size))
+
+    def _where(self, size: Size, n: int) -> str:
+        """Which of several profiles a warning is of."""
+        words = [f"size {in_words(size)}"] * bool(size)
+        words += [f"{self.scales.argument} {self.scales.values[n]:g}"] if self.scales is not None else []
+        return f"{', '.join(words)}: " if words else ""
+
+    def _seen(self, calibrators: list[Calibrator]) -> FirstSteps:
+        """The first steps at the middle scale, of runs that all show their guidance where there are several."""
+        seen = [self._first_steps(calibrator) for calibrator in calibrators]
+        if self.scales is not None:
+            check_guidance(self.scales, seen)
+        middle = seen[len(seen) // 2]
+        if self.request.choices.rectifier == "element":
+            schedule = self.request.choices.schedule
+            computed = schedule.K if isinstance(schedule, Schedule) else self.budgets[0].steps(middle.steps)
+            announce_price(middle, self.request.choices.site, computed)
+        if middle.steps < _FEW_STEPS:
+            warnings.warn(f"{middle.steps} steps leave caching little to save; use it on longer runs", stacklevel=4)
+        return middle
 
     def _first_steps(self, calibrator: Calibrator) -> FirstSteps:
-        """What all of a run will take, and the warnings that follow from it."""
+        """What all of a run will take."""
 
         def run() -> dict[str, Any]:
             start = now()
@@ -87,19 +137,15 @@ class Job:
             calibrator.store.charge(Cost(share_of(found.steps), now() - start))
             return asdict(found)
 
-        seen = FirstSteps(**calibrator.store.get("first steps", run))
-        if self.request.choices.rectifier == "element":
-            schedule = self.request.choices.schedule
-            computed = schedule.K if isinstance(schedule, Schedule) else self.budgets[0].steps(seen.steps)
-            announce_price(seen, self.request.choices.site, computed)
-        if seen.steps < _FEW_STEPS:
-            warnings.warn(f"{seen.steps} steps leave caching little to save; use it on longer runs", stacklevel=4)
-        return seen
+        return FirstSteps(**calibrator.store.get("first steps", run))
 
     def _announced(self, seen: FirstSteps, size: Size, teacher: FineGrid | None, tell: Any) -> Work:
         """Say what this size will take."""
         loops = [(self.request.loops(one, directed=seen.directed), one.steps(seen.steps)) for one in self.budgets]
         work = work_of(loops, self.parts, self.batch_size, seen, 0 if teacher is None else teacher.parts)
+        if self.scales is not None:
+            steps = [K for _, K in loops]
+            work = further_work(self.scales, self.request, steps, work, self.parts, self.batch_size, seen)
         fitted, chosen, judged = (len(part.texts) for part in self.parts)
         where = f"size {in_words(size)}: " * (self.sizes > 1)
         tell(

@@ -29,27 +29,36 @@ def judge(calibrator: Calibrator, best: Candidate, tried: Sequence[Candidate] = 
     Raises:
         CalibrationError: its runs of the judged prompts end in NaN or infinity.
     """
-    measured = measure(calibrator, best.profile, "judged")
-    if not all(map(math.isfinite, measured["error"])):
-        raise CalibrationError(
-            f"judged runs end in NaN or infinity with schedule {best.profile.schedule}; compute more steps, or run the "
-            "pipeline in a wider dtype"
-        )
-    heldout = heldout_figures(best.profile, measured)
-    if (teacher := calibrator.teacher) is not None:
-        heldout["teacher"] |= {"steps": teacher.steps, "uncached": distance(measure_uncached(calibrator))}
-    K = best.profile.schedule.K
-    try:
-        heldout |= _against_fewer_steps(calibrator, measured, K)
-    except UnsupportedPipeline as error:
-        logger.warning("fewer steps at the same cost are not measured: %s", error)
-    heldout |= _reuse(calibrator, K)
+    heldout, measured = judged_figures(calibrator, best.profile)
+    heldout |= _reuse(calibrator, best.profile.schedule.K)
     if calibrator.parts.chosen.texts and tried:
         rows = [_row(candidate, candidate is best) for candidate in tried]
         heldout["chosen_on"] = {"prompts": len(calibrator.parts.chosen.texts), "candidates": rows}
     times = _times(calibrator, measured)
     facts = replace(best.profile.provenance, heldout=heldout, measured=times)
     return replace(best.profile, provenance=facts)
+
+
+def judged_figures(calibrator: Calibrator, profile: Profile) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """What the judged prompts say of a profile, beside fewer steps; and the values of each, see `held_out.measure`.
+
+    Raises:
+        CalibrationError: their runs end in NaN or infinity.
+    """
+    measured = measure(calibrator, profile, "judged")
+    if not all(map(math.isfinite, measured["error"])):
+        raise CalibrationError(
+            f"judged runs end in NaN or infinity with schedule {profile.schedule}; compute more steps, or run the "
+            "pipeline in a wider dtype"
+        )
+    found = heldout_figures(profile, measured)
+    if (teacher := calibrator.teacher) is not None:
+        found["teacher"] |= {"steps": teacher.steps, "uncached": distance(measure_uncached(calibrator))}
+    try:
+        found |= _against_fewer_steps(calibrator, measured, profile.schedule.K)
+    except UnsupportedPipeline as error:
+        logger.warning("fewer steps at the same cost are not measured: %s", error)
+    return found, measured
 
 
 def _row(candidate: Candidate, chosen: bool) -> dict[str, Any]:

@@ -41,10 +41,19 @@ class Request:
         if self.effort is not None:
             return loops_of_search(self.effort, directed=directed, target=budget.target_psnr is not None)
         if self.method is not None:
+            return self.loops_of_fit()
+        return loops_of_choices(self.choices, budget)
+
+    def loops_of_fit(self) -> Loops:
+        """The closed loops of one plan that is settled but for its coefficients."""
+        if self.effort is not None:
+            return Loops(int(self.choices.aim != "step"), int(self.choices.aim == "step"), 0)
+        if self.method is not None:
             # Where it has no schedule it gets an even one.
             truth = replace(self.method, schedule=self.method.schedule or Schedule.all_computed(2)).needs_truth
             return Loops(int(not truth), int(truth), 0)
-        return loops_of_choices(self.choices, budget)
+        aim = "step" if self.choices.aim == "auto" else self.choices.aim
+        return loops_of_choices(replace(self.choices, schedule="uniform", history=3, aim=aim), Budget())
 
     @property
     def aimed(self) -> bool:
@@ -86,6 +95,22 @@ def requested(
     Raises:
         InvalidArgument, UnsupportedPipeline: as `choices.resolve`, or an effort beside choices that leave no search.
     """
+    searching = check_request(method, effort, budgets, expert, ridge)
+    own = method if isinstance(method, Method) else None
+    if own is not None and own.schedule is not None:
+        expert = {**expert, "schedule": str(own.schedule)}
+    settled = [resolve(pipe, METHOD if isinstance(method, Method) else method, budget, expert) for budget in budgets]
+    return Request(settled[0], own, searching, ridge)
+
+
+def check_request(
+    method: str | Method, effort: str | None, budgets: Sequence[Budget], expert: Mapping[str, Any], ridge: float
+) -> Effort | None:
+    """The effort of the search that is asked for, None where nothing is searched; no pipeline is needed to check it.
+
+    Raises:
+        InvalidArgument: see `requested`.
+    """
     check_number("ridge", ridge, "choose 0 for plain least squares, more to shrink, such as 0.001", _from_zero)
     if effort is not None and effort not in get_args(Effort):
         names = ", ".join(map(repr, get_args(Effort)))
@@ -101,9 +126,7 @@ def requested(
         if made:
             raise InvalidArgument(f"{chosen} is fixed by the Method that is given; give one of them")
         _check_method(method, budgets)
-    settled = [resolve(pipe, METHOD if isinstance(method, Method) else method, budget, expert) for budget in budgets]
-    searching = None if chosen is not None else effort or "balanced"
-    return Request(settled[0], method if isinstance(method, Method) else None, searching, ridge)  # pyright: ignore[reportArgumentType]
+    return None if chosen is not None else effort or "balanced"  # pyright: ignore[reportReturnType]
 
 
 def _check_method(method: Method, budgets: Sequence[Budget]) -> None:

@@ -57,11 +57,12 @@ def in_words(size: Size) -> str:
     return "×".join(map(str, size))
 
 
-def checkpoint_of(path: str | os.PathLike[str] | None, size: Size) -> Path | None:
-    """The folder in which the runs of one size are kept, inside that of all."""
-    if path is None or not size:
-        return None if path is None else Path(path)
-    return Path(path) / "x".join(map(str, size))
+def checkpoint_of(path: str | os.PathLike[str] | None, size: Size, scale: float | None = None) -> Path | None:
+    """The folder in which the runs of one size, at one of several guidance scales, are kept, inside that of all."""
+    if path is None:
+        return None
+    folder = Path(path) / "x".join(map(str, size))
+    return folder if scale is None else folder / f"guidance {scale!r}"
 
 
 def check_own_grids(pipe: Any, prompt: Prompts, calls: dict[Size, dict[str, Any]]) -> None:

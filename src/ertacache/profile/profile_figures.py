@@ -5,8 +5,8 @@ Every text is escaped for a terminal. Files from before there were judged prompt
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from ertacache.profile.content import Content
 from ertacache.profile.foreign import at, number, printable
@@ -91,20 +91,33 @@ def plans(profile: Content) -> list[Table]:
         return []
     rows: list[tuple[str, ...]] = []
     for own in (profile, *profile.others):
-        facts, sure = own.provenance, confidence(own.provenance)
+        facts = own.provenance
         weights = [weight for weight in (*facts.guidance_weights, facts.embedded_guidance) if weight is not None]
-        rows.append(
-            (
-                size_of(facts) or _NONE,
-                ", ".join(f"{weight:g}" for weight in weights) or _NONE,
-                f"{own.schedule.K} of {own.schedule.T}",
-                *_cells(facts.heldout, prompts_of(facts)),
-                gain(facts) or _NONE,
-                _NONE if sure is None else percent(sure),
-            )
-        )
+        steps = f"{own.schedule.K} of {own.schedule.T}"
+        guidance = ", ".join(f"{weight:g}" for weight in weights) or _NONE
+        rows.append((size_of(facts) or _NONE, guidance, steps, *_plan(facts)))
+        for scale, part in _between(facts):
+            rows.append((size_of(facts) or _NONE, f"{scale:g}, between", steps, *_plan(part)))
     head = ("size", "guidance", "steps", "PSNR, dB", "10%", "worst", "gain, dB", "confidence")
-    return [Table(f"{len(rows)} plans in this file", head, rows)]
+    return [Table(f"{len(grids)} plans in this file", head, rows)]
+
+
+def _plan(facts: Provenance) -> tuple[str, ...]:
+    sure = confidence(facts)
+    return (
+        *_cells(facts.heldout, prompts_of(facts)), gain(facts) or _NONE, _NONE if sure is None else percent(sure)
+    )  # fmt: skip
+
+
+def _between(facts: Provenance) -> list[tuple[float, Provenance]]:
+    """(guidance scale, facts with its figures) of what was measured between the scale of a plan and the next."""
+    found = facts.heldout.get("between")
+    given = cast("list[object]", found) if isinstance(found, list) else []
+    return [
+        (scale, replace(facts, heldout=cast("dict[str, Any]", part)))
+        for part in given[:_MOST]
+        if isinstance(part, dict) and (scale := number(cast("object", part), "scale")) is not None
+    ]
 
 
 def size_of(facts: Provenance) -> str:
