@@ -40,8 +40,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def profile(model: Path) -> Path:
     path = model / "profile.safetensors"
-    invoke("calibrate", model, "--out", path, "--prompts", model / "prompts.txt", "--compute-steps", 5,
-           "--schedule", "uniform", "--json")  # fmt: skip
+    invoke("calibrate", model, "--out", path, "--prompts", model / "prompts.txt", "--speedup", 2,
+           "--effort", "fast", "--json")  # fmt: skip
     return path
 
 
@@ -70,7 +70,7 @@ def test_calibrate_writes_a_profile_that_inspect_describes(model: Path, profile:
     assert facts["schedule"] == str(loaded.schedule)
     assert facts["heldout"]["psnr"]["mean"] == loaded.provenance.heldout["psnr"]["mean"]
     text = invoke("inspect", profile, "--picture", model / "profile.png")
-    assert str(loaded.schedule) in text and "held-out prompts" in text
+    assert str(loaded.schedule) in text and "judged on 1 prompt" in text
     assert (model / "profile.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -148,8 +148,55 @@ def test_several_prompts_make_several_files_and_calibrate_together(model: Path, 
     assert [line.partition(":")[0] for line in shown.splitlines()] == [str(tmp_path / f"x-{n}.png") for n in range(2)]
     given = [part for text in PROMPTS for part in ("--prompt", text)]
     out = ("--out", tmp_path / "folder" / "p.safetensors", "--compute-steps", 4, "--num-inference-steps", 8)
-    facts = invoke("calibrate", model, *given, *out, "--json")
-    assert facts["prompts"] == {"fitted": 3, "heldout": 1, "seed": 0} and Path(facts["profile"]).is_file()
+    facts = invoke("calibrate", model, *given, *out, "--schedule", "uniform", "--json")
+    assert facts["prompts"] == {"fitted": 3, "heldout": 1, "chosen_on": 0, "judged": 1, "seed": 0}
+    assert Path(facts["profile"]).is_file()
+
+
+def test_several_budgets_are_a_file_each(model: Path, tmp_path: Path):
+    given = ("calibrate", model, "--prompts", model / "prompts.txt", "--effort", "fast", "--out", tmp_path / "p.st")
+    folder = ("--checkpoint", tmp_path / "c")
+    found = invoke(*given, *folder, "--compute-steps", 5, "--compute-steps", 4, "--json")["profiles"]
+    assert [(Path(one["profile"]).name, one["K"]) for one in found] == [("p-5steps.st", 5), ("p-4steps.st", 4)]
+    for one in found:
+        assert str(Profile.load(one["profile"]).schedule) == one["schedule"]
+    text = invoke(*given, *folder, "--speedup", 2.5, "--speedup", 2, "-q")
+    assert [Path(line.split()[2]).name for line in text.splitlines() if line.startswith("written to ")] == [
+        "p-2.5x.st", "p-2x.st"
+    ]  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "c", "p-2.5x.st", "p-2x.st", "p-4steps.st", "p-5steps.st"
+    ]  # fmt: skip
+    assert Profile.load(tmp_path / "p-2x.st").schedule == Profile.load(tmp_path / "p-5steps.st").schedule
+
+
+def test_sizes_and_guidance_scales_are_in_one_file(model: Path, tmp_path: Path):
+    """In place of the size and guidance that the model's call.json has."""
+    given = ("calibrate", model, "--prompts", model / "prompts.txt", "--effort", "fast", "--speedup", 2)
+    several = ("--size", "32x32", "--size", "64x64", "--guidance-scale", "3,5", "--out", tmp_path / "p")
+    facts = invoke(*given, *several, "--json")
+    calls = [one["call"] for one in (facts, *facts["others"])]
+    assert [(call["height"], call["width"], call["guidance_scale"]) for call in calls] == [
+        (32, 32, 3.0), (64, 64, 3.0), (32, 32, 5.0), (64, 64, 5.0)
+    ]  # fmt: skip
+    assert all(call["max_sequence_length"] == CALL["max_sequence_length"] for call in calls)
+
+
+def test_what_sizes_and_scales_contradict_is_refused(model: Path, monkeypatch, capsys, tmp_path: Path):
+    given = ("calibrate", model, "--prompts", model / "prompts.txt", "--speedup", 2, "--out", tmp_path / "p")
+    for options, words in (
+        (("--size", "64x64", "--height", 64), "'height' is given in sizes and for all calls; give it once"),
+        (("--size", "64x64x5"), "no argument 'num_frames'"),
+        (("--size", "64x64", "--size", "64x64"), "sizes has (64, 64) twice; give each once"),
+        (("--guidance-scale", "3,3"), "guidance_scales has 3 and 3, which are one guidance to a run"),
+        (("--guidance-scale", "3,0"), "guidance_scales is 0.0; give positive numbers"),
+        (
+            ("--guidance-scale", "3,5", "--true-cfg-scale", 2, "--negative-prompt", ""),
+            "'true_cfg_scale' is given in guidance_scales and for all calls; give it once",
+        ),
+    ):
+        text = fails(monkeypatch, capsys, *given, *options)
+        assert text.splitlines()[-1].startswith(f"ertacache: {words}"), text
 
 
 def test_help_and_version_load_no_torch():

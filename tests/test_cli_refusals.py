@@ -33,6 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+BARE = "calibrate m --prompts p.txt"
 CALIBRATE = "calibrate m --prompts p.txt --compute-steps 5"
 ABLATION = "ablation m --prompts h.txt --calibration-prompts p.txt"
 COMPARE = "compare --model m --prompts h.txt --calibration-prompts p.txt"
@@ -87,11 +88,57 @@ REFUSALS = [
     (f"{CALIBRATE} --out m", "ertacache: m is a folder; name a file for the profile"),
     (f"{CALIBRATE} --out h.txt/p", "ertacache: cannot write the profile h.txt/p: a file is where one of its folders"),
     (f"{CALIBRATE} --out /proc/p", "ertacache: cannot write the profile /proc/p ("),
-    (f"{CALIBRATE} --checkpoint m", "ertacache: m is a folder; name a file for the checkpoint"),
+    (f"{CALIBRATE} --checkpoint h.txt", "ertacache: h.txt is a file; name a folder"),
     (
         f"{CALIBRATE} --out new/p --checkpoint new/../new/p",
-        "ertacache: --checkpoint and --out are both new/p; name two files",
+        "ertacache: --checkpoint and --out are both new/p; name a folder and a file",
     ),
+    (f"{CALIBRATE} --speedup 2", "ertacache: --speedup 2.0 excludes --compute-steps 5; give one of them"),
+    (f"{CALIBRATE} --speedup 2 --speedup 3", "ertacache: --speedup 2.0 excludes --compute-steps 5; give one of them"),
+    (f"{CALIBRATE} --compute-steps 5", "ertacache: --compute-steps is [5, 5]; give each budget once, and no None"),
+    (
+        f"{CALIBRATE} --compute-steps 4 --threshold 0.1",
+        "ertacache: --threshold 0.1 excludes --compute-steps 5; give one of them",
+    ),
+    (f"{BARE} --speedup nan", "Error: Invalid value for '--speedup': nan is no finite number."),
+    (f"{BARE} --speedup 1", "ertacache: --speedup is 1.0; choose a number above 1, such as 2.0"),
+    (f"{BARE} --target-psnr 30 --target-psnr 0", "ertacache: --target-psnr is 0.0; choose dB above 0, such as 30"),
+    (f"{BARE} --max-seconds -1", "ertacache: --max-seconds is -1.0; choose seconds above 0"),
+    (f"{BARE} --compute-steps 6 --compute-steps 1", "Error: Invalid value for '--compute-steps': 1; give 2 or more."),
+    (
+        f"{BARE} --speedup 2 --speedup 2.0000001",
+        "ertacache: --speedup 2.0 and --speedup 2.0000001 would both be written to profile-2x.safetensors; give one of",
+    ),
+    (
+        f"{BARE} --speedup 2 --speedup 3 --out new/p --checkpoint new/p-3x",
+        "ertacache: --checkpoint and --out are both new/p-3x; name a folder and a file",
+    ),
+    (f"{BARE} --speedup 2 --speedup 3 --out h.txt/p", "ertacache: cannot write the profile h.txt/p-2x: a file is"),
+    (f"{CALIBRATE} --effort quick", "Error: Invalid value for '--effort': 'quick' is not one of 'fast', 'balanced'"),
+    (
+        f"{CALIBRATE} --effort fast --basis residual",
+        "ertacache: --effort fast searches for what --basis residual fixes; give one of them",
+    ),
+    (
+        f"{CALIBRATE} --choose 0.6 --holdout 0.5",
+        "ertacache: --choose 0.6 and --holdout 0.5 leave nothing to fit; their",
+    ),
+    (f"{CALIBRATE} --choose 1", "Error: Invalid value for '--choose': 1.0 is no share between 0 and 1"),
+    *(
+        (
+            f"{CALIBRATE} --size 64x64 --size {size}",
+            f"Error: Invalid value for '--size': '{size}'; give HEIGHTxWIDTH, of",
+        )
+        for size in ("64", "64x", "64x64x9x1", "axb", "64,64", "-64x64")
+    ),
+    *(
+        (
+            f"{CALIBRATE} --guidance-scale {scales}",
+            f"Error: Invalid value for '--guidance-scale': '{scales}'; give a number, or several separated by commas",
+        )
+        for scales in ("3,,5", "3;5", "x")
+    ),
+    (f"{CALIBRATE} --guidance-scale 3,nan", "Error: Invalid value for '--guidance-scale': nan is no finite number."),
     (f"{CALIBRATE} --height 1", "Error: Invalid value for '--height': 1; give 16 or more."),
     (f"{CALIBRATE} --history 0", "ertacache: --history is 0; choose a whole number of 1 or more: a depth, or 'auto'"),
     (f"{CALIBRATE} --timesteps 7", "ertacache: --timesteps is 7.0; choose 'none', 'paper', 'auto' or a strength from"),
@@ -102,7 +149,7 @@ REFUSALS = [
     (f"{CALIBRATE} --schedule ?", "ertacache: '?' has ['?']; write '#' for computed, '.' for predicted"),
     (
         "calibrate m --prompts p.txt",
-        "ertacache: say how much to compute: --compute-steps K or a schedule such as '#.#.##'",
+        "ertacache: say how much to compute: --speedup 2.0, --compute-steps K or a schedule such as '#.#.##'",
     ),
     ("calibrate tiny-flx --compute-steps 5", "ertacache: no model 'tiny-flx'; did you mean tiny-flux?"),
     ("calibrate none --compute-steps 5", "ertacache: no model 'none'; there are tiny-flux, tiny-flux-base, tiny-wan, "),

@@ -16,11 +16,10 @@ from typing import Any, BinaryIO, Literal, cast
 
 from ertacache.errors import InvalidArgument
 
-Kind = Literal["profile", "checkpoint", "picture", "clip", "JSON file", "folder"]
+Kind = Literal["profile", "picture", "clip", "JSON file", "folder"]
 #: Bytes that a typical one takes; of a folder, its results with samples and report.
 _TYPICAL: dict[Kind, int] = {
     "profile": 2**20,
-    "checkpoint": 2**22,
     "picture": 2**21,
     "clip": 2**23,
     "JSON file": 2**20,

@@ -81,14 +81,19 @@ def check_scales(
             raise InvalidArgument(
                 f"guidance_scales has {low:g} and {high:g}, which are one guidance to a run (within 1 %); give one"
             )
-    known, given_too = defaults_of(pipe), {name for name, value in call.items() if value is not None} | set(brought)
-    two_branches = _TRUE_CFG in known and not given_too.isdisjoint((_TRUE_CFG, *_NEGATIVE))
-    argument = _TRUE_CFG if two_branches else "guidance_scale"
+    given_too = [*(name for name, value in call.items() if value is not None), *brought]
+    argument = argument_of(pipe, given_too)
     if argument in given_too:
         raise InvalidArgument(f"{argument!r} is given in guidance_scales and for all calls; give it once")
-    if argument not in known:
+    if argument not in defaults_of(pipe):
         raise InvalidArgument(f"{type(pipe).__name__} takes no {argument}; leave guidance_scales out")
     return GuidanceScales(argument, values)
+
+
+def argument_of(pipe: Any, given: Collection[str]) -> str:
+    """The argument of the pipeline call that takes the scales, where these others are given."""
+    two_branches = _TRUE_CFG in defaults_of(pipe) and any(name in given for name in (_TRUE_CFG, *_NEGATIVE))
+    return _TRUE_CFG if two_branches else "guidance_scale"
 
 
 def check_plan(request: Request) -> None:

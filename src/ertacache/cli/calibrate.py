@@ -1,15 +1,21 @@
-"""`ertacache calibrate`: from a model and a few prompts to a profile."""
+"""`ertacache calibrate`: from a model and a few prompts to a profile, or one for each of several budgets."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ertacache.calibration.defaults import DEFAULTS, HOLDOUT, METHOD
+from ertacache.calibration.defaults import CHOOSE, DEFAULTS, HOLDOUT, METHOD
 from ertacache.cli import options as given
 from ertacache.cli.command import shows_progress
+
+if TYPE_CHECKING:
+    from ertacache.profile.profile import Profile
+
+#: What the files of several budgets are named after, by the option that gives them.
+_UNITS = {"speedup": "x", "compute_steps": "steps", "target_psnr": "dB", "max_seconds": "s"}
 
 
 def _rows(name: str, what: str) -> str:
@@ -18,17 +24,37 @@ def _rows(name: str, what: str) -> str:
     return f"{what} Default of {', of '.join(values)}."
 
 
+def _budget(what: str) -> Any:
+    return typer.Option(callback=given.each(given.finite), help=f"{what} Several: give it again; one profile for each.")
+
+
 def calibrate(
     model: given.Model,
-    out: Annotated[Path, typer.Option(help="Profile to write.")] = Path("profile.safetensors"),
+    out: Annotated[
+        Path, typer.Option(help="Profile to write. Of several budgets each is named after it: profile-2x.safetensors.")
+    ] = Path("profile.safetensors"),
     prompt: given.SeveralPrompts = None,
     prompts: given.PromptFile = None,
+    speedup: Annotated[list[float] | None, _budget("Times fewer steps to compute, such as 2.")] = None,
+    compute_steps: Annotated[
+        list[int] | None,
+        typer.Option(callback=given.each(given.whole(2)), help="K, steps to compute. Several too."),
+    ] = None,
+    target_psnr: Annotated[list[float] | None, _budget("dB to keep with as few steps as can be.")] = None,
+    max_seconds: Annotated[list[float] | None, _budget("What a call for one prompt may take here.")] = None,
+    effort: Annotated[
+        Literal["fast", "balanced", "thorough"] | None,
+        typer.Option(help="How far to search: one plan, the best of eight (the default), or of more."),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(callback=given.sizes, help="HEIGHTxWIDTH[xFRAMES]; again for each further one in the same file."),
+    ] = None,
     method: Annotated[
         Literal["fitted", "ertacache"], typer.Option(help="The plan that measured best, or the paper's.")
     ] = METHOD,  # pyright: ignore[reportArgumentType]
-    compute_steps: Annotated[int | None, typer.Option(callback=given.whole(2), help="K, steps to compute.")] = None,
     threshold: Annotated[
-        float | None, typer.Option(callback=given.finite, help="λ of the paper, instead of K.")
+        float | None, typer.Option(callback=given.finite, help="λ of the paper, instead of a budget.")
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help=_rows("schedule", "uniform, policy, or text such as '#.#.##'."))
@@ -56,68 +82,144 @@ def calibrate(
         Literal["linear", "sigmoid"] | None,
         typer.Option(help=_rows("activation", "Of the rectifier; sigmoid is the paper's literal one.")),
     ] = None,
+    choose: Annotated[
+        float, typer.Option(callback=given.share, help="Share of the prompts that plans are compared on.")
+    ] = CHOOSE,
     holdout: Annotated[
-        float, typer.Option(callback=given.share, help="Share of the prompts that is never fitted.")
+        float, typer.Option(callback=given.share, help="Share of the prompts that only judge the chosen plan.")
     ] = HOLDOUT,
     seed: given.Seed = 0,
     batch_size: given.BatchSize = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="File to continue an interrupted calibration from.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder to continue an interrupted calibration from.")] = None,
     *,
-    call: dict[str, Any],
+    calls: dict[str, Any],
     placement: given.Placement,
 ) -> dict[str, Any]:
     """Watch a pipeline on a few prompts and write a profile."""
-    choices = {
-        "method": method, "compute_steps": compute_steps, "threshold": threshold, "schedule": schedule, "basis": basis,
-        "site": site, "history": given.number_or_word(history, int), "aim": aim,
-        "timesteps": given.number_or_word(timesteps, float), "rectifier": rectifier, "activation": activation,
-        "holdout": holdout, "seed": seed, "batch_size": batch_size, "checkpoint": checkpoint,
+    budgets = {
+        "speedup": speedup, "compute_steps": compute_steps, "target_psnr": target_psnr, "max_seconds": max_seconds,
+        "threshold": threshold,
     }  # fmt: skip
-    return _run(model, out, prompt or (), prompts, choices, call, placement)
+    expert = {
+        "schedule": schedule, "basis": basis, "site": site, "history": given.number_or_word(history, int), "aim": aim,
+        "timesteps": given.number_or_word(timesteps, float), "rectifier": rectifier, "activation": activation,
+    }  # fmt: skip
+    more = {"choose": choose, "holdout": holdout, "seed": seed, "batch_size": batch_size, "checkpoint": checkpoint}
+    asked = _Asked(model, out, budgets, method, effort, expert, more, size, calls)
+    return asked.run(prompt or [], prompts, placement)
 
 
-def _run(
-    model: str,
-    out: Path,
-    texts: Sequence[str],
-    file: Path | None,
-    choices: dict[str, Any],
-    call: dict[str, Any],
-    placement: given.Placement,
-) -> dict[str, Any]:
-    """Check, load, calibrate, save."""
-    from ertacache.cli.model import check, load, prompts_of
-    from ertacache.errors import InvalidArgument
-    from ertacache.files import check_output, rescued
-    from ertacache.pipelines import bundled
-    from ertacache.pipelines.loading import call_arguments
+@dataclass
+class _Asked:
+    """What the options ask for.
+
+    Attributes:
+        budgets: of each option its values, None where it was not given.
+        expert: the choices that fix a plan. more: further arguments of `calibrate`.
+        call: the options that are the pipeline's; `guidance_scale` may be several.
+    """
+
+    model: str
+    out: Path
+    budgets: dict[str, Any]
+    method: Any
+    effort: Any
+    expert: dict[str, Any]
+    more: dict[str, Any]
+    sizes: list[tuple[int, ...]] | None
+    call: dict[str, Any]
+
+    def run(self, texts: list[str], file: Path | None, placement: given.Placement) -> dict[str, Any]:
+        """Check, load, calibrate, save."""
+        from ertacache.cli.model import check, load, prompts_of
+        from ertacache.pipelines import bundled
+
+        check(self.model, placement)
+        prompts = prompts_of(self.model, file, bundled.calibration_prompts, "--prompts", texts)
+        budgets, paths = self._checked(prompts), self._paths()
+        pipe = load(self.model, placement)
+        from ertacache.calibration.calibrate import calibrate as run
+
+        asked: dict[str, Any] = {**budgets, **self.expert, **self.more, "method": self.method, "effort": self.effort}
+        found: Any = run(
+            pipe, prompts, show_progress=shows_progress(), sizes=self.sizes, **asked, **self._arguments(pipe)
+        )
+        return _saved(paths, found if len(paths) > 1 else [found])
+
+    def _checked(self, prompts: list[str]) -> dict[str, Any]:
+        """The budgets, a number or a list of them each; what is wrong by itself is said before anything is loaded."""
+        from ertacache.calibration.budget import budgets_of
+        from ertacache.calibration.choices import settle
+        from ertacache.calibration.defaults import RIDGE
+        from ertacache.calibration.prompts import split_prompts
+        from ertacache.calibration.request import check_request
+
+        split_prompts(prompts, self.more["choose"], self.more["holdout"], self.more["seed"])
+        values = {
+            name: value[0] if isinstance(value, list) and len(value) == 1 else value
+            for name, value in self.budgets.items()
+        }
+        budgets, _ = budgets_of(values)
+        check_request(self.method, self.effort, budgets, self.expert, RIDGE)
+        for budget in budgets:
+            settle(self.method, budget, self.expert)
+        return values
+
+    def _paths(self) -> list[Path]:
+        """A file for each budget, which can be written.
+
+        Raises:
+            InvalidArgument: one that cannot, one of two budgets, or one where the checkpoint is.
+        """
+        from ertacache.errors import InvalidArgument
+        from ertacache.files import check_output
+
+        name, values = next(((n, v) for n, v in self.budgets.items() if isinstance(v, list)), ("", []))
+        paths = [self.out]
+        if len(values) > 1:
+            named = (f"{self.out.stem}-{value:g}{_UNITS[name]}{self.out.suffix}" for value in values)
+            paths = [self.out.with_name(file) for file in named]
+        folder = self.more["checkpoint"]
+        for n, path in enumerate(paths):
+            if path in paths[:n]:
+                raise InvalidArgument(
+                    f"{name}={values[paths.index(path)]} and {name}={values[n]} would both be written to {path}; "
+                    "give one of them"
+                )
+            check_output(path, "profile")
+            if folder is not None and folder.resolve() == path.resolve():
+                raise InvalidArgument(f"--checkpoint and --out are both {path}; name a folder and a file")
+        if folder is not None:
+            check_output(folder, "folder")
+        return paths
+
+    def _arguments(self, pipe: Any) -> dict[str, Any]:
+        """The arguments of the pipeline call; of those that sizes or scales stand for, the model's own say nothing."""
+        from ertacache.calibration.guidance_scales import argument_of
+        from ertacache.pipelines.loading import call_arguments
+
+        own = {name: value for name, value in self.call.items() if name != "guidance_scale"}
+        scales = self.call.get("guidance_scale", ())
+        if len(scales) == 1:
+            own["guidance_scale"] = scales[0]
+        call = call_arguments(self.model, own)
+        replaced = ["height", "width", "num_frames"][: max(map(len, self.sizes))] if self.sizes else []
+        if len(scales) > 1:
+            replaced.append(argument_of(pipe, call))
+        call = {name: value for name, value in call.items() if name not in replaced or name in own}
+        return {**call, "guidance_scales": list(scales)} if len(scales) > 1 else call
+
+
+def _saved(paths: Sequence[Path], profiles: Sequence["Profile"]) -> dict[str, Any]:
+    """What is said of the profiles once they are written; the facts of one are the result, several stand in a list."""
+    from ertacache.files import rescued
     from ertacache.profile.profile_summary import summary_facts
 
-    check(model, placement)
-    prompts = prompts_of(model, file, bundled.calibration_prompts, "--prompts", texts)
-    _check(prompts, choices)
-    check_output(out, "profile")
-    if (checkpoint := choices["checkpoint"]) is not None:
-        check_output(checkpoint, "checkpoint")
-        if checkpoint.resolve() == out.resolve():
-            raise InvalidArgument(f"--checkpoint and --out are both {out}; name two files")
-    pipe = load(model, placement)
-    from ertacache.calibration.calibrate import calibrate as run
-
-    profile = run(pipe, prompts, show_progress=shows_progress(), **choices, **call_arguments(model, call))
-    rescued(out, profile.save)
-    written = f"written to {out} ({out.stat().st_size} bytes)"
-    # With progress on, the calibration has said it.
-    text = written if shows_progress() else f"{profile.summary()}\n{written}"
-    return {"profile": str(out), **summary_facts(profile), "text": text}
-
-
-def _check(prompts: Sequence[str], choices: dict[str, Any]) -> None:
-    """What is wrong with a choice or the prompts by themselves: said before anything is loaded."""
-    from ertacache.calibration.choices import Budget, settle
-    from ertacache.calibration.defaults import Choices
-    from ertacache.calibration.prompts import split_prompts
-
-    split_prompts(prompts, choices["holdout"], choices["seed"])
-    of_method = {field.name: choices[field.name] for field in fields(Choices)}
-    settle(choices["method"], Budget(choices["compute_steps"], choices["threshold"]), of_method)
+    lines, facts = list[str](), list[dict[str, Any]]()
+    for path, profile in zip(paths, profiles, strict=True):
+        rescued(path, profile.save)
+        # With progress on, the calibration has said what came of it.
+        lines += [] if shows_progress() else [profile.summary()]
+        lines.append(f"written to {path} ({path.stat().st_size} bytes)")
+        facts.append({"profile": str(path), **summary_facts(profile)})
+    return {**(facts[0] if len(facts) == 1 else {"profiles": facts}), "text": "\n".join(lines)}

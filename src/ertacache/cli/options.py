@@ -1,6 +1,7 @@
 """Options that several commands have, each described once. Words and numbers are checked when they are parsed."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -28,6 +29,32 @@ def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is no finite number.")
     return value
+
+
+def numbers(text: str | None) -> tuple[float, ...] | None:
+    """'3.5,5,7' as numbers; None where nothing was given."""
+    if text is None:
+        return None
+    try:
+        found = tuple(map(float, text.split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}; give a number, or several separated by commas, such as 3.5,5,7.") from None
+    for value in found:
+        finite(value)
+    return found
+
+
+def sizes(texts: list[str] | None) -> list[tuple[int, ...]] | None:
+    """'480x832x81' as (480, 832, 81); None where nothing was given."""
+    for text in texts or ():
+        if not re.fullmatch(r"\d{1,6}([x×]\d{1,6}){1,2}", text, re.ASCII):
+            raise typer.BadParameter(f"{text!r}; give HEIGHTxWIDTH, of clips HEIGHTxWIDTHxFRAMES, such as 768x1344.")
+    return [tuple(map(int, re.split("[x×]", text))) for text in texts] if texts else None
+
+
+def each(check: Callable[[Any], Any]) -> Callable[[list[Any] | None], list[Any] | None]:
+    """A check of every value of an option that may be given several times; None where nothing was given."""
+    return lambda values: [check(value) for value in values] if values else None
 
 
 def share(value: float) -> float:
@@ -75,6 +102,15 @@ _Steps = Annotated[int | None, typer.Option("--num-inference-steps", callback=wh
 _Guidance = Annotated[
     float | None, typer.Option("--guidance-scale", callback=finite, help="Guidance as the pipeline takes it.")
 ]
+_Scales = Annotated[
+    str | None,
+    typer.Option(
+        "--guidance-scale",
+        callback=numbers,
+        help="Guidance as the pipeline takes it. Several, such as 3.5,5,7: one profile for all between them (of "
+        "true_cfg_scale, where a negative prompt turns that on).",
+    ),
+]
 _TrueCfg = Annotated[
     float | None,
     typer.Option("--true-cfg-scale", callback=finite, help="Two-branch guidance, where it is separate."),
@@ -106,19 +142,18 @@ BatchSize = Annotated[
 Samples = Annotated[int, typer.Option(callback=whole(0), help="Prompts whose pictures or clips are kept.")]
 
 
+_CALL: dict[str, tuple[Any, Any]] = {
+    "num_inference_steps": (_Steps, None),
+    "guidance_scale": (_Guidance, None),
+    "true_cfg_scale": (_TrueCfg, None),
+    "negative_prompt": (Negative, None),
+    "height": (_Height, None),
+    "width": (_Width, None),
+    "num_frames": (_Frames, None),
+}
 #: Parameters of commands that stand for several options: what is made of their values, and name, annotation, default.
 GROUPS: dict[str, tuple[Any, dict[str, tuple[Any, Any]]]] = {
-    "call": (
-        _given,
-        {
-            "num_inference_steps": (_Steps, None),
-            "guidance_scale": (_Guidance, None),
-            "true_cfg_scale": (_TrueCfg, None),
-            "negative_prompt": (Negative, None),
-            "height": (_Height, None),
-            "width": (_Width, None),
-            "num_frames": (_Frames, None),
-        },
-    ),
+    "call": (_given, _CALL),
+    "calls": (_given, {**_CALL, "guidance_scale": (_Scales, None)}),
     "placement": (Placement, {"device": (Device, None), "dtype": (Dtype, None), "offload": (_Offload, "none")}),
 }
