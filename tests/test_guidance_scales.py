@@ -24,6 +24,8 @@ from ertacache.profile.scales import between
 from ertacache.runtime.apply import apply
 from pipelines import CALL, CFG_CALL, PROMPTS, flux
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(judged prompts cannot tell|this plan loses):UserWarning")
+
 SMALL = {"height": 32, "width": 32}
 EMBEDDED = {name: value for name, value in {**CALL, **SMALL}.items() if name != "guidance_scale"}
 TRUE_CFG = {name: value for name, value in {**CFG_CALL, **SMALL}.items() if name != "true_cfg_scale"}
@@ -128,18 +130,17 @@ def test_the_summary_shows_it(profile: Profile) -> None:
 # -- several budgets and sizes, costs, checkpoints ----------------------------------------------------------
 
 
-def two_branches(guidance_scales: list[float], pipe: Any = None, **options: Any) -> Any:
-    given: dict[str, Any] = {"show_progress": False, "compute_steps": 5, **options}
-    pipe = pipe or flux(guidance_embeds=False, seed=5)
-    return calibrate(pipe, PROMPTS, guidance_scales=guidance_scales, **given, **TRUE_CFG)
+def dummy(pipe: Any = None, **options: Any) -> Any:
+    given = {"num_inference_steps": 12, "show_progress": False, "compute_steps": 6, **options}
+    return calibrate(pipe or mixture_pipeline(), dummy_pipeline.PROMPTS, guidance_scales=[2, 4], **given)
 
 
 def test_the_plan_is_the_one_of_the_middle_scale_for_each_budget() -> None:
-    both = two_branches([2, 4], compute_steps=[5, 4])
-    for own, K in zip(both, (5, 4), strict=True):
+    both = dummy(compute_steps=[6, 4])
+    options: dict[str, Any] = {"num_inference_steps": 12, "show_progress": False, "guidance_scale": 4.0}
+    for own, K in zip(both, (6, 4), strict=True):
         (upper,) = own.others
-        pipe = flux(guidance_embeds=False, seed=5)
-        alone = calibrate(pipe, PROMPTS, compute_steps=K, show_progress=False, **TRUE_CFG, true_cfg_scale=4.0)
+        alone = calibrate(mixture_pipeline(), dummy_pipeline.PROMPTS, compute_steps=K, **options)
         assert own.schedule == upper.schedule == alone.schedule
         assert untimed(upper) == untimed(alone) and own.predictor.sources == alone.predictor.sources
         assert "chosen_on" in upper.provenance.heldout and "chosen_on" not in own.provenance.heldout
@@ -148,7 +149,7 @@ def test_the_plan_is_the_one_of_the_middle_scale_for_each_budget() -> None:
 @pytest.mark.parametrize("effort", ["fast", "balanced"])
 def test_it_costs_what_was_announced(effort: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        profile = two_branches([2, 4], effort=effort)
+        profile = dummy(effort=effort)
     said = re.search(r"pipeline calls, the work of ([\d.]+)", "\n".join(caplog.messages))
     assert said is not None
     assert sum(map(runs, (profile, *profile.others))) == pytest.approx(float(said[1]), abs=0.051)
@@ -175,12 +176,11 @@ def test_sizes_and_scales_are_each_with_each(tmp_path: Path, monkeypatch: pytest
 
 def test_it_continues_from_its_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "c"
-    whole = two_branches([2, 4], checkpoint=folder)
-    assert sorted(one.name for one in folder.iterdir()) == ["guidance 2.0", "guidance 3.0", "guidance 4.0"]
-    pipe, calls = flux(guidance_embeds=False, seed=5), []
-    pipe.transformer.register_forward_hook(lambda *given: calls.append(1))
-    assert two_branches([2, 4], pipe, checkpoint=folder) == whole
-    assert len(calls) == 8  # two steps of each scale, which tell what it will take
+    whole = dummy(checkpoint=folder)
+    names = [one.name for one in sorted(folder.iterdir()) if not one.name.startswith(".")]
+    assert names == ["guidance 2.0", "guidance 3.0", "guidance 4.0"]
+    pipe = mixture_pipeline()
+    assert dummy(pipe, checkpoint=folder) == whole and pipe.calls == 0
 
 
 # -- refusals ------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import ertacache
 
-profile = ertacache.calibrate(pipe, prompts, compute_steps=15, num_inference_steps=30)
+profile = ertacache.calibrate(pipe, prompts, speedup=2.0, num_inference_steps=30)
 with ertacache.apply(pipe, profile) as stats:
     image = pipe(prompt, num_inference_steps=30).images[0]
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ertacache.calibration.calibrate import calibrate
+    from ertacache.calibration.method import Method
     from ertacache.core.schedule import Schedule
     from ertacache.errors import (
         CacheConflict,
@@ -38,6 +39,7 @@ _HOME = {
     "CalibrationError": "errors",
     "ErtacacheError": "errors",
     "InvalidArgument": "errors",
+    "Method": "calibration.method",
     "MissingExtra": "errors",
     "PredictionDiverged": "errors",
     "PredictorInvalid": "errors",
@@ -61,6 +63,7 @@ __all__ = [
     "CalibrationError",
     "ErtacacheError",
     "InvalidArgument",
+    "Method",
     "MissingExtra",
     "PredictionDiverged",
     "PredictorInvalid",

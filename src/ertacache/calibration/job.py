@@ -94,7 +94,7 @@ class Job:
                 **self.shares,
                 checkpoint=checkpoint_of(self.checkpoint, size, scale),
                 hidden=self.request.choices.site == "hidden" and self.request.choices.schedule == "policy",
-            )  # fmt: skip
+            )
             for at, scale in calls
         ]
 
