@@ -6,6 +6,5 @@ if __name__ == "__main__":
     run(
         "black-forest-labs/FLUX.1-dev",
         {"height": 1024, "width": 1024, "num_inference_steps": 28, "guidance_scale": 3.5},
-        compute_steps=14,
         kind="png",
     )

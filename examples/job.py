@@ -14,20 +14,20 @@ from ertacache.pipelines.loading import call_arguments, load_pipeline, read_prom
 PROMPTS = Path(__file__).with_name("prompts.txt")
 
 
-def run(model: str, call: dict[str, Any], compute_steps: int, kind: str) -> None:
+def run(model: str, call: dict[str, Any], kind: str) -> None:
     """The whole job.
 
     Args:
         model: default of `--model`.
         call: arguments of the pipeline call for that model; a bundled model brings its own.
-        compute_steps: default of `--compute-steps`.
         kind: ending of the files that are drawn.
     """
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", default=model, help="Hub id, diffusers folder or bundled name")
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="one prompt a line; the first one is drawn")
     parser.add_argument("--steps", type=int, help="solver steps; the model's by default")
-    parser.add_argument("--compute-steps", type=int, default=compute_steps)
+    parser.add_argument("--speedup", type=float, default=2.0, help="how many times fewer steps to compute")
+    parser.add_argument("--effort", choices=("fast", "balanced", "thorough"), default="fast", help="how far to search")
     parser.add_argument("--batch-size", type=int, default=1, help="prompts per call while calibrating")
     parser.add_argument("--out", type=Path, default=Path("out/example"))
     options = parser.parse_args()
@@ -42,9 +42,10 @@ def run(model: str, call: dict[str, Any], compute_steps: int, kind: str) -> None
     profile = ertacache.calibrate(
         pipe,
         prompts,
-        compute_steps=options.compute_steps,
+        speedup=options.speedup,
+        effort=options.effort,
         batch_size=options.batch_size,
-        checkpoint=options.out / "calibration.pt",
+        checkpoint=options.out / "calibration",
         **call,
     )
     path = profile.save(options.out / "profile.safetensors")

@@ -13,6 +13,5 @@ if __name__ == "__main__":
             "guidance_scale": 5.0,
             "negative_prompt": "",
         },
-        compute_steps=25,
         kind="gif",
     )

@@ -24,12 +24,12 @@ SCRIPTS = (
 def test_a_script_runs(script: str, model: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(catalogue.calibration_prompts(4, model)))
-    arguments = ["--model", model, "--prompts", str(prompts), "--steps", "8", "--compute-steps", "4"]
+    arguments = ["--model", model, "--prompts", str(prompts), "--steps", "8", "--speedup", "2"]
     monkeypatch.setattr(sys, "argv", [script, *arguments, "--batch-size", "4", "--out", str(tmp_path / "out")])
     monkeypatch.syspath_prepend(str(EXAMPLES))
     runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
     made = {path.name for path in (tmp_path / "out").iterdir()}
-    assert made == {"calibration.pt", "profile.safetensors", f"uncached.{kind}", f"cached.{kind}"}
+    assert made == {"calibration", "profile.safetensors", f"uncached.{kind}", f"cached.{kind}"}
 
 
 def test_the_published_ids_and_settings_are_those_of_the_readme(monkeypatch: pytest.MonkeyPatch):
@@ -37,7 +37,7 @@ def test_the_published_ids_and_settings_are_those_of_the_readme(monkeypatch: pyt
     import job
 
     seen: dict[str, dict[str, object]] = {}
-    monkeypatch.setattr(job, "run", lambda model, call, compute_steps, kind: seen.update({model: call}))
+    monkeypatch.setattr(job, "run", lambda model, call, kind: seen.update({model: call}))
     for script in ("flux1_dev", "wan2_1", "cogvideox_2b"):
         runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
     lines = [line for line in (EXAMPLES / "README.md").read_text().splitlines() if ".py` |" in line]

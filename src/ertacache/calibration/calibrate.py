@@ -20,6 +20,7 @@ from ertacache.calibration.sizes import check_own_grids, check_sizes, sized
 from ertacache.calibration.teacher import check_teacher
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
+from ertacache.errors import InvalidArgument
 from ertacache.pipelines.inputs import Inputs, input_names
 from ertacache.profile.profile import Activation, Profile, Site
 
@@ -206,7 +207,7 @@ def calibrate(
     parts = split_prompts(prompts, **shares)
     if teacher_steps is not None and scales is not None:
         raise InvalidArgument(
-            f"teacher_steps={teacher_steps} aims at one finer run, of one guidance scale; calibrate each scale by itself"
+            f"teacher_steps={teacher_steps} aims at a finer run of one guidance scale; calibrate each scale by itself"
         )
     if teacher_steps is not None:
         check_teacher(pipe, shared, inputs or (), teacher_steps, aimed=request.aimed)
