@@ -23,6 +23,7 @@ def named(pages: list[Path]) -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:the profile (was calibrated at|is retargeted):UserWarning")
+@pytest.mark.filterwarnings("ignore:.*judged prompts cannot tell:UserWarning")  # pages run on few, to be quick
 @pytest.mark.parametrize("page", named([page for page in PAGES if blocks(page, "python")]))
 def test_every_python_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

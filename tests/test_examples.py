@@ -47,6 +47,7 @@ def test_the_published_ids_and_settings_are_those_of_the_readme(monkeypatch: pyt
         assert f"{call['width']}×{call['height']}" in line and f"{call['num_inference_steps']} steps" in line
 
 
+@pytest.mark.filterwarnings("ignore:.*judged prompts cannot tell:UserWarning")  # four
 def test_the_notebook_runs_and_is_committed_without_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text())
