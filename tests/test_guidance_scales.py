@@ -38,6 +38,11 @@ SCALES = [5, 3.0, 8.0]
 OPTIONS: dict[str, Any] = {"compute_steps": 5, "effort": "fast", "show_progress": False}
 
 
+def at(call: dict[str, Any], argument: str, scale: float) -> dict[str, Any]:
+    """The call at one scale."""
+    return {**call, argument: scale}
+
+
 def untimed(profile: Profile) -> Profile:
     """Without what the clock said, and what was measured between scales."""
     held = {name: value for name, value in profile.provenance.heldout.items() if name != "between"}
@@ -63,7 +68,7 @@ def profile(kind: str) -> Profile:
 def test_each_scale_is_fitted_and_judged_as_if_it_were_the_only_one(kind: str, profile: Profile) -> None:
     make, call, argument = KINDS[kind]
     for own, scale in zip((profile, *profile.others), (3.0, 5.0, 8.0), strict=True):
-        alone = calibrate(make(), PROMPTS, **OPTIONS, **call, **{argument: scale})
+        alone = calibrate(make(), PROMPTS, **OPTIONS, **at(call, argument, scale))
         assert untimed(own) == untimed(alone)
         judging = runs(own) - runs(alone)
         assert judging == pytest.approx(0 if scale == 8.0 else 1 + 2 * 5 / 10)  # one judged prompt
@@ -76,7 +81,7 @@ def test_a_run_at_a_fitted_scale_is_that_of_its_own_profile_bit_for_bit(kind: st
         for used in (replace(own, others=()), profile):
             pipe = make()
             with apply(pipe, used) as stats:
-                finals.append(latents(pipe, **{**call, argument: scale}))
+                finals.append(latents(pipe, **at(call, argument, scale)))
             assert set(stats.predicted.values()) == {5}
         assert torch.equal(*finals)
 
@@ -88,11 +93,11 @@ def test_between_two_scales_the_coefficients_lie_between(kind: str, profile: Pro
     for used in (between(own, above, 0.25), profile):
         pipe = make()
         with apply(pipe, used):
-            finals.append(latents(pipe, **{**call, argument: 3.5}))
+            finals.append(latents(pipe, **at(call, argument, 3.5)))
     assert torch.equal(*finals)
     pipe = make()
     with apply(pipe, profile), pytest.raises(ProfileMismatch, match="calibrated at 3 to 8, this call runs at 9"):
-        latents(pipe, **{**call, argument: 9.0})
+        latents(pipe, **at(call, argument, 9.0))
 
 
 def test_what_is_lost_between_is_measured_on_the_judged_prompts(kind: str, profile: Profile) -> None:
@@ -274,10 +279,10 @@ def test_a_pipeline_without_the_argument_is_refused() -> None:
         calibrate(Plain(), dummy_pipeline.PROMPTS, guidance_scales=[3, 5], speedup=2.0)
 
 
-def test_a_scale_that_changes_nothing_is_refused() -> None:
-    pipe = mixture_pipeline()
+def test_a_scale_that_changes_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe: Any = mixture_pipeline()
     guided = pipe._guided
-    pipe._guided = lambda x, t, label, weight: guided(x, t, label, 3.0)
+    monkeypatch.setattr(pipe, "_guided", lambda x, t, label, weight: guided(x, t, label, 3.0))
     words = "guidance_scale does not change the guidance of this pipeline; leave guidance_scales out"
     with pytest.raises(InvalidArgument, match=words):
         calibrate(pipe, dummy_pipeline.PROMPTS, guidance_scales=[3, 5], speedup=2.0, show_progress=False)

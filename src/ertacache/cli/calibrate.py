@@ -126,7 +126,7 @@ class _Asked:
     effort: Any
     expert: dict[str, Any]
     more: dict[str, Any]
-    sizes: list[tuple[int, ...]] | None
+    sizes: Any
     call: dict[str, Any]
 
     def run(self, texts: list[str], file: Path | None, placement: given.Placement) -> dict[str, Any]:

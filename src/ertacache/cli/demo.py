@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -19,13 +19,12 @@ class Size:
     """How much the demo of a model does.
 
     Attributes:
-        budget: steps to compute. effort: of the search for a plan.
+        budget: steps to compute.
         calibration, prompts: how many to calibrate on and to measure.
         kinds: files to write.
     """
 
     budget: int
-    effort: Literal["fast", "balanced"] = "balanced"
     calibration: int = 24
     prompts: int = 16
     kinds: tuple[str, ...] = ("png",)
@@ -33,7 +32,7 @@ class Size:
 
 def of_clips(budget: int) -> Size:
     """A clip takes many times as long as a picture."""
-    return Size(budget, "fast", calibration=6, prompts=4, kinds=("mp4", "gif"))
+    return Size(budget, calibration=6, prompts=4, kinds=("mp4", "gif"))
 
 
 _SIZES = {
@@ -86,7 +85,7 @@ def run_demo(model: str, out: Path) -> dict[str, Any]:
     pipe, call = load(model, _CPU), call_arguments(model, {})
     texts = bundled.calibration_prompts(size.calibration, model)
     held = bundled.heldout_prompts(size.prompts, model)
-    profile = calibrate(pipe, texts, compute_steps=size.budget, effort=size.effort, show_progress=progress, **call)
+    profile = calibrate(pipe, texts, compute_steps=size.budget, effort="fast", show_progress=progress, **call)
     path = profile.save(out / "profile.safetensors")
     drawn = [
         Drawing(model, used, out=out / f"{name}.{kind}").draw(held[:1], {}, _CPU)[0]["text"]
