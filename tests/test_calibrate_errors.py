@@ -23,19 +23,23 @@ def refused(error: type[Exception], message: str, pipe: DummyPipeline | None = N
 
 #: Without "compute_steps": None, a row is tried with compute_steps=5 beside it.
 ARGUMENTS: list[tuple[dict[str, Any], str]] = [
-    ({"compute_steps": None}, r"say how much to compute: compute_steps=K or a schedule such as '#\.#\.##'"),
-    ({"compute_steps": None, "schedule": "uniform"}, "say how much to compute: compute_steps=K or a schedule"),
-    ({"compute_steps": None, "method": "ertacache"}, "how much to compute: compute_steps=K, threshold=λ or a schedule"),
+    ({"compute_steps": None}, r"say how much to compute: speedup=2\.0, compute_steps=K or a schedule .* '#\.#\.##'"),
+    ({"compute_steps": None, "schedule": "uniform"}, r"how much to compute: speedup=2\.0, compute_steps=K or a sch"),
+    ({"compute_steps": None, "method": "ertacache"}, r"speedup=2\.0, compute_steps=K, threshold=λ or a schedule"),
     ({"threshold": 0.1}, "threshold=0.1 excludes compute_steps=5; give one of them"),
     ({"compute_steps": None, "threshold": 0.1, "schedule": "#" * 10}, "threshold=0.1 makes .* schedule='##########' c"),
     ({"compute_steps": None, "threshold": 0.1, "schedule": "uniform"}, "threshold=0.1 makes .* schedule='uniform' con"),
     *(
         ({"compute_steps": None, "threshold": value}, rf"threshold is {value!r}; choose a positive λ, such as 0\.1")
-        for value in (0.0, -1, float("nan"), float("inf"), True, "0.1")
+        for value in (0.0, -1, float("nan"), float("inf"), True)
     ),
     *(
         ({"compute_steps": value}, f"compute_steps is {value!r}; choose a whole number of 2 or more: the first and the")
-        for value in (1, 0, -3, 5.0, True, "5")
+        for value in (1, 0, -3, 5.0, True)
+    ),
+    *(
+        ({"compute_steps": None, name: "5"}, f"{name} is '5'; give a number, or a list of one number or more")
+        for name in ("compute_steps", "speedup", "target_psnr", "max_seconds", "threshold")
     ),
     ({"compute_steps": 11}, "compute_steps is 11; choose 2 to 10 of 10 steps"),
     ({"compute_steps": 1, "schedule": "uniform"}, "compute_steps is 1; choose a whole number of 2 or more"),
@@ -79,7 +83,7 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
         for value in (0, -2, 1.5, True)
     ),
     *(
-        ({"holdout": value}, f"holdout is {value!r}; choose a share between 0 and 1, such as 0.25")
+        ({"holdout": value}, f"holdout is {value!r}; choose a share between 0 and 1, such as 0.2")
         for value in (0, 0.0, 1, 2, -0.1, float("nan"), True, "half")
     ),
     *(

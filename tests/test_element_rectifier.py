@@ -12,6 +12,7 @@ from ertacache.calibration import element_rectifier
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.element_rectifier import announce_price, with_room
+from ertacache.calibration.first_steps import FirstSteps, first_steps
 from ertacache.calibration.pipeline_run import call_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.core.history import History
@@ -21,6 +22,9 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
 from ertacache.profile.profile import Profile, Rectifier
 from profile_maker import facts, make, parts_of
+
+#: Few judged prompts, which is said.
+pytestmark = pytest.mark.filterwarnings("ignore:.*judged prompts cannot tell")
 
 CALL: dict[str, Any] = {"num_inference_steps": 8, "guidance_scale": 4.0}
 MASK = "#..#.#.#"
@@ -60,7 +64,7 @@ def test_nothing_is_run_where_it_has_no_room(monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError("recorded")
 
     monkeypatch.setattr(element_rectifier, "_ROOM", 32 * ELEMENTS - 1)
-    monkeypatch.setattr(Calibrator, "_reference", recorded)
+    monkeypatch.setattr(Calibrator, "record", recorded)
     message = (
         rf"takes {64 * ELEMENTS} bytes in float32 .* and {32 * ELEMENTS} in float16, where a profile has room for "
         rf"{32 * ELEMENTS - 1}; compute 5 of 8 steps or more, or use rectifier='channel'"
@@ -89,15 +93,13 @@ def test_half_precision_is_announced_and_taken_where_the_room_is_short(monkeypat
     ("K", "targets", "bytes_", "dtype"),
     [(15, 1, 31457280, torch.float32), (15, 2, 62914560, torch.float32), (10, 2, 83886080, torch.float16)],
 )
-def test_flux_at_its_full_size(
-    monkeypatch: pytest.MonkeyPatch, K: int, targets: int, bytes_: int, dtype: torch.dtype
-) -> None:
+def test_flux_at_its_full_size(K: int, targets: int, bytes_: int, dtype: torch.dtype) -> None:
     """The figures of docs/profile-format.md: 1024 × 1024, thirty steps, as announced and as stored."""
-    monkeypatch.setattr(element_rectifier, "_measure", lambda *_: (30, targets, 4096 * 64))
-    monkeypatch.setattr(element_rectifier, "check_call", lambda *_: None)
+    shape = (4096, 64)
+    seen = FirstSteps(steps=30, outputs={str(n): shape for n in range(targets)}, received=shape)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        price = announce_price(None, Prompts(("a",), 0), {}, "output", K)
+        price = announce_price(seen, "output", K)
     assert price == bytes_ // (1 if dtype == torch.float32 else 2)
     assert [f"takes {bytes_} bytes" in str(warning.message) for warning in caught] == [True] * (dtype == torch.float16)
     schedule = Schedule.uniform(30, K)
@@ -124,14 +126,17 @@ def test_the_largest_that_float32_has_room_for_makes_a_file() -> None:
 
 def test_a_threshold_is_priced_for_the_most_that_it_may_predict(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, element_rectifier.__name__)
-    announce_price(mixture_pipeline(), Prompts(tuple(PROMPTS), 0), CALL, "guided", None)
+    announce_price(first_steps(mixture_pipeline(), Prompts(tuple(PROMPTS), 0), CALL), "guided", None)
     assert f"takes {8 * 6 * ELEMENTS} bytes in float32" in caplog.text and "at up to 6 predicted steps" in caplog.text
 
 
-def test_the_pipeline_is_as_it_was_after_the_price_is_known() -> None:
+def test_the_pipeline_is_as_it_was_after_its_first_steps() -> None:
     pipe, prompts = mixture_pipeline(), Prompts(tuple(PROMPTS[:2]), 0)
     before = call_pipeline(pipe, prompts, CALL)
-    announce_price(pipe, prompts, CALL, "output", 4)
+    seen = first_steps(pipe, prompts, CALL)
+    assert (seen.steps, seen.outputs, seen.received, seen.directed) == (
+        8, {"cond": (4, 4), "uncond": (4, 4)}, (4, 4), True
+    )  # fmt: skip
     assert torch.equal(call_pipeline(pipe, prompts, CALL), before)
 
 

@@ -21,6 +21,9 @@ from ertacache.profile.profile import Profile
 from every_pipeline import small
 from supported import MASK, Small
 
+#: Few judged prompts, which is said.
+pytestmark = pytest.mark.filterwarnings("ignore:.*judged prompts cannot tell")
+
 _PAIR = ("prompt_embeds", "negative_prompt_embeds")
 _POOLED = (*_PAIR, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 _MASKED = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
@@ -255,9 +258,10 @@ def test_names_and_identities_tell_contents_apart():
     ones = [{"prompt_embeds": torch.full((1, 2), float(n)), "image": object()} for n in range(3)]
     names = names_of(ones)
     assert len(set(names)) == 3 and names == names_of(ones) and all(name.startswith("embeddings ") for name in names)
-    fitted, held = split_prompts(None, 0.34, 0, ones)
+    fitted, chosen, held = split_prompts(None, 0.0, 0.34, 0, ones)
+    assert chosen.texts == chosen.identities == ()
     assert fitted.texts + held.texts == tuple(names) == fitted.identities + held.identities
-    assert split_prompts(["a", "b", "c"], 0.34, 0, ones)[0].identities == tuple(names[:2])
+    assert split_prompts(["a", "b", "c"], 0.0, 0.34, 0, ones)[0].identities == tuple(names[:2])
     assert Prompts(("a",), 0, ({"image": 1},)).identities == ("a",)
     labels = names_of([{"class_labels": n} for n in (1, 2)])
     assert len(set(labels)) == 2 and labels[0].startswith("inputs ")

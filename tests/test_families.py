@@ -24,6 +24,9 @@ from ertacache.runtime.run_stats import RunStats
 from pipelines import PROMPTS, VIDEO_CALL, cogvideox, wan
 from video_profiles import MASK, T, base_sigmas, latents, linear, profile, seen
 
+#: Few judged prompts, which is said.
+pytestmark = pytest.mark.filterwarnings("ignore:.*judged prompts cannot tell")
+
 SITES: tuple[Site, ...] = ("output", "guided", "hidden")
 COMPUTED = [int(mark == "#") for mark in MASK]
 W = VIDEO_CALL["guidance_scale"]
@@ -163,7 +166,7 @@ def test_the_halves_of_a_batch_are_branches(pipes: dict[str, Any]) -> None:
 
 def test_the_halves_of_a_batch_can_be_fitted(pipes: dict[str, Any]) -> None:
     pipe = pipes["cogvideox"]
-    calibrator = Calibrator(pipe, PROMPTS[:3], holdout=0.3, seed=0, call=VIDEO_CALL)
+    calibrator = Calibrator(pipe, PROMPTS[:3], choose=0.3, seed=0, call=VIDEO_CALL)
     assert calibrator.reference.contexts == ("cond_uncond",)
     assert calibrator.reference.branches == ("cond_uncond:0", "cond_uncond:1")
     method = Method("fitted", "guided", Schedule.from_mask(MASK), levels=2, ridge=1e-3)
@@ -180,7 +183,7 @@ def test_the_halves_of_a_batch_can_be_fitted(pipes: dict[str, Any]) -> None:
     loop = ClosedLoop(plan, calibrator.reference.contexts, calibrator.reference.branches)
     for controller in (loop, Player(found, RunStats())):
         final = Final(controller)
-        run_pipeline(pipe, calibrator.prompts, final, VIDEO_CALL, decode=False)
+        run_pipeline(pipe, calibrator.parts.fitted, final, VIDEO_CALL, decode=False)
         ends.append(final.latents)
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
 

@@ -111,7 +111,8 @@ def test_a_pipeline_that_takes_one_prompt_gets_it_in_no_list():
 
 
 def test_inputs_stay_with_their_prompts():
-    fitted, held = split_prompts(TEXTS, 0.25, 40, INPUTS)
+    fitted, chosen, held = split_prompts(TEXTS, 0.0, 0.25, 40, INPUTS)
+    assert chosen.inputs == ()
     assert (fitted.inputs, held.inputs) == (tuple(INPUTS[:6]), tuple(INPUTS[6:]))
     assert [part.inputs for part in fitted.batches(4)] == [tuple(INPUTS[:4]), tuple(INPUTS[4:6])]
     assert fitted.first(2) == Prompts(tuple(TEXTS[:2]), 40) and fitted.first(2).inputs == tuple(INPUTS[:2])
@@ -121,7 +122,8 @@ def test_inputs_stay_with_their_prompts():
 def test_a_comparison_calibrates_with_them_too():
     pipe = image_pipeline()
     bench = Bench(pipe, {"num_inference_steps": 4}, Prompts(tuple(TEXTS), 0, tuple(INPUTS)))
-    assert bench.calibrator.prompts.inputs == tuple(INPUTS[:5]) and bench.calibrator.heldout.inputs == tuple(INPUTS[5:])
+    parts = bench.calibrator.parts
+    assert (parts.fitted.inputs, parts.chosen.inputs) == (tuple(INPUTS[:5]), tuple(INPUTS[5:]))
     pipe.images.clear()
     bench.record(Controller(), 2)
     assert [image for image, _, _ in pipe.images] == [INPUTS[0]["image"], INPUTS[1]["image"]]

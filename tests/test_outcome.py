@@ -13,13 +13,17 @@ from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.outcome import warning
 from ertacache.profile.profile import Profile
 
+#: Few judged prompts, which is said.
+pytestmark = pytest.mark.filterwarnings("ignore:.*judged prompts cannot tell")
+
 T = 14
 CALL: dict[str, Any] = {"num_inference_steps": T, "guidance_scale": 7.0, "seed": 5}
 COST = {"uncached_runs", "calibration_seconds"}
 
 
 def calibrated(pipe: DummyPipeline, **options: Any) -> Profile:
-    return calibrate(pipe, PROMPTS, **{"compute_steps": 5, "show_progress": False, **CALL, **options})
+    effort = {} if options.keys() & {"basis", "aim"} else {"effort": "fast"}
+    return calibrate(pipe, PROMPTS, **{"compute_steps": 5, "show_progress": False, **effort, **CALL, **options})
 
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> DummyPipeline:
@@ -32,7 +36,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> DummyPipeline:
         return velocity(x, sigma, label)
 
     pipe.transformer.mixture.velocity = slow
-    for module in ("calibrator", "held_out"):
+    for module in ("calibrator", "held_out", "job", "first_steps"):
         monkeypatch.setattr(f"ertacache.calibration.{module}.now", lambda: time[0])
     return pipe
 
@@ -46,15 +50,15 @@ def test_time_and_cost_are_those_of_the_runs_that_were_made(batch_size: int | No
     assert measured["uncached_seconds"] == 2 * T * batches / 4
     assert measured["cached_seconds"] == 2 * 5 * batches / 4
     assert measured["speed_up"] == T / 5
-    # Residual reuse has nothing to fit: both uncached runs, the plan and fewer steps.
-    assert measured["uncached_runs"] == pytest.approx(4 + 4 + 4 * 5 / T + 4 * 5 / T)
-    assert measured["calibration_seconds"] == batches * (4 * 1000 + 2 * T + 2 * T + 10 + 10)
+    # Residual reuse has nothing to fit: two steps of one prompt, both uncached runs, the plan, fewer steps and reuse.
+    assert measured["uncached_runs"] == pytest.approx(2 / T + 4 + 4 + 3 * 4 * 5 / T)
+    assert measured["calibration_seconds"] == 1000 + 4 + batches * (5 * 1000 + 2 * T + 2 * T + 3 * 10)
 
 
 def test_all_candidates_are_paid_for():
     measured = calibrated(mixture_pipeline(), basis="residual", timesteps="auto").provenance.measured
     # Three of the four strengths take a closed loop, all a held-out run.
-    assert measured["uncached_runs"] == pytest.approx(6 * (1 + 3) + 2 * (1 + 4 * 5 / T + 5 / T))
+    assert measured["uncached_runs"] == pytest.approx(2 / T + 4 * (1 + 3) + 2 * (1 + 4 * 5 / T) + 2 * (1 + 3 * 5 / T))
 
 
 def test_a_plan_that_loses_is_warned_about(caplog: pytest.LogCaptureFixture):
@@ -70,9 +74,10 @@ def test_a_plan_that_loses_is_warned_about(caplog: pytest.LogCaptureFixture):
 def test_a_ruinous_plan_is_warned_about_though_it_beats_fewer_steps(mean: float, said: bool):
     profile = calibrated(mixture_pipeline())
     held = {**profile.provenance.heldout, "psnr": {"mean": mean, "std": 0.0, "standard_error": 0.0}, "wins": True}
+    held.pop("confidence")
     ruinous = replace(profile, provenance=replace(profile.provenance, heldout=held))
     text = (
-        "this plan's results are far from the uncached ones, PSNR 19.9 dB on 2 held-out prompt(s) where 20 or more "
+        "this plan's results are far from the uncached ones, PSNR 19.9 dB on 2 judged prompt(s) where 20 or more "
         "keep the picture; compute more steps"
     )
     assert warning(ruinous) == (text if said else None)
@@ -138,13 +143,16 @@ def test_everything_is_said_on_standard_error_and_in_the_log(
     profile = calibrated(mixture_pipeline(), show_progress=True)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [record.message for record in caplog.records]
-    assert lines[0] == (
-        "calibrate: 6 prompts to fit and 2 held out; about 5 pipeline calls, the work of 15 uncached runs of one prompt"
+    # 2/14 + 6 (1 + 5/14) + 2 (1 + 3 · 5/14)
+    assert lines[0].startswith(
+        "calibrate: 6 prompts to fit, 0 to choose and 2 to judge on; 7 pipeline calls, the work of 12.4 uncached runs "
+        "of one prompt: about "
     )
-    assert lines[1].startswith("calibrate: the first run took ")
-    assert lines[2:] == [f"calibrate: {line}" for line in profile.summary().splitlines()]
-    assert lines[-1].startswith("calibrate: calibration: cost 15.4 uncached runs of one prompt, ")
-    assert "calibrate: warning: fewer than 4 held-out prompts: no measurement" in lines
+    # 15 latents of 16 float64, 14 outputs and directions, of 6 prompts.
+    assert lines[0].endswith(f" and {(15 + 14 + 14) * 16 * 8 * 6 / 1024:.3g} KiB on the disk")
+    assert lines[1:] == [f"calibrate: {line}" for line in profile.summary().splitlines()]
+    assert any(line.startswith("calibrate: calibration: cost 12.4 uncached runs of one prompt, ") for line in lines)
+    assert "calibrate: warning: fewer than 4 judged prompts: no measurement" in lines
 
 
 def test_nothing_is_shown_where_nothing_shall_be(capsys: pytest.CaptureFixture[str]):
@@ -154,7 +162,7 @@ def test_nothing_is_shown_where_nothing_shall_be(capsys: pytest.CaptureFixture[s
 
 def test_four_held_out_prompts_are_a_measurement():
     text = calibrated(mixture_pipeline(), holdout=0.5).summary()
-    assert "no measurement" not in text and "on 4 held-out prompts" in text
+    assert "no measurement" not in text and "on 4 judged prompts" in text
 
 
 def test_one_held_out_prompt_has_no_spread():

@@ -1,5 +1,6 @@
 """Runs of a pipeline as it is: its noise, its arguments, and what the uncached run leaves behind."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import small_modular
 from by_hand import ByHand
 from dummy_pipeline import PROMPTS, decode, mixture_pipeline
 from ertacache.calibration.pipeline_run import Final, check_call, run_pipeline
-from ertacache.calibration.prompts import Prompts, split_prompts
+from ertacache.calibration.prompts import Prompts
+from ertacache.calibration.recording import Recording
 from ertacache.calibration.reference_log import ReferenceLog
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.pipelines.pipeline_call import defaults_of, progress_bars
@@ -165,45 +167,32 @@ def test_a_pipeline_of_blocks_without_one_that_decodes_is_refused():
 
 
 @pytest.mark.parametrize(("named", "contexts"), [(True, ("cond", "uncond")), (False, ("call0", "call1"))])
-def test_the_uncached_run_leaves_its_facts(named: bool, contexts: tuple[str, ...]):
-    log = ReferenceLog()
+def test_the_uncached_run_leaves_its_facts(named: bool, contexts: tuple[str, ...], tmp_path: Path):
+    log = ReferenceLog(tmp_path / "run.bin")
     run_pipeline(mixture_pipeline(named=named), Prompts(tuple(PROMPTS), 3), log, CALL)
     latents, xs, gs = by_hand().uncached()
-    norms = torch.stack([(g - x).flatten(1).abs().sum(1) for g, x in zip(gs, xs, strict=True)])
-    torch.testing.assert_close(torch.stack(log.guided), norms, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(log.latents, latents.float(), rtol=1e-6, atol=1e-6)
+    recording = Recording.open(tmp_path / "run.bin", log.finish())
+    torch.testing.assert_close(recording.outputs, torch.stack(gs), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(recording.latents, torch.stack([*xs, latents]), rtol=1e-9, atol=1e-9)
+    assert recording.directions is not None and log.directed
+    torch.testing.assert_close(recording.directions, directions(xs), rtol=1e-9, atol=1e-9)
     assert torch.equal(log.sigmas, by_hand().sigmas)
     assert log.contexts == contexts and log.dtype == "torch.float64" and log.hidden == []
     assert log.weights == pytest.approx((W,), rel=1e-5) and log.embedded is None
 
 
-def test_a_run_that_starts_late_is_refused():
+def directions(xs: list[torch.Tensor]) -> torch.Tensor:
+    """c − u at the latents of an uncached run."""
+    hand = by_hand()
+    calls = [hand.call(x, sigma) for x, sigma in zip(xs, hand.sigmas, strict=False)]
+    return torch.stack([call["cond"] - call["uncond"] for call in calls])
+
+
+def test_a_run_that_starts_late_is_refused(tmp_path: Path):
     pipe = mixture_pipeline()
     pipe.start = 2
     with pytest.raises(UnsupportedPipeline, match="starts at step 2; calibrate on a run that starts at step 0"):
-        run_pipeline(pipe, Prompts(tuple(PROMPTS), 0), ReferenceLog(), CALL)
-
-
-@pytest.mark.parametrize(
-    ("count", "holdout", "kept"),
-    [(8, 0.25, 6), (2, 0.25, 1), (2, 0.99, 1), (3, 0.5, 1), (4, 0.01, 3), (10, 0.34, 7)],
-)
-def test_the_last_share_of_the_prompts_is_held_out(count: int, holdout: float, kept: int):
-    texts = [f"p{n}" for n in range(count)]
-    fitted, held = split_prompts(texts, holdout, 40)
-    assert (fitted.texts, held.texts) == (tuple(texts[:kept]), tuple(texts[kept:]))
-    assert (fitted.seed, held.seed) == (40, 40 + kept)
-
-
-def test_prompts_that_cannot_be_split_are_refused():
-    for prompts in ([], ["one"], "one text"):
-        with pytest.raises(InvalidArgument, match="calibrate with at least 2, since one part is held out"):
-            split_prompts(prompts, 0.25, 0)
-    with pytest.raises(InvalidArgument, match="prompt None is a NoneType; give texts"):
-        split_prompts(["a", None], 0.25, 0)  # pyright: ignore[reportArgumentType]
-    for holdout in (0, 1, -0.5, float("nan")):
-        with pytest.raises(InvalidArgument, match="choose a share between 0 and 1"):
-            split_prompts(["a", "b"], holdout, 0)
+        run_pipeline(pipe, Prompts(tuple(PROMPTS), 0), ReferenceLog(tmp_path / "x"), CALL)
 
 
 def test_what_the_pipeline_refuses_is_bad_input(monkeypatch: pytest.MonkeyPatch):

@@ -168,10 +168,10 @@ def test_what_is_no_size_is_refused_before_anything_runs(flux: Any, case: str) -
 
 
 def test_each_size_continues_from_a_checkpoint_of_its_own(profile: Profile, tmp_path: Path) -> None:
-    path = tmp_path / "runs.pt"
+    path = tmp_path / "runs"
     found = calibrated(pipelines.flux(), sizes=SIZES, checkpoint=path, **OTHERS)
     assert untimed(found) == untimed(profile)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["runs-32x32.pt", "runs-64x64.pt"]
+    assert sorted(file.name for file in path.iterdir()) == ["32x32", "64x64"]
     again = pipelines.flux()
     calls = counted(again)
     assert calibrated(again, sizes=SIZES, checkpoint=path, **OTHERS) == found and calls == [0]
@@ -182,7 +182,11 @@ def test_one_size_is_an_ordinary_calibration(profile: Profile, capsys: pytest.Ca
     assert untimed(found) == untimed(replace(profile, others=())) and "sizes" not in capsys.readouterr().err
 
 
-def test_the_progress_says_how_many_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_size_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
     calibrated(pipelines.flux(), sizes=SIZES, show_progress=True, **OTHERS)
     said = capsys.readouterr().err
-    assert said.count("uncached runs of one prompt, at each of 2 sizes") == 1 and said.count("computes 5 of 10") == 2
+    for size in SIZES:
+        assert (
+            said.count(f"calibrate: size {size[0]}×{size[1]}: 3 prompts to fit, 0 to choose and 1 to judge on; ") == 1
+        )
+    assert said.count("computes 5 of 10") == 2

@@ -174,6 +174,7 @@ def calibrate(
             the uncached ones, or the call has fewer than 8 steps, of which caching has little to save.
     """
     own = inspect.signature(calibrate).parameters
+    refuse_mistaken(pipe, {"threshold": threshold})
     budgets, several = budgets_of(
         {
             "compute_steps": compute_steps, "speedup": speedup, "target_psnr": target_psnr, "max_seconds": max_seconds,

@@ -9,6 +9,7 @@ from torch import Tensor
 from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.calibration.recording import bytes_of
+from ertacache.calibration.reference_log import check_start
 from ertacache.errors import UnsupportedPipeline
 from ertacache.pipelines.branches import direction_of
 from ertacache.pipelines.guidance import TwoBranchGuidance
@@ -61,6 +62,7 @@ class FirstSteps(Controller):
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
         if run.steps_done == 0:
+            check_start(run)
             direction = direction_of(self._calls, output) if output.shape == x.shape else None
             self.embedded = run.guidance
             self.steps, self.received, self.directed = run.T, tuple(output.shape[1:]), direction is not None

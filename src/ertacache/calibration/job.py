@@ -24,7 +24,7 @@ from ertacache.calibration.guidance_scales import (
 from ertacache.calibration.planning import plan
 from ertacache.calibration.progress import run_progress, say
 from ertacache.calibration.prompts import Parts
-from ertacache.calibration.request import Request
+from ertacache.calibration.request import Request, check_count
 from ertacache.calibration.search import Found
 from ertacache.calibration.sizes import Size, checkpoint_of, in_words
 from ertacache.calibration.teacher import FineGrid, fine_grid
@@ -120,6 +120,7 @@ class Job:
         if self.scales is not None:
             check_guidance(self.scales, seen)
         middle = seen[len(seen) // 2]
+        check_count(middle.steps, self.request, self.budgets)
         if self.request.choices.rectifier == "element":
             schedule = self.request.choices.schedule
             computed = schedule.K if isinstance(schedule, Schedule) else self.budgets[0].steps(middle.steps)

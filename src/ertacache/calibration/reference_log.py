@@ -67,6 +67,16 @@ class Reference:
         return torch.stack([l1_per_prompt(exact(output) - exact(x)) for output, x in pairs])
 
 
+def check_start(run: Run) -> None:
+    """Refuse a run whose first step is not that of its grid.
+
+    Raises:
+        UnsupportedPipeline: naming the step.
+    """
+    if run.step != 0:
+        raise UnsupportedPipeline(f"the run starts at step {run.step}; calibrate on a run that starts at step 0")
+
+
 @dataclass
 class ReferenceLog(Controller):
     """Watches an uncached run; see `Reference` for what it notes.
@@ -145,8 +155,7 @@ class ReferenceLog(Controller):
             recording.directions[i].copy_(direction)
 
     def _note_first(self, run: Run, output: Tensor) -> None:
-        if run.step != 0:
-            raise UnsupportedPipeline(f"the run starts at step {run.step}; calibrate on a run that starts at step 0")
+        check_start(run)
         self.contexts = tuple(run.contexts)
         self.branches = branch_names(self._outputs, output)
         self.embedded, self.dtype, self.step_arguments = run.guidance, str(output.dtype), numbers_in(run.options)

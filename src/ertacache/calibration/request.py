@@ -145,8 +145,12 @@ def check_steps(pipe: Any, call: Mapping[str, Any], request: Request, budgets: S
     if any(call.get(name) is not None for name in ("sigmas", "timesteps")):
         return
     steps = call.get("num_inference_steps", defaults_of(pipe).get("num_inference_steps"))
-    if not isinstance(steps, int):
-        return
+    if isinstance(steps, int):
+        check_count(steps, request, budgets)
+
+
+def check_count(steps: int, request: Request, budgets: Sequence[Budget]) -> None:
+    """What a number of steps rules out: see `check_steps`."""
     for budget in budgets:
         budget.steps(steps)
     schedule = request.choices.schedule if request.method is None else request.method.schedule
