@@ -65,9 +65,7 @@ class Ended(DummyPipeline):
 def test_a_run_that_ends_early_is_refused(made: int, whole: int):
     pipe = Ended(mixture_pipeline().transformer, (4, 4), branches=True)
     pipe.made, pipe.whole = made, whole
-    message = (
-        f"ended after {made} of 9 steps; calibrate on whole runs, which" if made else "ran no step of its denoiser"
-    )
+    message = f"ended after {made} of 9 steps; calibrate on whole runs, which" if made else "ran no step of its"
     with pytest.raises(UnsupportedPipeline, match=message):
         calibrated(pipe)
     assert pipe.calls == whole

@@ -10,28 +10,35 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from dummy_pipeline import PROMPTS, DummyPipeline, mixture_pipeline
+from ertacache.calibration.budget import Budget
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.candidates import STRENGTHS
-from ertacache.calibration.choices import Budget, resolve
-from ertacache.calibration.defaults import DEFAULTS, HOLDOUT, METHOD, RIDGE, Choices
+from ertacache.calibration.choices import resolve
+from ertacache.calibration.defaults import CHOOSE, DEFAULTS, HOLDOUT, METHOD, RIDGE, Choices
+from ertacache.calibration.method import Method
 from ertacache.cli import app
 from ertacache.core.schedule import Schedule
 from ertacache.profile.profile import Profile
+
+#: Few judged prompts, which is said.
+pytestmark = pytest.mark.filterwarnings("ignore:.*judged prompts cannot tell")
 
 CALL: dict[str, Any] = {"num_inference_steps": 14, "guidance_scale": 7.0, "seed": 5, "show_progress": False}
 WORDS = {field.name for field in fields(Choices)}
 FITTED, PAPER = DEFAULTS["fitted"], DEFAULTS["ertacache"]
 
 
-def chosen(method: str = METHOD, pipe: DummyPipeline | None = None, one_call: bool = True, **given: Any) -> Choices:
-    budget = Budget(given.pop("compute_steps", None if "threshold" in given else 5), given.pop("threshold", None))
-    return resolve(pipe or mixture_pipeline(), method, budget, given, one_call=one_call)
+def chosen(method: str = METHOD, pipe: DummyPipeline | None = None, **given: Any) -> Choices:
+    budget = Budget(
+        given.pop("compute_steps", None if "threshold" in given else 5), threshold=given.pop("threshold", None)
+    )
+    return resolve(pipe or mixture_pipeline(), method, budget, given)
 
 
 def test_the_table_is_what_the_signature_leaves_open():
     parameters = inspect.signature(calibrate).parameters
     assert {name for name in WORDS if parameters[name].default is not None} == set()
-    assert (parameters["method"].default, parameters["holdout"].default) == (METHOD, HOLDOUT)
+    assert tuple(parameters[name].default for name in ("method", "choose", "holdout")) == (METHOD, CHOOSE, HOLDOUT)
     assert parameters["ridge"].default == RIDGE
     assert FITTED == Choices("uniform", "fitted", "guided", 3, "trajectory", "none", "none", "linear")
     assert PAPER == Choices("policy", "residual", "output", None, None, "auto", "channel", "linear")
@@ -103,9 +110,7 @@ def stochastic() -> DummyPipeline:
         ({"site": "output"}, "aim='trajectory' is of site='guided', not site='output'"),
         ({"timesteps": 0.3}, "aim='trajectory' needs the solver's own grid, not timesteps=0.3"),
         ({"rectifier": "channel"}, "aim='trajectory' and rectifier='channel' correct the same error twice"),
-        ({"one_call": False}, "over several pipeline calls aim='trajectory' takes a pass per predicted step"),
         ({"pipe": stochastic()}, "aim='trajectory' inverts a step of the solver, which cannot be done for FlowMatch"),
-        ({"aim": "auto", "one_call": False}, "over several pipeline calls aim='trajectory' takes a pass per predicted"),
     ],
     ids=lambda value: str(value)[:30],
 )  # fmt: skip
@@ -127,15 +132,16 @@ def calibrated(pipe: DummyPipeline, **options: Any) -> Profile:
 
 
 def test_the_default_costs_one_closed_loop():
-    """Fitted prompts: the uncached run and the closed loop; held-out ones: uncached, the plan and fewer steps."""
+    """The first steps; fitted prompts: the uncached run and the closed loop; judged ones: uncached, the plan, fewer
+    steps and reuse."""
     pipe = mixture_pipeline()
-    profile = calibrated(pipe, compute_steps=6)
-    assert [len(call["prompt"]) for call in pipe.seen] == [6, 6, 2, 2, 2]
+    profile = calibrated(pipe, compute_steps=6, effort="fast")
+    assert [len(call["prompt"]) for call in pipe.seen] == [1, 6, 6, 2, 2, 2, 2]
     facts = profile.provenance.method
-    assert (facts["basis"], facts["levels"], facts["branches"], facts["aim"]) == ("fitted", 3, False, "trajectory")
+    assert (facts["basis"], facts["levels"], facts["directions"], facts["aim"]) == ("fitted", 3, 2, "trajectory")
     assert profile.schedule == Schedule.uniform(14, 6) and profile.site == "guided"
-    words = {name: getattr(FITTED, name) for name in WORDS}
-    named = calibrated(mixture_pipeline(), compute_steps=6, **words)
+    method = Method("fitted", "guided", levels=3, directions=2, ridge=RIDGE, aim="trajectory")
+    named = calibrated(mixture_pipeline(), compute_steps=6, method=method)
     for table in ("a", "b", "d"):
         assert (getattr(profile.predictor, table) == getattr(named.predictor, table)).all()
 

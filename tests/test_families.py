@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from ertacache.calibration.plan import Plan
 
 import ertacache.runtime.apply as ertacache
+from ertacache.calibration.assemble import assemble, fit
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import fit_options
 from ertacache.calibration.closed_loop import ClosedLoop
-from ertacache.calibration.method import Method, assemble, fit_plans
+from ertacache.calibration.lockstep import Lockstep
+from ertacache.calibration.method import Method
 from ertacache.calibration.pipeline_run import Final, run_pipeline
+from ertacache.calibration.solving import Seat, Solving
 from ertacache.core.schedule import Schedule
 from ertacache.errors import ProfileMismatch
 from ertacache.profile.profile import Rectifier, Site
@@ -173,14 +175,14 @@ def test_the_halves_of_a_batch_can_be_fitted(pipes: dict[str, Any]) -> None:
     options = fit_options(calibrator, method, aim="step")
     assert {(option.levels, option.branches) for option in options} > {(1, True), (3, True)}
     method = replace(method, branches=True)
-    solved, grid = fit_plans(calibrator, method)
-    found = assemble(calibrator, method, solved, grid, heldout={})
+    found = assemble(calibrator, method, fit(calibrator, method), heldout={})
     assert found.predictor.sources == ("guided", "cond_uncond:0", "cond_uncond:1")
     assert (found.predictor.a[2, 0, 1:] != 0).all()
     # What was fitted is what is run: the closed loop on the calibration prompts ends where the profile does.
-    plan = Plan("guided", schedule=method.schedule, levels=2, branches=True, ridge=1e-3, channel_axis=2)
+    (seat,), lockstep = [Seat()], Lockstep(1)
+    solving, reference = Solving(method, lockstep, channel_axis=2), calibrator.reference
     ends: list[torch.Tensor] = []
-    loop = ClosedLoop(plan, calibrator.reference.contexts, calibrator.reference.branches)
+    loop = ClosedLoop(solving, reference.contexts, reference.branches, [seat], lockstep)
     for controller in (loop, Player(found, RunStats())):
         final = Final(controller)
         run_pipeline(pipe, calibrator.parts.fitted, final, VIDEO_CALL, decode=False)

@@ -1,19 +1,9 @@
 """The bar over pipeline runs, and its lines in a log file: the estimate is the number of runs where that is known."""
 
-from typing import Any
-
 import pytest
 
-import ertacache.calibration.calibrate as calibrate_module
-from dummy_pipeline import mixture_pipeline
-from ertacache.calibration.calibrate import calibrate
-from ertacache.calibration.choices import Budget, resolve
-from ertacache.calibration.defaults import Choices
-from ertacache.calibration.effort import Effort, duration, estimating
+from ertacache.calibration.effort import duration, size_in_words
 from ertacache.calibration.progress import run_progress, say
-from ertacache.calibration.prompts import Prompts
-
-PROMPTS = ["0", "1", "2", "3"]
 
 
 def test_nothing_is_written_where_nothing_shall_be(capsys: pytest.CaptureFixture[str]):
@@ -22,59 +12,12 @@ def test_nothing_is_written_where_nothing_shall_be(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"compute_steps": 4},
-        {"compute_steps": 4, "history": "auto", "aim": "auto"},
-        {"compute_steps": 4, "basis": "reuse"},
-        {"schedule": "#.#.#.#.##", "aim": "step", "batch_size": 2},
-        {"threshold": 0.2, "method": "ertacache"},
-        {"threshold": 0.2, "basis": "residual", "rectifier": "scalar"},
-    ],
-)
-def test_the_estimate_is_the_number_of_runs_where_nothing_is_searched(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-):
-    promised: list[int] = []
-    original = calibrate_module.run_progress
-
-    def watch(show: bool, expected: int) -> Any:
-        promised.append(expected)
-        return original(False)
-
-    monkeypatch.setattr(calibrate_module, "run_progress", watch)
-    pipe = mixture_pipeline()
-    profile = calibrate(pipe, PROMPTS, num_inference_steps=10, guidance_scale=3.0, **options)
-    assert promised == [len(pipe.seen)]
-    K = profile.schedule.K
-    expected = calibrate_module.effort(
-        *asked(options), Prompts(("0", "1", "2"), 0), Prompts(("3",), 3), options.get("batch_size"), 10
-    )
-    if "threshold" not in options:  # else K is not known before
-        assert expected.work == pytest.approx(profile.provenance.measured["uncached_runs"])
-    assert 2 <= K < 10
-
-
-def asked(options: dict[str, Any]) -> tuple[Choices, Budget]:
-    rest = dict(options)
-    budget = Budget(rest.pop("compute_steps", None), rest.pop("threshold", None))
-    one_call = rest.pop("batch_size", None) is None
-    return resolve(mixture_pipeline(), rest.pop("method", "fitted"), budget, rest, one_call=one_call), budget
-
-
-def test_after_the_first_run_it_is_known_how_long_all_take(monkeypatch: pytest.MonkeyPatch):
-    now, told, passed = 50.0, list[str](), list[str]()
-    monkeypatch.setattr("ertacache.calibration.effort.time.monotonic", lambda: now)
-    advance = estimating(passed.append, Effort(calls=5, work=48.0, first=18), told.append)
-    now += 36
-    advance("uncached run")
-    now += 36
-    advance("closed loop")
-    assert passed == ["uncached run", "closed loop"]
-    assert told == ["the first run took 36 s, all of them take about 96 s"]
+def test_times_and_sizes_are_told_in_the_unit_that_fits():
     assert [duration(seconds) for seconds in (0.1234, 9.94, 10.2, 99.4, 100, 3000, 7200)] == [
         "0.12 s", "9.9 s", "10 s", "99 s", "2 min", "50 min", "2.0 h",
+    ]  # fmt: skip
+    assert [size_in_words(count) for count in (0, 1023, 1024, 31 * 2**20, 5 * 2**40, 2**60)] == [
+        "0 bytes", "1.02e+03 bytes", "1 KiB", "31 MiB", "5 TiB", "1.05e+06 TiB",
     ]  # fmt: skip
 
 
