@@ -19,6 +19,9 @@ from ertacache.pipelines.inputs import digest, input_names
 from ertacache.profile.profile import Profile
 from ertacache.runtime.run import Controller
 
+#: Few judged prompts, which is said.
+pytestmark = pytest.mark.filterwarnings("ignore:.*judged prompts cannot tell")
+
 CALL: dict[str, Any] = {"num_inference_steps": 9, "guidance_scale": 5.0, "seed": 5, "show_progress": False}
 CHOICES: dict[str, Any] = {"compute_steps": 4, "basis": "fitted", "history": 2}
 

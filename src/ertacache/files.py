@@ -48,7 +48,7 @@ def check_output(path: str | os.PathLike[str], kind: Kind) -> Path:
         folder = path if kind == "folder" else path.parent
         folder.mkdir(parents=True, exist_ok=True)
         # Rights do not tell: root may write anywhere, but not to a disk that is mounted for reading only.
-        probe = _temporary(path / "results" if kind == "folder" else path)
+        probe = temporary_beside(path / "results" if kind == "folder" else path)
         probe.touch(exist_ok=False)
         probe.unlink()
         free = shutil.disk_usage(folder).free
@@ -86,9 +86,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     Missing folders are made. What a killed process left of an earlier attempt is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
+    remove_abandoned(path)
     # Opened as an ordinary file, not through tempfile, so that it gets the ordinary permissions.
-    temporary = _temporary(path)
+    temporary = temporary_beside(path)
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -127,12 +127,13 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _temporary(path: Path) -> Path:
+def temporary_beside(path: Path) -> Path:
     """A name beside `path` that says whose it is: this machine's and this process's."""
     return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
-def _remove_abandoned(path: Path) -> None:
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left of `temporary_beside(path)`."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})-([0-9]+)-[0-9a-f]{{8}}\.tmp")
     for entry in os.scandir(path.parent):
         if (found := pattern.fullmatch(entry.name)) and _is_abandoned(entry, found[1], int(found[2])):

@@ -1,7 +1,6 @@
 """What one uncached pipeline call left, in a memory-mapped file: latents, what the solver received, and guidance."""
 
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ertacache.errors import CalibrationError
-from ertacache.files import reason
+from ertacache.files import reason, remove_abandoned, temporary_beside
 
 #: Every part begins at a multiple of this many bytes, where a tensor of any dtype may begin.
 _ALIGNED = 64
@@ -51,7 +50,8 @@ class Recording:
     def create(cls, path: Path, T: int, x: Tensor, output: Tensor, direction: Tensor | None) -> "Writing":
         """Begin a file for a run of T steps with tensors like these, [B, *] each."""
         layout = _layout(T, x, output, direction)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+        remove_abandoned(path)
+        temporary = temporary_beside(path)
         return Writing(cls._map(temporary, layout), layout, temporary, path)
 
     @classmethod
