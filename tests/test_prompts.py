@@ -1,0 +1,90 @@
+"""Prompts in three parts: fitted, chosen on, judged on; none has two uses."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from dummy_pipeline import mixture_pipeline
+from ertacache.calibration.calibrate import calibrate
+from ertacache.calibration.prompts import split_prompts
+from ertacache.errors import InvalidArgument
+
+#: Few judged prompts, which is said.
+pytestmark = pytest.mark.filterwarnings("ignore:.*judged prompts cannot tell")
+
+
+def texts(count: int) -> list[str]:
+    return [f"prompt {n} of class {n * 7 % 4}" for n in range(count)]
+
+
+def sizes(count: int, choose: float, judge: float) -> tuple[int, int, int]:
+    """How many are fitted, chosen on and judged, said once more."""
+    least = 4 if count >= 12 else 1
+    judging = min(count - 1, max(least, round(count * judge))) if judge else 0
+    choosing = min(count - 1 - judging, max(least, round(count * choose))) if choose else 0
+    return count - choosing - judging, choosing, judging
+
+
+@pytest.mark.parametrize(
+    ("choose", "judge"), [(0.2, 0.2), (0.0, 0.2), (0.2, 0.0), (0.01, 0.01), (0.3, 0.5), (0.0, 0.99)]
+)
+@pytest.mark.parametrize("count", range(2, 41))
+def test_every_prompt_has_one_use(count: int, choose: float, judge: float):
+    parts = split_prompts(texts(count), choose, judge, 40)
+    assert parts.fitted.texts + parts.chosen.texts + parts.judged.texts == tuple(texts(count))
+    assert [part.seed for part in parts] == [
+        40, 40 + len(parts.fitted.texts), 40 + len(parts.fitted.texts) + len(parts.chosen.texts)
+    ]  # fmt: skip
+    assert tuple(len(part.texts) for part in parts) == sizes(count, choose, judge)
+    assert len(parts.fitted.texts) >= 1 and (choose > 0 or not parts.chosen.texts)
+
+
+@pytest.mark.parametrize(
+    ("count", "found"),
+    [
+        (2, (1, 0, 1)),
+        (3, (1, 1, 1)),
+        (8, (4, 2, 2)),
+        (11, (7, 2, 2)),
+        (12, (4, 4, 4)),
+        (20, (12, 4, 4)),
+        (40, (24, 8, 8)),
+    ],
+)
+def test_the_default_shares(count: int, found: tuple[int, int, int]):
+    assert tuple(len(part.texts) for part in split_prompts(texts(count), 0.2, 0.2, 0)) == found
+
+
+def test_prompts_that_cannot_be_split_are_refused():
+    for prompts in ([], ["one"], "one text"):
+        with pytest.raises(InvalidArgument, match="calibrate with at least 2, since one part is held out"):
+            split_prompts(prompts, 0.2, 0.2, 0)
+    with pytest.raises(InvalidArgument, match="prompt None is a NoneType; give texts"):
+        split_prompts(["a", None], 0.2, 0.2, 0)  # pyright: ignore[reportArgumentType]
+    for share in (1, -0.5, float("nan"), True, "half"):
+        for name, given in (("choose", (share, 0.2)), ("holdout", (0.2, share))):
+            with pytest.raises(InvalidArgument, match=f"{name} is {share!r}; choose a share from 0 to below 1"):
+                split_prompts(["a", "b"], *given, 0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InvalidArgument, match=r"choose=0\.5 and holdout=0\.5 leave nothing to fit; their sum must be"):
+        split_prompts(["a", "b"], 0.5, 0.5, 0)
+
+
+def test_what_judges_takes_no_part_in_fitting_and_choosing():
+    """Other judged prompts change the judged figures and nothing else; other chosen ones leave the recording as it is."""
+    call: dict[str, Any] = {"num_inference_steps": 10, "guidance_scale": 5.0, "seed": 5, "show_progress": False}
+    pipe = mixture_pipeline()
+    first = calibrate(pipe, texts(12), compute_steps=4, **call)
+    parts = split_prompts(texts(12), 0.2, 0.2, 5)
+    for seen in pipe.seen:  # no call mixes prompts of two uses, and each has its own noise
+        assert any(set(seen["prompt"]) <= set(part.texts) for part in parts)
+        assert seen["seeds"] == [5 + texts(12).index(text) for text in seen["prompt"]]
+    other = calibrate(
+        mixture_pipeline(), [*texts(12)[:8], *(f"other {n} of class 0" for n in range(4))], compute_steps=4, **call
+    )
+    assert first.schedule == other.schedule and torch.equal(first.predictor.a, other.predictor.a)
+    held, others = first.provenance.heldout, other.provenance.heldout
+    assert held["chosen_on"] == others["chosen_on"] and held["chosen_on"]["prompts"] == held["prompts"] == 4
+    assert held["psnr"] != others["psnr"] and first.provenance.method["prompts"] == {
+        "fitted": 4, "chosen_on": 4, "judged": 4
+    }  # fmt: skip
