@@ -7,10 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ertacache.calibration.calibrator import UNCACHED, Calibrator
+from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.deviation import log10_error
 from ertacache.calibration.pipeline_run import Final
 from ertacache.calibration.prompts import Prompts
+from ertacache.calibration.recorder import UNCACHED
 from ertacache.calibration.teacher import FineRun
 from ertacache.errors import UnsupportedPipeline
 from ertacache.metrics import PairedMetrics

@@ -95,7 +95,7 @@ def derivatives(
     """
 
     def run(n: int) -> dict[str, Tensor]:
-        recorded, kept = calibrator.reference.recordings[n], calibrator.kept.of(name, n)
+        recorded, kept = calibrator.aimed[n], calibrator.kept.of(name, n)
         end, columns = kept.latents[-1].float(), list[Tensor]()
         for coefficient in coefficients:
             columns.append(torch.zeros_like(end))

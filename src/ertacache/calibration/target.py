@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable
 
-from ertacache.calibration.calibrator import UNCACHED, Calibrator
+from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate
 from ertacache.calibration.held_out import Clocked
+from ertacache.calibration.recorder import UNCACHED
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.metrics import lower_bound
 from ertacache.runtime.watch import now

@@ -1,0 +1,215 @@
+"""The uncached runs of a calibration, each done once: recorded for the fits, which know them by their files."""
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ertacache.calibration.checkpoint import Cost, RunStore
+from ertacache.calibration.followed import Followed
+from ertacache.calibration.pipeline_run import check_call, run_pipeline
+from ertacache.calibration.prompts import Prompts, split_prompts
+from ertacache.calibration.recording import Recording
+from ertacache.calibration.reference_log import Reference, ReferenceLog
+from ertacache.calibration.teacher import FineGrid, FineLog
+from ertacache.errors import UnsupportedPipeline
+from ertacache.pipelines.inputs import Inputs, digest
+from ertacache.pipelines.models import Family, boundary_of, denoisers_of, family_for
+from ertacache.pipelines.weights import weights_hash
+from ertacache.profile.fingerprint import config_hash
+from ertacache.runtime.identity import identity_of
+from ertacache.runtime.run import Controller
+from ertacache.runtime.watch import now
+
+#: Name of a run without a controller that changes anything.
+UNCACHED = "uncached run"
+#: Called after every pipeline run with its name.
+Progress = Callable[[str], None]
+
+#: What an uncached run notes besides tensors.
+_FACTS = (
+    "contexts", "branches", "boundaries", "weights", "step_weights", "calls", "step_arguments", "embedded", "dtype",
+    "directed", "sigmas",
+)  # fmt: skip
+
+
+class Recorder:
+    """One pipeline, one set of prompts, one set of call arguments; shared by all plans that are compared on them.
+
+    Args:
+        pipe: the user's pipeline.
+        prompts: calibration prompts, in three parts (see `prompts.split_prompts`). None where `inputs` say it all.
+        choose, judge: shares of them that candidates are compared and judged on.
+        seed: prompt n starts from the noise of seed + n.
+        batch_size: prompts per pipeline call, None for all at once. The calls go in lockstep: results are the same to
+            rounding, and memory is that of one call.
+        checkpoint: folder to keep finished runs in.
+        inputs: for each prompt what it brings along beside its text, by argument of the pipeline; None for nothing.
+        call: arguments of the pipeline call.
+        progress: called after every pipeline run.
+        hidden: measure the hidden residuals of the uncached run, which Algorithm 2 needs at site `hidden`.
+        teacher: the grid of fine runs, whose latents are aimed at in place of the uncached ones; None for those.
+
+    Attributes:
+        store: finished runs by name, with what they cost.
+        parts: the prompts by their use.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: Sequence[str] | None,
+        *,
+        choose: float,
+        judge: float = 0.0,
+        seed: int,
+        batch_size: int | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        inputs: Sequence[Inputs] | None = None,
+        call: dict[str, Any],
+        progress: Progress = lambda name: None,
+        hidden: bool = False,
+        teacher: FineGrid | None = None,
+    ) -> None:
+        check_call(pipe, call, inputs or (), texts=prompts is not None)
+        self.pipe, self.call, self.seed, self.progress = pipe, call, seed, progress
+        self.parts = split_prompts(prompts, choose, judge, seed, inputs)
+        self.batch_size, self.teacher = batch_size, teacher
+        self.batches = self.parts.fitted.batches(batch_size)
+        self.store = RunStore(checkpoint, self._identity() if checkpoint is not None else "")
+        self._hidden = hidden
+
+    @cached_property
+    def family(self) -> Family:
+        """What is known of the denoiser, for latents of these dimensions."""
+        return family_for(denoisers_of(self.pipe)[0], self.reference.recordings[0].latents.ndim - 1)
+
+    @cached_property
+    def aimed(self) -> tuple[Recording, ...]:
+        """Of each pipeline call, the uncached run's outputs with the latents that a fit aims at: those of that run, or
+        of a finer teacher."""
+        return self.reference.recordings if self.teacher is None else self._aimed(self.teacher)
+
+    @property
+    def T(self) -> int:
+        """Number of steps."""
+        return len(self.reference.sigmas) - 1
+
+    def _identity(self) -> str:
+        return config_hash(
+            {
+                "version": importlib.metadata.version("ertacache"),
+                "pipeline": [identity_of(self.pipe), weights_hash(self.pipe), boundary_of(self.pipe)],
+                "prompts": [*(part.texts for part in self.parts), self.seed, self.batch_size],
+                "call": self.call,
+                "inputs": digest([given for part in self.parts for given in part.inputs]),
+                **({} if self.teacher is None else {"teacher": self.teacher.steps}),
+            }
+        )
+
+    def run(
+        self,
+        prompts: Prompts,
+        controller: Controller,
+        name: str,
+        *,
+        hidden: bool = False,
+        decode: bool = False,
+        share: float = 1.0,
+        call: dict[str, Any] | None = None,
+    ) -> Tensor:
+        """One pipeline call for a result of the store, see `run_pipeline`.
+
+        Args:
+            share: of the uncached run's denoiser steps that it computes.
+            call: arguments, where they are not the calibration's.
+
+        Raises:
+            UnsupportedPipeline: the run ends before its last step.
+        """
+        start = now()
+        followed = Followed(controller)
+        result = run_pipeline(self.pipe, prompts, followed, call or self.call, hidden=hidden, decode=decode)
+        if followed.left or not followed.steps:
+            raise ended_early(name, followed.steps - followed.left, followed.steps)
+        self.store.charge(Cost(len(prompts.texts) * share, now() - start))
+        self.progress(name)
+        return result
+
+    def run_fine(self, grid: FineGrid, prompts: Prompts, controller: Controller, *, decode: bool = False) -> Tensor:
+        """`run` of as many steps as a fine grid has, on which the controller has to put it."""
+        call = {**self.call, "num_inference_steps": grid.steps}
+        return self.run(prompts, controller, "fine run", decode=decode, share=grid.parts, call=call)
+
+    def record(self, prompts: Prompts, name: str) -> tuple[Recording, dict[str, Any]]:
+        """An uncached run of a batch: its recording and what it noted, see `ReferenceLog`."""
+        path = self.store.file(name)
+
+        def run() -> dict[str, Any]:
+            log = ReferenceLog(path, watch_hidden=self._hidden)
+            try:
+                self.run(prompts, log, UNCACHED, hidden=self._hidden)
+                layout = log.finish()
+            finally:
+                log.discard()
+            hidden = torch.stack(log.hidden) if log.hidden else torch.zeros(0, 0)
+            return {"facts": {fact: getattr(log, fact) for fact in _FACTS}, "hidden": hidden, "layout": layout}
+
+        found = self.store.get(name, run)
+        recording = self.store.opened(name, found["layout"])
+        return recording if found["facts"]["directed"] else replace(recording, directions=None), found
+
+    def hidden_l1(self, n: int) -> Tensor:
+        """[T, B] of the hidden residuals, from a run of their own where the recorded one did not measure them."""
+        if len(found := self.reference.hidden_l1[n]):
+            return found
+
+        def run() -> Tensor:
+            log = ReferenceLog(self.store.file(f"hidden {n}"), watch_hidden=True)
+            self.run(self.batches[n], log, UNCACHED, hidden=True)
+            log.discard()
+            return torch.stack(log.hidden)
+
+        return self.store.get(f"hidden {n}", run)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The uncached run of the fitted prompts, made where it is first asked for."""
+        parts = [self.record(batch, f"reference {n}") for n, batch in enumerate(self.batches)]
+        facts = {name: value for name, value in parts[0][1]["facts"].items() if name != "directed"}
+        return Reference(
+            recordings=tuple(recording for recording, _ in parts),
+            # By call: where both branches are samples of one call, a batch has more norms than prompts.
+            hidden_l1=tuple(found["hidden"] for _, found in parts),
+            **facts,
+        )
+
+    def _aimed(self, grid: FineGrid) -> tuple[Recording, ...]:
+        """The recordings of the uncached run with the latents of a fine one."""
+        own, found = self.reference, list[Recording]()
+        for n, (recording, batch) in enumerate(zip(own.recordings, self.batches, strict=True)):
+            log = FineLog(grid, self.store.file(f"fine {n}"), own.contexts, own.step_weights)
+
+            def run(log: FineLog = log, batch: Prompts = batch) -> dict[str, Any]:
+                try:
+                    self.run_fine(grid, batch, log)
+                    return log.finish()
+                finally:
+                    log.discard()
+
+            layout = self.store.get(f"fine {n}", run)
+            found.append(replace(recording, latents=self.store.opened(f"fine {n}", layout).latents))
+        return tuple(found)
+
+
+def ended_early(name: str, made: int, steps: int) -> UnsupportedPipeline:
+    """The error for a run of this name that made fewer steps than its grid has."""
+    return UnsupportedPipeline(
+        f"the {name} ended after {made} of {steps} steps; calibrate on whole runs, which nobody interrupts and no "
+        "argument (such as denoising_end) ends early"
+    )
