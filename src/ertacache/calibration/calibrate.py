@@ -105,7 +105,8 @@ def calibrate(
         effort: "fast" fits one plan: evenly spaced steps, the others predicted by a least-squares combination of the
             last three outputs and, where there are two branches, two guidance directions, which brings the latent back
             to the uncached trajectory. "balanced", the default, prices every schedule on the recorded outputs, fits
-            seven or eight and compares the best four. "thorough" fits twice as many.
+            seven or eight and compares the best four. "thorough" fits twice as many, then
+            moves single computed steps and refines all weights together.
         method: "fitted", what the efforts search in; "ertacache", the paper: the offline policy's schedule, residual
             reuse, adjusted timesteps (the strength is measured) and the rectifier per channel; or a `Method`, every
             choice of which is taken as it is.
