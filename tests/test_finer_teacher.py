@@ -22,15 +22,17 @@ from torch import Tensor
 from benchmark_scripts import ROOT, load
 from dummies import GaussianMixture
 from dummy_pipeline import DummyPipeline, MixtureModule, label_of, mixture_pipeline, untimed
+from ertacache.calibration.assemble import fit
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate
 from ertacache.calibration.deviation import log10_error
+from ertacache.calibration.joint import derivatives, played
 from ertacache.calibration.method import Method
 from ertacache.calibration.outcome import warning
 from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.calibration.prompts import Prompts
-from ertacache.calibration.search import _grams  # pyright: ignore[reportPrivateUsage]
+from ertacache.calibration.search import grams_of
 from ertacache.calibration.target import reaches
 from ertacache.calibration.teacher import FineGrid, FineRun, check_teacher, fine_grid
 from ertacache.core.run_gram import gram_of
@@ -152,10 +154,18 @@ def test_batches_change_nothing() -> None:
 def test_schedules_are_priced_on_the_latents_that_are_aimed_at() -> None:
     found = calibrator()
     own = found.reference.recordings[0]
-    for n, gram in enumerate(_grams(found).stack):
+    for n, gram in enumerate(grams_of(found).stack):
         directions = None if own.directions is None else own.directions[:, n]
         assert torch.equal(gram, gram_of(found.aimed[0].latents[:, n], own.outputs[:, n], directions))
-    assert not torch.equal(_grams(found).stack, _grams(calibrator(teacher=False)).stack)
+    assert not torch.equal(grams_of(found).stack, grams_of(calibrator(teacher=False)).stack)
+
+
+def test_a_joint_refinement_aims_at_the_fine_run() -> None:
+    found, method = calibrator(), replace(FITTED, schedule=Schedule.uniform(T, 6))
+    solved, name = played(found, method, fit(found, method))
+    left = derivatives(found, method, solved, name, ())
+    end, aim = found.kept.of(name, 0).latents[-1], found.aimed[0].latents[-1]
+    torch.testing.assert_close(left.energy, (end.float() - aim.float()).double().flatten(1).square().sum(1))
 
 
 def test_the_plan_is_nearer_to_the_fine_run_than_the_uncached_run_is() -> None:
