@@ -88,7 +88,7 @@ def test_proposals_are_distinct_and_begin_with_the_simplest():
         assert len(set(found.values())) == len(found) == count_of(effort)  # pyright: ignore
         assert next(iter(found)) == "uniform"
         assert {schedule.K for schedule in found.values()} == {K}
-    assert found["cheapest path, open end"] == cheapest(priced.costs, K, last=False)[0]
+    assert found["cheapest path, open end"] == cheapest(priced.even, K, last=False)[0]
     methods = proposals(run, base, K, "thorough", priced)
     assert list(methods)[:2] == ["uniform, own history", "uniform"]
     assert methods["uniform, own history"] == replace(methods["uniform"], directions=0)
@@ -103,7 +103,7 @@ def test_boundaries_come_on_top():
     run = calibrator()
     grams = prices(run, recommended(run, 1e-3, "trajectory")).grams
     bounded = segment_costs(grams, 3, 2, ridge=1e-3, boundaries=(9,))
-    priced = replace(prices(run, recommended(run, 1e-3, "trajectory")), costs=bounded, even=bounded)
+    priced = replace(prices(run, recommended(run, 1e-3, "trajectory")), even=bounded, weighed=bounded)
     for schedule in schedules("thorough", T, K, (9,), priced).values():
         assert schedule.computed[9]
         assert schedule.K in (K, K + 1)

@@ -63,21 +63,16 @@ class Calibrator(Recorder):
         return from_state(self.store.get(name, lambda: to_state(self._solve(method, begun, known, kept, keep))))
 
     def _solve(self, method: Method, begun: Solved, known: int, kept: str | None, keep: bool) -> Solved:
-        seats = {n: self._seat(method, n) for n in range(len(self.batches))}
-        for n, seat in seats.items():
-            seat.known = None if kept is None else self.kept.of(kept, n)
+        seats = {n: self._seat(method, n, kept) for n in range(len(self.batches))}
         solved = self.play(method, begun, known, seats, loop_name(method) if keep else None)
         solved.errors = self.errors(seats)
         return solved
 
     def errors(self, seats: dict[int, Seat]) -> list[float]:
         """`deviation.log10_error` of each prompt's final latent, once the calls have ended."""
-        found = list[float]()
-        for n, seat in seats.items():
-            if seat.final is not None:
-                end, batch = self.aimed[n].latents[-1].float(), self.batches[n]
-                found += log10_error(seat.final, end, len(batch.texts)).tolist()
-        return found
+        ended = [(n, seat.final) for n, seat in seats.items() if seat.final is not None]
+        ends = {n: self.aimed[n].latents[-1].float() for n, _ in ended}
+        return [float(e) for n, x in ended for e in log10_error(x, ends[n], len(self.batches[n].texts))]
 
     def play(
         self, method: Method, begun: Solved, known: int, seats: dict[int, Seat], kept: str | None = None
@@ -114,8 +109,8 @@ class Calibrator(Recorder):
         self.store.charge(Cost(0.0, now() - start))
         return solving.solved
 
-    def _seat(self, method: Method, n: int) -> Seat:
-        seat = Seat()
+    def _seat(self, method: Method, n: int, kept: str | None) -> Seat:
+        seat = Seat(known=None if kept is None else self.kept.of(kept, n))
         if method.schedule is None:
             seat.reference_l1 = self.hidden_l1(n) if method.site == "hidden" else self.reference.guided_l1(n)
         if method.aim == "trajectory":

@@ -32,13 +32,14 @@ class Prices:
     """What the recorded outputs say of every segment.
 
     Attributes:
-        grams: of the runs. even: prices at the segments' ends. costs: the same weighed by what becomes of an error by
-            the end of the run, which one early error tells roughly.
+        grams: of the runs. even: prices at the segments' ends.
+        weighed: the same times what becomes of an error by the end of the run, which one early error tells roughly: on
+            some models they find better paths, on others worse ones.
     """
 
     grams: RunGrams
     even: SegmentCosts
-    costs: SegmentCosts
+    weighed: SegmentCosts
 
 
 def schedules(
@@ -67,15 +68,15 @@ def _all(T: int, K: int, boundaries: tuple[int, ...], priced: Prices | None) -> 
         yield from powers
         return
     # With an open end the last step is predicted too.
-    yield "cheapest path, open end", cheapest(priced.costs, K, last=False)[0]
-    yield "evenly priced path, open end", cheapest(priced.even, K, last=False)[0]
-    yield "cheapest path", cheapest(priced.costs, K)[0]
-    yield "evenly priced path", cheapest(priced.even, K)[0]
+    yield "cheapest path, open end", cheapest(priced.even, K, last=False)[0]
+    yield "cheapest path", cheapest(priced.even, K)[0]
+    yield "weighed path, open end", cheapest(priced.weighed, K, last=False)[0]
+    yield "weighed path", cheapest(priced.weighed, K)[0]
     yield from powers[:4]
-    yield "least largest price", cheapest(priced.costs, K, "max", last=False)[0]
+    yield "least largest price", cheapest(priced.even, K, "max", last=False)[0]
     yield "GITS", gits(priced.grams, K, boundaries)
     yield "OSS", oss(priced.grams, K, boundaries)
-    for costs, words in ((priced.costs, "path"), (priced.even, "evenly priced path")):
+    for costs, words in ((priced.even, "path"), (priced.weighed, "weighed path")):
         for n, (schedule, _) in enumerate(cheapest_few(costs, K, 3, last=False)[1:], 2):
             yield f"{words} {n}, open end", schedule
     yield from powers[4:]

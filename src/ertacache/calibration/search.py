@@ -55,7 +55,7 @@ def search(calibrator: Calibrator, base: Method, K: int, effort: Effort) -> Foun
     fitted = fitted_candidates(calibrator, methods, keep=tries > 0)
     if tries and priced is not None:
         best = min(fitted, key=lambda candidate: candidate.deviation)
-        fitted += improved(calibrator, best, priced.costs, tries, ROUNDS)
+        fitted += improved(calibrator, best, priced.even, tries, ROUNDS)
         calibrator.kept.discard(loop_name(fitted[-1].method))
         calibrator.kept.discard(loop_name(best.method))
     found = choose(calibrator, fitted, MEASURED[effort])

@@ -23,7 +23,7 @@ def between(sigmas: Tensor, latents: Tensor, sigma: float) -> Tensor:
     nearest = int(distance.argmin())
     if distance[nearest] <= torch.finfo(torch.float32).eps * grid.abs().max():
         return latents[nearest]
-    chosen = distance.argsort(stable=True)[:_NODES].tolist()
+    chosen = [int(i) for i in distance.argsort(stable=True)[:_NODES]]
     return sum(
         (_weight(grid, chosen, j, wanted) * latents[j].double() for j in chosen), torch.zeros((), dtype=torch.float64)
     ).to(latents.dtype)

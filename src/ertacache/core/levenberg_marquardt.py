@@ -15,6 +15,8 @@ from ertacache.errors import InvalidArgument
 
 # Reweighted least squares settles in a few rounds; each lowers the objective.
 _ROUNDS = 30
+# Below this share of the largest singular value of the normal equations there is rounding.
+_ROUNDING = 1e-13
 # What of a prompt's error counts as none: without it one prompt that is met exactly would rule the fit.
 _LEAST = 1e-3
 
@@ -46,7 +48,7 @@ class Linearised:
         if any(x.shape != residual.shape for x in jacobian):
             raise InvalidArgument(f"residuals are {list(residual.shape)}; give each derivative the same shape")
         prompts = len(residual) if prompts is None else prompts
-        rows = [x.unflatten(0, (-1, prompts)).transpose(0, 1).flatten(1) for x in (*jacobian, residual)]
+        rows = [_by_prompt(x, prompts) for x in (*jacobian, residual)]
         count = len(jacobian)
         whole = torch.stack([inner_products([x[p : p + 1] for x in rows]) for p in range(prompts)])
         if not bool(whole.isfinite().all()):
@@ -99,7 +101,7 @@ class Linearised:
         for _ in range(_ROUNDS):
             weights = self._weights(self.errors(change)) / len(self.energy)
             gram = torch.einsum("p,pab->ab", weights, self.gram) + penalty
-            before, change = change, -torch.linalg.solve(gram, weights @ self.moment + pull)
+            before, change = change, -(torch.pinverse(gram, rcond=_ROUNDING) @ (weights @ self.moment + pull))
             if torch.allclose(before, change, rtol=1e-6, atol=0.0):
                 break
         return change
@@ -128,6 +130,11 @@ def cross_validated(
         if (mean := float(torch.cat(told).mean())) < least:
             best, least = damping, mean
     return best, least
+
+
+def _by_prompt(x: Tensor, prompts: int) -> Tensor:
+    """[B, *] -> [prompts, *], all rows of a prompt side by side."""
+    return x.reshape(-1, prompts, x[0].numel()).transpose(0, 1).reshape(prompts, -1)
 
 
 def _tiny() -> float:
