@@ -25,16 +25,17 @@ def calibrated(pipe: DummyPipeline, **options: Any) -> Any:
     return calibrate(pipe, PROMPTS, **{"effort": "fast", **CALL, **options})
 
 
-@pytest.mark.parametrize("T", range(1, 61))
+@pytest.mark.parametrize("T", range(2, 61))
 def test_a_speed_up_is_a_number_of_steps(T: int):
     for tenths in (11, 15, 20, 25, 30, 40, 50):
-        K = max(2, 10 * T // tenths)
-        budget = Budget(speedup=tenths / 10)
-        if K > T:
-            with pytest.raises(InvalidArgument, match=f"compute_steps is {K}; choose 2 to {T} of {T} steps"):
-                budget.steps(T)
-        else:
-            assert budget.steps(T) == K
+        assert Budget(speedup=tenths / 10).steps(T) == max(2, 10 * T // tenths)
+
+
+def test_one_step_has_none_to_spare():
+    with pytest.raises(InvalidArgument, match=r"speedup is 2\.0, and a run of 1 step has none to spare; use more"):
+        Budget(speedup=2.0).steps(1)
+    with pytest.raises(InvalidArgument, match="compute_steps is 2; choose 2 to 1 of 1 steps"):
+        Budget(compute_steps=2).steps(1)
 
 
 def test_only_measuring_tells_the_steps_of_the_others():
@@ -143,9 +144,7 @@ def test_the_fewest_steps_are_found_by_bisection(T: int):
         if keep:
             assert fewest_steps(run, target, candidate) == keep[0]
         else:
-            message = (
-                f"no plan of fewer than {T} steps keeps {target:g} dB on 4 prompts with 95 % confidence; ask for l"
-            )
+            message = f"no plan of fewer than {T} steps keeps {target:g} dB on 4 prompts with 95 % confidence; ask"
             with pytest.raises(CalibrationError, match=message):
                 fewest_steps(run, target, candidate)
 

@@ -1,6 +1,7 @@
 """Calls of several prompts in lockstep: as plain runs, one at a time, and nothing left behind however they end."""
 
 import _thread
+import functools
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -34,6 +35,9 @@ class Meeting(Controller):
     def __init__(self, lockstep: Lockstep) -> None:
         self.lockstep, self.order = lockstep, list[tuple[int, int]]()
 
+    def for_run(self, run: Run) -> Controller:
+        return self
+
     def end_step(self, run: Run, x_next: Tensor) -> None:
         self.order.append((run.step, self.lockstep.seat))
         self.lockstep.meet(lambda: None)
@@ -42,8 +46,8 @@ class Meeting(Controller):
 def together(pipe: DummyPipeline, count: int) -> tuple[list[Tensor], Meeting]:
     lockstep = Lockstep(count)
     controller = Meeting(lockstep)
-    calls = [partial(call_pipeline, own_copy(pipe), batch, CALL, decode=False) for batch in batches(count)]
     with attached(pipe, controller, False):
+        calls = [partial(call_pipeline, own_copy(pipe), batch, CALL, decode=False) for batch in batches(count)]
         return lockstep.run(calls), controller
 
 
@@ -80,8 +84,7 @@ def test_plain_runs_are_what_they_are_one_after_another(count: int, clean: Dummy
 
 def test_denoiser_calls_never_overlap(clean: DummyPipeline):
     made = clean.transformer.made
-    made.pause = threading.Event().wait  # replaced below: a wait that lets every other thread run
-    made.pause = lambda: threading.Event().wait(1e-4)
+    made.pause = lambda: threading.Event().wait(1e-4)  # lets any other thread run that can
     run = calibrator(clean)
     run.solve(FITTED)
     assert made.most == 1 and set(made.sizes) == {1}
@@ -113,7 +116,7 @@ def test_an_interrupt_of_the_thread_that_waits_ends_all_calls(clean: DummyPipeli
     with pytest.raises(KeyboardInterrupt):
         run.solve(FITTED)
     made.pause = lambda: None
-    assert len(run.solve(FITTED).weights) == 4  # it can be asked again
+    assert len(run.solve(FITTED).weights) == 5  # it can be asked again
 
 
 def test_a_call_that_was_cut_off_is_not_stored(clean: DummyPipeline):
@@ -133,6 +136,7 @@ class Uneven(DummyPipeline):
 
     more = 2
 
+    @functools.wraps(DummyPipeline.__call__)
     def __call__(self, prompt: Any, num_inference_steps: int = 30, **options: Any) -> Any:
         return super().__call__(prompt, num_inference_steps + self.more * ("class 3" in prompt[0]), **options)
 
@@ -141,24 +145,22 @@ class Uneven(DummyPipeline):
 def test_prompts_of_different_numbers_of_steps_are_refused(more: int):
     pipe = Uneven(mixture_pipeline().transformer, (4, 4), branches=True)
     pipe.more = more
-    run = calibrator(pipe)
     with pytest.raises(UnsupportedPipeline, match="different numbers of steps, which no schedule can serve"):
-        run.solve(FITTED)
+        _ = calibrator(pipe).reference
 
 
 def test_autocast_of_the_caller_holds_in_every_call(clean: DummyPipeline):
     run, seen = calibrator(clean), list[Any]()
     assert run.T == T
-    clean.transformer.made.pause = lambda: seen.append(
-        (
-            threading.current_thread() is threading.main_thread(),
-            torch.is_autocast_enabled("cpu"),
-            torch.get_autocast_dtype("cpu"),
-        )
-    )
+
+    def note() -> None:
+        inside = threading.current_thread() is not threading.main_thread()
+        seen.append((inside, torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+
+    clean.transformer.made.pause = note
     with torch.autocast("cpu", torch.float16):
         run.solve(FITTED)
-    assert set(seen) == {(False, True, torch.float16)}
+    assert set(seen) == {(True, True, torch.float16)}
     seen.clear()
     run.solve(Method("fitted", "guided", FITTED.schedule, levels=1, ridge=1e-3))
     assert {enabled for _, enabled, _ in seen} == {False}
@@ -178,7 +180,7 @@ def test_a_pipeline_that_cannot_be_copied_says_what_to_do():
     pipe = Held(mixture_pipeline().transformer, (4, 4), branches=True)
     with pytest.raises(CalibrationError, match=r"Held cannot be copied \(cannot pickle this\).*\(batch_size=None\)"):
         own_copy(pipe)
-    assert len(calibrator(pipe, batch_size=None).solve(FITTED).weights) == 4
+    assert len(calibrator(pipe, batch_size=None).solve(FITTED).weights) == 5
 
 
 #: Steps that the closed loop of each method computes.

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 import ertacache.calibration.job as job
-from dummy_pipeline import DummyPipeline, mixture_pipeline
+from dummies import LinearDenoiser
+from dummy_pipeline import DummyPipeline, linear_pipeline, mixture_pipeline
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.effort import Work
 from ertacache.calibration.method import Method
@@ -67,6 +70,22 @@ def test_what_is_announced_is_what_is_done(name: str, batch_size: int | None, an
         assert work.runs == pytest.approx(runs)
     fitted = 8 if profile.provenance.method["prompts"]["chosen_on"] == 0 else 4
     assert work.bytes == fitted * (T + 1 + T + T) * 16 * 8
+
+
+def test_a_solver_that_cannot_be_aimed_with_pays_for_every_step(announced: list[Work]):
+    pipe = mixture_pipeline()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    calibrated(pipe, compute_steps=5, effort="fast")
+    assert announced[0].runs == pytest.approx(pipe.transformer.made.samples / (2 * T))
+
+
+def test_one_branch_has_fewer_histories_to_compare(announced: list[Work]):
+    denoiser = LinearDenoiser(torch.diag(torch.tensor([0.5, -0.8]).double()), torch.tensor([0.3, -0.6]).double())
+    for options in ({"history": "auto"}, {"effort": "balanced"}):
+        pipe = linear_pipeline(denoiser.A, denoiser.c)
+        calibrated(pipe, compute_steps=5, **options)
+        assert announced[-1].runs == pytest.approx(pipe.transformer.made.samples / T)
+        assert announced[-1].calls == pipe.calls
 
 
 @pytest.mark.parametrize("batch_size", [None, 1])

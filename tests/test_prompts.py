@@ -71,7 +71,7 @@ def test_prompts_that_cannot_be_split_are_refused():
 
 
 def test_what_judges_takes_no_part_in_fitting_and_choosing():
-    """Other judged prompts change the judged figures and nothing else; other chosen ones leave the recording as it is."""
+    """Other judged prompts change the judged figures and nothing else."""
     call: dict[str, Any] = {"num_inference_steps": 10, "guidance_scale": 5.0, "seed": 5, "show_progress": False}
     pipe = mixture_pipeline()
     first = calibrate(pipe, texts(12), compute_steps=4, **call)
@@ -83,8 +83,8 @@ def test_what_judges_takes_no_part_in_fitting_and_choosing():
         mixture_pipeline(), [*texts(12)[:8], *(f"other {n} of class 0" for n in range(4))], compute_steps=4, **call
     )
     assert first.schedule == other.schedule and torch.equal(first.predictor.a, other.predictor.a)
-    held, others = first.provenance.heldout, other.provenance.heldout
-    assert held["chosen_on"] == others["chosen_on"] and held["chosen_on"]["prompts"] == held["prompts"] == 4
-    assert held["psnr"] != others["psnr"] and first.provenance.method["prompts"] == {
+    held, found = first.provenance.heldout, other.provenance.heldout
+    assert held["chosen_on"] == found["chosen_on"] and held["chosen_on"]["prompts"] == held["prompts"] == 4
+    assert held["psnr"] != found["psnr"] and first.provenance.method["prompts"] == {
         "fitted": 4, "chosen_on": 4, "judged": 4
     }  # fmt: skip

@@ -52,8 +52,10 @@ class Budget:
         Raises:
             InvalidArgument: more than T.
         """
-        if self.speedup is not None:  # 30 steps at 3 × are 10, whatever 30 / 3.0 rounds to
-            return max(2, math.floor(T / self.speedup + 1e-9))
+        if self.speedup is not None:
+            if T < 2:
+                raise InvalidArgument(f"speedup is {self.speedup}, and a run of {T} step has none to spare; use more")
+            return max(2, math.floor(T / self.speedup + 1e-9))  # 30 at 3 × are 10, whatever 30 / 3.0 rounds to
         if self.compute_steps is not None and self.compute_steps > T:
             raise InvalidArgument(f"compute_steps is {self.compute_steps}; choose 2 to {T} of {T} steps")
         return self.compute_steps

@@ -74,8 +74,15 @@ class Candidate:
 
 def options_of(calibrator: Calibrator, choices: Choices, budget: Budget, ridge: float) -> list[Method]:
     """Every method that these choices leave open, with its schedule; one where nothing is left to "auto"."""
+    schedule, threshold = _schedule(calibrator, method_of(choices, ridge), choices.schedule, budget)
+    options = open_methods(choices, ridge, two=len(calibrator.reference.branches) > 1)
+    return [replace(option, schedule=schedule, threshold=threshold) for option in options]
+
+
+def method_of(choices: Choices, ridge: float) -> Method:
+    """The method of these choices, its schedule open, and whatever is left to "auto" at its default."""
     fitted = choices.basis == "fitted"
-    method = Method(
+    return Method(
         basis=choices.basis,
         site=choices.site,
         levels=choices.history if fitted and isinstance(choices.history, int) else 0,
@@ -84,8 +91,15 @@ def options_of(calibrator: Calibrator, choices: Choices, budget: Budget, ridge: 
         rectifier_ridge=ELEMENT_RIDGE if choices.rectifier == "element" else 0.0,
         activation=choices.activation,
     )
-    method = _scheduled(calibrator, method, choices.schedule, budget)
-    options = fit_options(calibrator, method, choices.history, choices.aim)
+
+
+def open_methods(choices: Choices, ridge: float, *, two: bool) -> list[Method]:
+    """Every method that these choices leave open, the schedule of each open too.
+
+    Args:
+        two: there are two branches to fit to.
+    """
+    options = _fit_options(method_of(choices, ridge), choices.history, choices.aim, two=two, affine=True)
     grids = [(option, strength) for option in options for strength in strengths_of(choices.timesteps)]
     # The uncached trajectory is known at the solver's own sigmas only.
     return [replace(o, strength=strength) for o, strength in grids if strength == 0 or o.aim == "step"]
@@ -98,8 +112,10 @@ def strengths_of(timesteps: Timesteps | float) -> tuple[float, ...]:
     return (float({"none": 0, "paper": 1}[timesteps] if isinstance(timesteps, str) else timesteps),)
 
 
-def _scheduled(calibrator: Calibrator, method: Method, schedule: Schedule | str, budget: Budget) -> Method:
-    """The method with its schedule: given, uniform, by threshold or nearest to a number of steps."""
+def _schedule(
+    calibrator: Calibrator, method: Method, schedule: Schedule | str, budget: Budget
+) -> tuple[Schedule, float | None]:
+    """What is asked for: given, uniform, by threshold or nearest to a number of steps; and the threshold, if any."""
     boundaries = calibrator.reference.boundaries
     if isinstance(schedule, Schedule):
         if needed := [step for step in boundaries if step < schedule.T and not schedule.computed[step]]:
@@ -107,18 +123,17 @@ def _scheduled(calibrator: Calibrator, method: Method, schedule: Schedule | str,
                 f"schedule '{schedule}' predicts steps {needed}, where another denoiser takes over, which has no "
                 "history yet; compute them"
             )
-        return replace(method, schedule=schedule)
+        return schedule, None
     plan, threshold = method.policy(), budget.threshold
     if threshold is not None:
-        chosen = calibrator.policy(replace(plan, threshold=threshold))
-        return replace(method, schedule=chosen, threshold=threshold)
+        return calibrator.policy(replace(plan, threshold=threshold)), threshold
     K = budget.steps(calibrator.T)
     if K is None:
         raise InvalidArgument("say how much to compute: compute_steps=K, or speedup=2.0")
     if schedule == "uniform":
-        return replace(method, schedule=Schedule.uniform(calibrator.T, K).with_steps(boundaries))
+        return Schedule.uniform(calibrator.T, K).with_steps(boundaries), None
     found, chosen = calibrator.nearest_policy(plan, K)
-    return replace(method, schedule=chosen, threshold=found)
+    return chosen, found
 
 
 def fit_options(
@@ -128,17 +143,23 @@ def fit_options(
     aim: Aim | None = "auto",
 ) -> list[Method]:
     """The histories and aims that a fitted method can be measured with; the method itself where nothing is open."""
+    two, affine = len(calibrator.reference.branches) > 1, is_affine(calibrator.pipe.scheduler)
+    return _fit_options(method, history, aim, two=two, affine=affine)
+
+
+def _fit_options(
+    method: Method, history: int | Literal["auto"] | None, aim: Aim | None, *, two: bool, affine: bool
+) -> list[Method]:
     if method.basis != "fitted":
         return [method]
     options = [method]
     if history == "auto":
-        two = len(calibrator.reference.branches) > 1 and method.site == "guided"
-        options = [replace(method, levels=n, branches=both) for n, both in HISTORIES if two or not both]
-    if aim != "auto":
+        both_too = two and method.site == "guided"
+        options = [replace(method, levels=n, branches=both) for n, both in HISTORIES if both_too or not both]
+    if aim is not None and aim != "auto":
         return [replace(option, aim=aim) for option in options]
-    plain = method.site == "guided" and method.strength == 0 and method.rectifier is None
-    both = plain and is_affine(calibrator.pipe.scheduler)
-    aims: tuple[Literal["step", "trajectory"], ...] = ("step", "trajectory") if both else ("step",)
+    plain = affine and method.site == "guided" and method.strength == 0 and method.rectifier is None
+    aims: tuple[Literal["step", "trajectory"], ...] = ("step", "trajectory") if plain else ("step",)
     return [replace(option, aim=one) for option in options for one in aims]
 
 

@@ -1,18 +1,21 @@
 """What a calibration will take: pipeline calls, their work in uncached runs of one prompt, seconds and bytes."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from ertacache.calibration import joint
 from ertacache.calibration.budget import Budget
-from ertacache.calibration.candidates import HISTORIES, strengths_of
+from ertacache.calibration.candidates import open_methods
 from ertacache.calibration.coefficients import most_coefficients
 from ertacache.calibration.defaults import Choices
 from ertacache.calibration.first_steps import FirstSteps, share_of
+from ertacache.calibration.method import Method
 from ertacache.calibration.perturbed import PROMPTS
 from ertacache.calibration.prompts import Parts
 from ertacache.calibration.proposals import Effort, count_of
 from ertacache.calibration.search import DIRECTIONS, LEVELS, MEASURED, MOVES, ROUNDS
+from ertacache.core.schedule import Schedule
 
 #: Runs of a threshold search, and closed loops of a search for the budget of a target.
 _SEARCH, _TARGET = 10, 6
@@ -54,29 +57,41 @@ class Loops:
     directed: bool = False
 
 
-def loops_of_search(effort: Effort, *, directed: bool, target: bool) -> Loops:
-    """Those of `search.search`."""
-    fast = effort == "fast"
-    thorough = effort == "thorough"
-    cheap = count_of(effort) + (directed and not fast) + thorough + ROUNDS * MOVES[effort] + target * _TARGET
+def loops_of_search(effort: Effort, *, directed: bool, target: bool, aimed: bool = True) -> Loops:
+    """Those of `search.search`.
+
+    Args:
+        aimed: plans are fitted to the trajectory.
+    """
+    fast, thorough = effort == "fast", effort == "thorough"
+    loops = count_of(effort) + (directed and not fast) + thorough + ROUNDS * MOVES[effort] + target * _TARGET
     measured = (0 if fast else MEASURED[effort]) + target * _TARGET
-    return Loops(cheap, 0, measured, 0 if fast else PROMPTS, joint.ROUNDS * thorough, directed)
+    single, rounds = 0 if fast else PROMPTS, joint.ROUNDS * thorough
+    return Loops(loops * aimed, loops * (not aimed), measured, single, rounds, directed)
 
 
-def loops_of_choices(choices: Choices, budget: Budget) -> Loops:
-    """Those of `candidates.options_of`."""
-    strengths = strengths_of(choices.timesteps)
-    aims = 2 if choices.aim == "auto" else 1
-    plans = (len(HISTORIES) if choices.history == "auto" else 1) * (len(strengths) + aims - 1)
-    # Reuse on the solver's own grid has nothing to fit.
-    reuse, rectified = choices.basis != "fitted", choices.rectifier != "none"
-    free = reuse and not rectified and 0 in strengths
-    # A grid of reuse is fitted on what the solver receives, a rectifier of the calls after it.
-    grids = sum(strength != 0 for strength in strengths) * (reuse and rectified and choices.site != "guided")
+def loops_of_choices(choices: Choices, budget: Budget, *, two: bool) -> Loops:
+    """Those of `candidates.options_of`; `two` as there."""
+    loops = loops_of_methods(open_methods(choices, 0.0, two=two))
     searches = 0 if choices.schedule != "policy" else 1 if budget.threshold is not None else _SEARCH
-    fits = plans - free
-    aimed = fits * (not reuse and not rectified and choices.site == "guided" and choices.aim == "trajectory")
-    return Loops(aimed, searches + grids + fits - aimed, plans if plans > 1 else 0)
+    return replace(loops, whole=loops.whole + searches)
+
+
+def loops_of_methods(methods: Sequence[Method]) -> Loops:
+    """Those of `assemble.fit` of each; where there are several they are compared."""
+    fits = [_loops_of_fit(method) for method in methods]
+    return Loops(sum(cheap for cheap, _ in fits), sum(whole for _, whole in fits), len(fits) if len(fits) > 1 else 0)
+
+
+def _loops_of_fit(method: Method) -> tuple[int, int]:
+    if method.schedule is None:  # it gets one, and no threshold decides
+        method = replace(method, schedule=Schedule.all_computed(2))
+    if method.nothing_to_fit and method.strength == 0:
+        return 0, 0
+    if method.site == "guided" or method.fitted:
+        return (0, 1) if method.needs_truth else (1, 0)
+    # A grid of reuse is fitted on what the solver receives, a rectifier of the calls after it.
+    return 0, (method.strength != 0) + (not method.nothing_to_fit)
 
 
 def work_of(

@@ -52,7 +52,7 @@ class Lockstep:
         seat = self.seat
         with self._condition:
             if self._left:
-                raise self._uneven()
+                raise uneven()
             self._arrived += 1
             here = self._round + 1
             if self._arrived == self.calls:
@@ -106,7 +106,7 @@ class Lockstep:
     def _leave(self, seat: int, error: BaseException | None) -> None:
         with self._condition:
             if error is None and self._arrived:
-                error = self._uneven()
+                error = uneven()
             self._error = self._error or error
             self._left += 1
             self._turn = seat + 1
@@ -117,11 +117,13 @@ class Lockstep:
         if self._error is not None:
             raise _Abandoned from self._error
 
-    def _uneven(self) -> UnsupportedPipeline:
-        return UnsupportedPipeline(
-            "the pipeline calls of different prompts make different numbers of steps, which no schedule can serve; "
-            "calibrate on prompts of one kind"
-        )
+
+def uneven() -> UnsupportedPipeline:
+    """What is wrong where the calls of a lockstep are not of one length."""
+    return UnsupportedPipeline(
+        "the pipeline calls of different prompts make different numbers of steps, which no schedule can serve; "
+        "calibrate on prompts of one kind"
+    )
 
 
 def own_copy(pipe: Any) -> Any:

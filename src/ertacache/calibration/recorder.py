@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ertacache.calibration.checkpoint import Cost, RunStore
 from ertacache.calibration.followed import Followed
+from ertacache.calibration.lockstep import uneven
 from ertacache.calibration.pipeline_run import check_call, run_pipeline
 from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.calibration.recording import Recording
@@ -179,8 +180,14 @@ class Recorder:
 
     @cached_property
     def reference(self) -> Reference:
-        """The uncached run of the fitted prompts, made where it is first asked for."""
+        """The uncached run of the fitted prompts, made where it is first asked for.
+
+        Raises:
+            UnsupportedPipeline: its calls make different numbers of steps.
+        """
         parts = [self.record(batch, f"reference {n}") for n, batch in enumerate(self.batches)]
+        if len({recording.T for recording, _ in parts}) > 1:
+            raise uneven()
         facts = {name: value for name, value in parts[0][1]["facts"].items() if name != "directed"}
         return Reference(
             recordings=tuple(recording for recording, _ in parts),

@@ -11,7 +11,7 @@ from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.checks import check_number
 from ertacache.calibration.choices import resolve
 from ertacache.calibration.defaults import METHOD, Choices
-from ertacache.calibration.effort import Loops, loops_of_choices, loops_of_search
+from ertacache.calibration.effort import Loops, loops_of_choices, loops_of_methods, loops_of_search
 from ertacache.calibration.method import Method
 from ertacache.calibration.proposals import Effort
 from ertacache.calibration.search import recommended
@@ -39,21 +39,20 @@ class Request:
     def loops(self, budget: Budget, *, directed: bool) -> Loops:
         """The closed loops that a budget takes."""
         if self.effort is not None:
-            return loops_of_search(self.effort, directed=directed, target=budget.target_psnr is not None)
+            target, aimed = budget.target_psnr is not None, self.choices.aim != "step"
+            return loops_of_search(self.effort, directed=directed, target=target, aimed=aimed)
         if self.method is not None:
             return self.loops_of_fit()
-        return loops_of_choices(self.choices, budget)
+        return loops_of_choices(self.choices, budget, two=directed)
 
     def loops_of_fit(self) -> Loops:
         """The closed loops of one plan that is settled but for its coefficients."""
         if self.effort is not None:
             return Loops(int(self.choices.aim != "step"), int(self.choices.aim == "step"), 0)
         if self.method is not None:
-            # Where it has no schedule it gets an even one.
-            truth = replace(self.method, schedule=self.method.schedule or Schedule.all_computed(2)).needs_truth
-            return Loops(int(not truth), int(truth), 0)
+            return loops_of_methods([self.method])
         aim = "step" if self.choices.aim == "auto" else self.choices.aim
-        return loops_of_choices(replace(self.choices, schedule="uniform", history=3, aim=aim), Budget())
+        return loops_of_choices(replace(self.choices, schedule="uniform", history=3, aim=aim), Budget(), two=False)
 
     @property
     def aimed(self) -> bool:
