@@ -77,7 +77,8 @@ def test_each_prompt_runs_with_its_own_image_in_any_batch(batch_size: int | None
     assert found.provenance.heldout == expected.provenance.heldout
     if batch_size == 1:
         assert {type(image) for image, _, _ in pipe.images} == {Image.Image}  # bare, not in a list
-    assert pipe.images[0][0] == (
+    # The first call makes the first steps of one prompt.
+    assert pipe.images[0][0] is INPUTS[0]["image"] and pipe.images[1][0] == (
         INPUTS[0]["image"] if batch_size == 1 else [x["image"] for x in INPUTS[: batch_size or 6]]
     )
 

@@ -12,7 +12,7 @@ from ertacache.calibration.guidance_scales import check_plan, check_scales, join
 from ertacache.calibration.job import Job
 from ertacache.calibration.method import Method
 from ertacache.calibration.own_arguments import pipeline_arguments, refuse_mistaken
-from ertacache.calibration.pipeline_run import check_call
+from ertacache.calibration.pipeline_run import check_batches, check_call
 from ertacache.calibration.prompts import split_prompts
 from ertacache.calibration.proposals import Effort
 from ertacache.calibration.request import check_steps, requested
@@ -214,6 +214,8 @@ def calibrate(
     if teacher_steps is not None:
         check_teacher(pipe, shared, inputs or (), teacher_steps, aimed=request.aimed)
     check_steps(pipe, {**dict.fromkeys(brought, ()), **shared}, request, budgets)
+    for arguments in calls.values():
+        check_batches(pipe, parts, batch_size, arguments)
     job = Job(
         pipe, prompts, request, budgets, parts, shares, batch_size, checkpoint, show_progress, len(calls), scales,
         teacher_steps,

@@ -76,6 +76,20 @@ def check_call(
             ) from error
 
 
+def check_batches(pipe: Any, parts: Iterable[Prompts], size: int | None, call: dict[str, Any]) -> None:
+    """Refuse prompts that one call cannot take together, before any is made.
+
+    Args:
+        parts: of the prompts. size: how many of them a call takes, None for all of a part.
+
+    Raises:
+        InvalidArgument: the pipeline takes one prompt at a time, or embeddings differ in shape.
+    """
+    for part in parts:
+        for batch in part.batches(size) if part.texts else []:
+            _arguments(pipe, batch, call)
+
+
 def run_pipeline(
     pipe: Any,
     prompts: Prompts,
