@@ -79,7 +79,7 @@ def test_the_decomposition_ends_at_the_measured_deviation(compared):
 def test_the_deviation_is_that_of_the_latents_under_any_solver(make, tmp_path: Path):
     """Euler adds it up as Eq. 11 does, within what a float32 latent keeps; UniPC does not, and is measured alike."""
     pipe, call = make(), CALL if make is flux else VIDEO_CALL
-    calibrator = Calibrator(pipe, PROMPTS, holdout=0.5, seed=0, call=call)
+    calibrator = Calibrator(pipe, PROMPTS, choose=0.5, seed=0, call=call)
     trial = next(t for t in Ablation(calibrator, 5, full_reuse()).trials() if t.stage == "uniform")
     evaluation = Evaluation(pipe, Prompts(tuple(HELD), 0), call, "g", tmp_path)
     row = evaluation.row(trial)
@@ -117,7 +117,7 @@ def test_prompts_may_not_be_calibrated_and_measured_on(tmp_path: Path):
 
 def test_a_plan_that_computes_more_than_it_says_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pipe = flux()
-    calibrator = Calibrator(pipe, PROMPTS, holdout=0.5, seed=0, call=CALL)
+    calibrator = Calibrator(pipe, PROMPTS, choose=0.5, seed=0, call=CALL)
     trial = next(t for t in Ablation(calibrator, 5, full_reuse()).trials() if t.stage == "uniform")
     evaluation = Evaluation(pipe, Prompts(tuple(HELD), 0), CALL, "g", tmp_path)
     evaluation.row(Trial("no cache", "no cache"))

@@ -136,7 +136,7 @@ def test_the_fewest_steps_are_found_by_bisection(T: int):
 
     def candidate(K: int) -> Any:
         values = [20 + K - spread for spread in (0, 1, 2, 3)]
-        return SimpleNamespace(measured={"psnr": values}, errors=[0.0] * 4)
+        return SimpleNamespace(psnr=values, errors=[0.0] * 4)
 
     bounds = {K: lower_bound([20 + K - spread for spread in (0, 1, 2, 3)]) for K in range(2, T)}
     for target in (10.0, 22.5, 30.0, 44.4):

@@ -109,7 +109,7 @@ class Calibrator(Recorder):
         self.store.charge(Cost(0.0, now() - start))
         return solving.solved
 
-    def _seat(self, method: Method, n: int, kept: str | None) -> Seat:
+    def _seat(self, method: Method, n: int, kept: str | None = None) -> Seat:
         seat = Seat(known=None if kept is None else self.kept.of(kept, n))
         if method.schedule is None:
             seat.reference_l1 = self.hidden_l1(n) if method.site == "hidden" else self.reference.guided_l1(n)
