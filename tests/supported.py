@@ -121,21 +121,22 @@ def denoisers(pipe: Any) -> list[nn.Module]:
 def watched(pipe: Any) -> Iterator[Watch]:
     """Count what really runs. Enter before a profile is applied, so that ours goes outside."""
     watch = Watch()
-    set_timesteps, step = pipe.scheduler.set_timesteps, pipe.scheduler.step
+    kind = type(pipe.scheduler)  # of which a calibration makes copies
+    set_timesteps, step = kind.set_timesteps, kind.step
 
     @functools.wraps(set_timesteps)
-    def begun(*args: Any, **kwargs: Any) -> Any:
+    def begun(self: Any, *args: Any, **kwargs: Any) -> Any:
         watch.restart()
-        return set_timesteps(*args, **kwargs)
+        return set_timesteps(self, *args, **kwargs)
 
     @functools.wraps(step)
-    def stepped(*args: Any, **kwargs: Any) -> Any:
-        watch.stepped(inspect.signature(step).bind(*args, **kwargs).arguments["sample"])
-        return step(*args, **kwargs)
+    def stepped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        watch.stepped(inspect.signature(step).bind(self, *args, **kwargs).arguments["sample"])
+        return step(self, *args, **kwargs)
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(pipe.scheduler, "set_timesteps", begun))
-        stack.enter_context(mock.patch.object(pipe.scheduler, "step", stepped))
+        stack.enter_context(mock.patch.object(kind, "set_timesteps", begun))
+        stack.enter_context(mock.patch.object(kind, "step", stepped))
         for module in denoisers(pipe):
             handle = module.register_forward_hook(watch.ran, with_kwargs=True)
             stack.callback(handle.remove)

@@ -183,6 +183,16 @@ def test_a_pipeline_that_cannot_be_copied_says_what_to_do():
     assert len(calibrator(pipe, batch_size=None).solve(FITTED).weights) == 5
 
 
+def test_a_scheduler_that_leads_back_to_one_says_what_to_do():
+    pipe = mixture_pipeline()
+    plain = pipe.scheduler.step
+    pipe.scheduler.step = functools.wraps(plain)(lambda *args, **options: plain(*args, **options))
+    message = r"step of FlowMatchEulerDiscreteScheduler was replaced by a function .*\(batch_size=None\)"
+    with pytest.raises(CalibrationError, match=message):
+        calibrator(pipe).solve(FITTED)
+    assert len(calibrator(pipe, batch_size=None).solve(FITTED).weights) == 5
+
+
 #: Steps that the closed loop of each method computes.
 COMPUTES: dict[str, tuple[dict[str, Any], int]] = {
     "trajectory": ({"basis": "fitted", "levels": 2, "directions": 1, "aim": "trajectory"}, 4),

@@ -59,6 +59,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "residual, every grid": {"basis": "residual", "timesteps": "auto"},
     "reuse, output": {"basis": "reuse", "site": "output", "rectifier": "scalar"},
     "the paper": {"method": "ertacache"},
+    "guidance directions": {"effort": "fast"},
     "by threshold": {"compute_steps": None, "threshold": 0.2},
 }
 
@@ -67,10 +68,10 @@ def linear() -> DummyPipeline:
     return linear_pipeline(0.3 * torch.eye(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("batch_size", [None, 3], ids=["one batch", "passes"])
+@pytest.mark.parametrize("batch_size", [None, 3], ids=["one batch", "lockstep"])
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize(("build", "calls"), [(mixture_pipeline, 2), (linear, 1)], ids=["two calls", "one call"])
-@pytest.mark.filterwarnings("ignore:this plan's results are far")
+@pytest.mark.filterwarnings("ignore:this plan", "ignore:.*judged prompts cannot tell")
 def test_a_calibration_finds_the_same(build: Callable[[], Any], calls: int, name: str, batch_size: int | None):
     options = {"compute_steps": 4, "show_progress": False, "batch_size": batch_size, **CHOICES[name], **CALL}
     expected, pipe = calibrate(build(), PROMPTS, **options), build()
@@ -79,7 +80,7 @@ def test_a_calibration_finds_the_same(build: Callable[[], Any], calls: int, name
 
 
 @pytest.mark.parametrize("options", [{"rectifier": "channel"}, {"timesteps": "auto"}, {"method": "ertacache"}], ids=str)
-@pytest.mark.filterwarnings("ignore:this plan's results are far")
+@pytest.mark.filterwarnings("ignore:this plan", "ignore:.*judged prompts cannot tell")
 def test_a_calibration_at_site_hidden_finds_the_same(options: dict[str, Any]):
     given = {
         "basis": "residual", "site": "hidden", "compute_steps": 4, "show_progress": False, "holdout": 0.5,

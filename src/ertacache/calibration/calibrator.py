@@ -14,7 +14,7 @@ from ertacache.calibration.checkpoint import Cost, RunStore
 from ertacache.calibration.closed_loop import ClosedLoop
 from ertacache.calibration.deviation import log10_error
 from ertacache.calibration.kept import Kept, loop_name, shared_steps
-from ertacache.calibration.lockstep import Lockstep, own_copy
+from ertacache.calibration.lockstep import Lockstep, check_copies, own_copy
 from ertacache.calibration.method import Method
 from ertacache.calibration.pipeline_run import call_pipeline
 from ertacache.calibration.recorder import Recorder, ended_early
@@ -87,7 +87,10 @@ class Calibrator(Recorder):
 
         Raises:
             UnsupportedPipeline: a run ends before its last step.
+            CalibrationError: a call of several cannot have a copy of the pipeline.
         """
+        if len(seats) > 1:
+            check_copies(self.pipe.scheduler)
         start, lockstep = now(), Lockstep(len(seats))
         solving = Solving(method, lockstep, self.family.channel_axis, begun, known)
         loop = ClosedLoop(solving, self.reference.contexts, self.reference.branches, [*seats.values()], lockstep)

@@ -45,6 +45,7 @@ class ClosedLoop(Controller):
         self.solving, self.contexts, self.branches = solving, contexts, branches
         self.seats, self._lockstep = seats, lockstep
         self.placeholders, self.takes_turns = not solving.method.needs_truth, True
+        self.shared = lockstep.calls > 1
 
     def for_run(self, run: Run) -> Controller:
         return LoopRun(self, self.seats[self._lockstep.seat])
@@ -107,6 +108,8 @@ class LoopRun(Controller):
             like = self._placeholder[context]
             return torch.zeros((len(x), *like.shape[1:]), dtype=like.dtype, device=x.device)
         truth = compute()
+        if self._loop.shared:
+            truth = truth.clone()  # a CUDA graph overwrites it in its next call, which is another prompt's
         self._worked = True
         self._shapes.check(run.step, f"the output of call {context!r}", truth, branches)
         self._outputs[context] = truth

@@ -97,7 +97,8 @@ class Lockstep:
         except BaseException as error:  # a keyboard interrupt: the calls end at their next turn
             self._leave(self.calls, error)
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:  # it was begun
+                    thread.join()
             raise
         if self._error is not None:
             raise self._error
@@ -124,6 +125,22 @@ def uneven() -> UnsupportedPipeline:
         "the pipeline calls of different prompts make different numbers of steps, which no schedule can serve; "
         "calibrate on prompts of one kind"
     )
+
+
+def check_copies(scheduler: Any) -> None:
+    """Refuse a scheduler that a copy would lead back to.
+
+    Raises:
+        CalibrationError: naming the method that was replaced.
+    """
+    for name in ("set_timesteps", "step"):
+        own = vars(scheduler).get(name)
+        if own is not None and getattr(own, "__self__", None) is not scheduler:
+            raise CalibrationError(
+                f"{name} of {type(scheduler).__name__} was replaced by a function of this one scheduler, which calls "
+                "of several prompts need copies of; take it off, or calibrate with all of them in one call "
+                "(batch_size=None)"
+            )
 
 
 def own_copy(pipe: Any) -> Any:

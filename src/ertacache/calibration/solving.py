@@ -77,14 +77,16 @@ class Solving:
             return fresh or method.schedule.computed[i]
         if not first:
             return fresh or self._decided[i]
-        if not fresh and seat.reference_l1 is not None:
+        if fresh:  # for all of them, which need not meet over it
+            self._decided[i] = self.solved.computed[i] = True
+            return True
+        if seat.reference_l1 is not None:
             self.sums.policy.setdefault(i, RelativeL1()).update(*errors(), seat.reference_l1[i])
-        self._lockstep.meet(lambda: self._decide(i, run.T, fresh))
+        self._lockstep.meet(lambda: self._decide(i, run.T))
         return self._decided[i]
 
-    def _decide(self, i: int, T: int, fresh: bool) -> None:
-        threshold = self.method.threshold or 0.0
-        self._decided[i] = fresh or not decide(i, T, self.sums.policy[i].value, threshold)
+    def _decide(self, i: int, T: int) -> None:
+        self._decided[i] = not decide(i, T, self.sums.policy[i].value, self.method.threshold or 0.0)
         self.solved.computed[i] = self._decided[i]
 
     def weights(self, key: Key, features: list[Tensor], base: Tensor, goal: Callable[[], Tensor]) -> Tensor:
