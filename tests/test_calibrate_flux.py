@@ -125,7 +125,7 @@ def test_the_policy_at_site_hidden_is_algorithm_2_on_the_stack(pipe: str, reques
     pipe = request.getfixturevalue(pipe)
     run = calibrator(pipe)
     norms = residuals(run, Schedule.all_computed(10)).abs().sum((1, 2, 3))
-    torch.testing.assert_close(run._hidden_l1(0).sum(1), norms.double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run.hidden_l1(0).sum(1), norms.double(), rtol=1e-4, atol=1e-4)
     seen: set[Schedule] = set()
     for threshold in (0.45, 0.7):
         asked = Method("residual", "hidden", levels=0, threshold=threshold)
