@@ -103,7 +103,7 @@ def test_a_fit_to_the_trajectory_lands_on_the_uncached_next_latent(name: str) ->
     found: dict[str, list[float]] = {}
     for aim in ("step", "trajectory"):
         method, lockstep = Method("fitted", "guided", schedule, levels=1, aim=aim), Lockstep(1)
-        seat = run._seat(method, 0)
+        seat = run._seat(method, 0, None)
         loop = ClosedLoop(Solving(method, lockstep, 1), run.reference.contexts, (), [seat], lockstep)
         follower = Follower(loop, seat, run.reference.recordings[0].latents)
         run_pipeline(pipe, run.parts.fitted, follower, run.call, decode=False)

@@ -42,7 +42,7 @@ def calibrator(pipe: Any, **options: Any) -> Calibrator:
 
 def closed_loop(run: Calibrator, method: Method) -> Tensor:
     """Where one more closed loop on the calibration prompts ends."""
-    (seat,), lockstep = [run._seat(method, 0)], Lockstep(1)
+    (seat,), lockstep = [run._seat(method, 0, None)], Lockstep(1)
     solving = Solving(method, lockstep, run.family.channel_axis)
     loop = ClosedLoop(solving, run.reference.contexts, run.reference.branches, [seat], lockstep)
     run_pipeline(run.pipe, run.parts.fitted, loop, run.call, hidden=method.site == "hidden", decode=False)

@@ -72,9 +72,9 @@ def test_a_threshold_weighs_every_branch_of_its_own_batch(batch_size: int | None
     for n, batch in enumerate(calibrator.batches):
         norms = calibrator.reference.hidden_l1[n]
         assert norms.shape == (6, 2 * len(batch.texts))
-        assert calibrator._seat(method, n).reference_l1 is not None
-        assert torch.equal(calibrator._seat(method, n).reference_l1, norms)
+        assert calibrator._seat(method, n, None).reference_l1 is not None
+        assert torch.equal(calibrator._seat(method, n, None).reference_l1, norms)
     late = Calibrator(pipe, pipelines.PROMPTS[:4], **options)
     assert [len(norms) for norms in late.reference.hidden_l1] == [0] * len(late.batches)
     for n in range(len(late.batches)):  # a run of their own measures the same
-        assert torch.equal(late._hidden_l1(n), calibrator.reference.hidden_l1[n])
+        assert torch.equal(late.hidden_l1(n), calibrator.reference.hidden_l1[n])
