@@ -238,10 +238,11 @@ def calibration_row(built: Built, uncached: Row, seed: int) -> Row:
 
 def calibration_runs(T: int) -> float:
     """Uncached runs of one prompt that the default plan at T/2 takes on the usual number of prompts."""
-    from ertacache.calibration.choices import Budget
-    from ertacache.calibration.defaults import DEFAULTS, HOLDOUT, METHOD
-    from ertacache.calibration.effort import effort
+    from ertacache.calibration.defaults import CHOOSE, HOLDOUT
+    from ertacache.calibration.effort import loops_of_search, work_of
+    from ertacache.calibration.first_steps import FirstSteps
     from ertacache.calibration.prompts import split_prompts
 
-    fitted, held = split_prompts([str(n) for n in range(PUBLISHED_PROMPTS)], HOLDOUT, 0)
-    return effort(DEFAULTS[METHOD], Budget(compute_steps=computed(T, PARTS[0])), fitted, held, None, T).work
+    parts = split_prompts([str(n) for n in range(PUBLISHED_PROMPTS)], CHOOSE, HOLDOUT, 0)
+    loops = loops_of_search("balanced", directed=False, target=False)
+    return work_of([(loops, computed(T, PARTS[0]))], parts, None, FirstSteps(steps=T)).runs

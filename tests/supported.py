@@ -102,7 +102,7 @@ class Watch:
         self.steps = [[]]
 
     def stepped(self, latent: Tensor) -> None:
-        if not self.notes and self._first is not None:
+        if not self.notes and self._first is not None and self.steps[0]:
             self.notes = tuple(_notes(self._first, latent, self.steps[0][0].startswith("call")))
         self.steps.append([])
 

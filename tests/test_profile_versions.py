@@ -17,6 +17,8 @@ from ertacache.errors import ProfileInvalid
 from ertacache.profile.profile import Profile, Rectifier
 from profile_maker import ADDED, FACTS, HASHES, OLDER, facts, make, older, parts_of, sealed
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*judged prompts cannot tell")
+
 
 def flipped(data: bytes, bit: int) -> bytes:
     changed = bytearray(data)

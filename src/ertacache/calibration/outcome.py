@@ -30,7 +30,7 @@ def judge(calibrator: Calibrator, best: Candidate, tried: Sequence[Candidate] = 
         CalibrationError: its runs of the judged prompts end in NaN or infinity.
     """
     heldout, measured = judged_figures(calibrator, best.profile)
-    heldout |= _reuse(calibrator, best.profile.schedule.K)
+    heldout |= _reuse(calibrator, best.profile)
     if calibrator.parts.chosen.texts and tried:
         rows = [_row(candidate, candidate is best) for candidate in tried]
         heldout["chosen_on"] = {"prompts": len(calibrator.parts.chosen.texts), "candidates": rows}
@@ -91,11 +91,11 @@ def _pictures(measured: dict[str, list[float]]) -> dict[str, Any]:
     return found
 
 
-def _reuse(calibrator: Calibrator, K: int) -> dict[str, Any]:
-    """Residual reuse (Eq. 5-6) on evenly spaced steps at the same cost."""
-    boundaries = calibrator.reference.boundaries
+def _reuse(calibrator: Calibrator, profile: Profile) -> dict[str, Any]:
+    """Residual reuse (Eq. 5-6) on evenly spaced steps at the same cost, where the profile predicts."""
+    K, boundaries = profile.schedule.K, calibrator.reference.boundaries
     even = Schedule.uniform(calibrator.T, max(2, K - len(boundaries))).with_steps(boundaries)
-    method = Method("residual", "guided", even, levels=0)
+    method = Method("residual", profile.site, even, levels=0)
     measured = measure(calibrator, assemble(calibrator, method, fit(calibrator, method), heldout={}), "judged")
     if not all(map(math.isfinite, measured["error"])):
         return {}

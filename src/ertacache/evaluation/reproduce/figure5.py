@@ -1,6 +1,7 @@
 """The paper's Figure 5: how many calibration prompts the method needs, at one schedule for all numbers of prompts."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ class Sweep:
             self.pipe, prompts, method="ertacache", site=self.site, batch_size=self.batch_size,  # pyright: ignore[reportArgumentType]
             checkpoint=checkpoint, show_progress=show_progress, **choices, **self.call,
         )  # fmt: skip
-        checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(checkpoint, ignore_errors=True)
         return profile
 
     def _row(self, size: int, schedule: str, metrics: Sequence[str], show_progress: bool) -> dict[str, Any]:
