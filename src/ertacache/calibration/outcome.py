@@ -14,7 +14,7 @@ from ertacache.calibration.method import Method
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.metrics import figures, paired_gain
-from ertacache.profile.profile import Profile
+from ertacache.profile.profile import Profile, Site
 from ertacache.profile.profile_summary import LEAST_CONFIDENCE, LEAST_PSNR
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def judge(calibrator: Calibrator, best: Candidate, tried: Sequence[Candidate] = 
         CalibrationError: its runs of the judged prompts end in NaN or infinity.
     """
     heldout, measured = judged_figures(calibrator, best.profile)
-    heldout |= _reuse(calibrator, best.profile)
+    heldout |= _reuse(calibrator, best.profile.schedule.K)
     if calibrator.parts.chosen.texts and tried:
         rows = [_row(candidate, candidate is best) for candidate in tried]
         heldout["chosen_on"] = {"prompts": len(calibrator.parts.chosen.texts), "candidates": rows}
@@ -91,12 +91,19 @@ def _pictures(measured: dict[str, list[float]]) -> dict[str, Any]:
     return found
 
 
-def _reuse(calibrator: Calibrator, profile: Profile) -> dict[str, Any]:
-    """Residual reuse (Eq. 5-6) on evenly spaced steps at the same cost, where the profile predicts."""
-    K, boundaries = profile.schedule.K, calibrator.reference.boundaries
+def _reuse(calibrator: Calibrator, K: int) -> dict[str, Any]:
+    """Residual reuse (Eq. 5-6) on evenly spaced steps at the same cost."""
+    boundaries = calibrator.reference.boundaries
     even = Schedule.uniform(calibrator.T, max(2, K - len(boundaries))).with_steps(boundaries)
-    method = Method("residual", profile.site, even, levels=0)
-    measured = measure(calibrator, assemble(calibrator, method, fit(calibrator, method), heldout={}), "judged")
+
+    def measured_at(site: Site) -> dict[str, list[float]]:
+        method = Method("residual", site, even, levels=0)
+        return measure(calibrator, assemble(calibrator, method, fit(calibrator, method), heldout={}), "judged")
+
+    try:
+        measured = measured_at("guided")
+    except UnsupportedPipeline:  # one that does more with what the denoiser returns than to give it to its solver
+        measured = measured_at("output")
     if not all(map(math.isfinite, measured["error"])):
         return {}
     return {"reuse": _pictures(measured)}
