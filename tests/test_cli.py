@@ -182,12 +182,20 @@ def test_sizes_and_guidance_scales_are_in_one_file(model: Path, tmp_path: Path):
     assert all(call["max_sequence_length"] == CALL["max_sequence_length"] for call in calls)
 
 
+def test_a_finer_run_is_aimed_at(model: Path, tmp_path: Path):
+    steps = CALL["num_inference_steps"]
+    given = ("calibrate", model, "--prompts", model / "prompts.txt", "--effort", "fast", "--speedup", 2)
+    facts = invoke(*given, "--teacher-steps", 2 * steps, "--out", tmp_path / "p", "--json")
+    assert facts["heldout"]["teacher"]["steps"] == 2 * steps
+
+
 def test_what_sizes_and_scales_contradict_is_refused(model: Path, monkeypatch, capsys, tmp_path: Path):
     given = ("calibrate", model, "--prompts", model / "prompts.txt", "--speedup", 2, "--out", tmp_path / "p")
     for options, words in (
         (("--size", "64x64", "--height", 64), "'height' is given in sizes and for all calls; give it once"),
         (("--size", "64x64x5"), "no argument 'num_frames'"),
         (("--size", "64x64", "--size", "64x64"), "sizes has (64, 64) twice; give each once"),
+        (("--teacher-steps", 2), "--teacher-steps is 2; give a whole multiple of the call's"),
         (("--guidance-scale", "3,3"), "guidance_scales has 3 and 3, which are one guidance to a run"),
         (("--guidance-scale", "3,0"), "guidance_scales is 0.0; give positive numbers"),
         (

@@ -91,6 +91,10 @@ def calibrate(
     seed: given.Seed = 0,
     batch_size: given.BatchSize = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder to continue an interrupted calibration from.")] = None,
+    teacher_steps: Annotated[
+        int | None,
+        typer.Option(callback=given.whole(2), help="Steps of a finer run to aim at, such as 4 times the own."),
+    ] = None,
     *,
     calls: dict[str, Any],
     placement: given.Placement,
@@ -104,7 +108,10 @@ def calibrate(
         "schedule": schedule, "basis": basis, "site": site, "history": given.number_or_word(history, int), "aim": aim,
         "timesteps": given.number_or_word(timesteps, float), "rectifier": rectifier, "activation": activation,
     }  # fmt: skip
-    more = {"choose": choose, "holdout": holdout, "seed": seed, "batch_size": batch_size, "checkpoint": checkpoint}
+    more = {
+        "choose": choose, "holdout": holdout, "seed": seed, "batch_size": batch_size, "checkpoint": checkpoint,
+        "teacher_steps": teacher_steps,
+    }  # fmt: skip
     asked = _Asked(model, out, budgets, method, effort, expert, more, size, calls)
     return asked.run(prompt or [], prompts, placement)
 
