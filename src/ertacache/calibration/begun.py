@@ -4,15 +4,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ertacache.calibration.first_steps import Seen, broken_off
 from ertacache.calibration.followed import Followed
-from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import UnsupportedPipeline
 from ertacache.runtime.run import Controller, Run
-
-
-class _Begun(Exception):
-    """Ends a run before its first step."""
 
 
 class _Begin(Followed):
@@ -24,7 +20,7 @@ class _Begin(Followed):
     def begin(self, run: Run) -> None:
         super().begin(run)
         self.sigmas, self.timesteps = run.sigmas.clone(), run.timesteps.to("cpu", copy=True)
-        raise _Begun
+        raise Seen
 
 
 def begun(
@@ -39,13 +35,7 @@ def begun(
         UnsupportedPipeline: the pipeline sets no timesteps; and what the controller raises.
     """
     seen = _Begin(controller or Controller())
-    try:
-        run_pipeline(pipe, prompt, seen, call, decode=False)
-    except _Begun:
-        pass
-    finally:
-        if free := getattr(pipe, "maybe_free_model_hooks", None):  # as the end of a whole run would
-            free()
+    broken_off(pipe, prompt, seen, call)
     if seen.timesteps is None:
         raise UnsupportedPipeline(f"{type(pipe).__name__} set no timesteps; give it one step or more")
     return seen.sigmas, seen.timesteps

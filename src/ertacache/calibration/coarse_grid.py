@@ -3,24 +3,12 @@
 import torch
 from torch import Tensor
 
+from ertacache.calibration.begun import begun
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.first_steps import Seen, broken_off
 from ertacache.calibration.held_out import shorter_call
 from ertacache.core.schedule import Schedule
 from ertacache.errors import UnsupportedPipeline
 from ertacache.pipelines.solvers import check_free_grid
-from ertacache.runtime.run import Controller, Run
-
-
-class _Grid(Controller):
-    """Notes the grid of a run before its first step."""
-
-    replays = True
-    sigmas: Tensor | None = None
-
-    def begin(self, run: Run) -> None:
-        self.sigmas = run.sigmas
-        raise Seen
 
 
 def coarse_grid(calibrator: Calibrator, K: int) -> tuple[Schedule, tuple[float, ...]]:
@@ -39,12 +27,10 @@ def coarse_grid(calibrator: Calibrator, K: int) -> tuple[Schedule, tuple[float, 
     call = shorter_call(calibrator, K)
 
     def run() -> list[float]:
-        grid = _Grid()
         try:
-            broken_off(calibrator.pipe, calibrator.parts.fitted.first(1), grid, call)
+            return begun(calibrator.pipe, calibrator.parts.fitted.first(1), call)[0].tolist()
         except (IndexError, TypeError, ValueError) as error:  # what pipelines answer to an argument
             raise UnsupportedPipeline(f"the call with num_inference_steps={K} failed: {error}") from error
-        return [] if grid.sigmas is None else grid.sigmas.tolist()
 
     nodes = calibrator.store.get(f"grid of {K} steps", run)
     if len(nodes) != K + 1:
