@@ -4,19 +4,20 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ertacache.baselines.fewer_steps import FewerSteps
 from ertacache.baselines.taylor_seer import TaylorSeer
 from ertacache.evaluation.execute import execute
-from ertacache.runtime.flops import flop_counter
+from ertacache.runtime.flops import FlopCounter
 from method_contract import FIRST
 from pipelines import CALL, VIDEO_CALL, cogvideox, flux, wan
 
 
 def counted(run) -> int:
-    with flop_counter() as counter, torch.no_grad():
+    with FlopCounter() as counter, torch.no_grad():
         run()
-    return counter.get_total_flops()
+    return counter.total
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -83,3 +84,21 @@ def test_runs_of_one_signature_have_one_price():
     priced = dict(zip(executed.signature, executed.flops, strict=True))
     assert len(priced) == len(set(executed.flops)) == 2
     assert [priced[step] for step in executed.signature] == executed.flops
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(("build", "call"), [(flux, CALL), (wan, VIDEO_CALL), (cogvideox, VIDEO_CALL)])
+def test_torch_counts_the_same(build, call, mode):
+    """By its own mode, which knows the attention kernel of the CPU by name only."""
+    pipe, kernel = build(), torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def attention(query, key, value, *args, out_shape=None, **kwargs):
+        return sdpa_flop_count(query, key, value)
+
+    once = {**call, "num_inference_steps": 1, "output_type": "latent"}
+    with mode():
+        with FlopCounterMode(display=False, custom_mapping={kernel: attention}) as expected:
+            pipe(prompt=FIRST.texts[0], **once)
+        with FlopCounter() as found:
+            pipe(prompt=FIRST.texts[0], **once)
+    assert found.total == expected.get_total_flops() > 0

@@ -12,7 +12,7 @@ from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.pipelines.models import blocks_of, denoisers_of, unwrapped
 from ertacache.pipelines.overrides import Overrides
 from ertacache.pipelines.solvers import STEP_ARGUMENTS, check_scheduler, read_grid
-from ertacache.runtime.flops import flop_counter
+from ertacache.runtime.flops import FlopCounter
 
 
 @dataclass
@@ -119,9 +119,9 @@ class Watch(Overrides):
         self._tick["elements"] = self._tick.get("elements", 0) + next((len(t) for t in tensors if t.ndim), 1)
 
     def _counted_call(self, original: Callable[..., Any], _: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with flop_counter() as counter:
+        with FlopCounter() as counter:
             result = original(*args, **kwargs)
-        self._tick["flops"] = self._tick.get("flops", 0) + counter.get_total_flops()
+        self._tick["flops"] = self._tick.get("flops", 0) + counter.total
         return result
 
     def _set_timesteps(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
