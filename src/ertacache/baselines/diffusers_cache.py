@@ -4,6 +4,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
 from ertacache.errors import CacheConflict
 from ertacache.pipelines.models import denoiser_of, unwrapped
 from ertacache.runtime.hooks import attachment_of
@@ -15,6 +17,17 @@ def refusal(pipe: Any) -> str | None:
 
     denoiser = unwrapped(denoiser_of(pipe))
     return None if isinstance(denoiser, CacheMixin) else f"{type(denoiser).__name__} has no enable_cache"
+
+
+def block_refusal(pipe: Any) -> str | None:
+    """Why diffusers cannot skip this denoiser's blocks, whose lists it goes by the names of; None where it can."""
+    import diffusers.hooks._common as common
+
+    known: tuple[str, ...] = vars(common)["_ALL_TRANSFORMER_BLOCK_IDENTIFIERS"]
+    denoiser = unwrapped(denoiser_of(pipe))
+    if any(name in known and isinstance(part, nn.ModuleList) for name, part in denoiser.named_children()):
+        return None
+    return f"diffusers does not know the block lists of {type(denoiser).__name__} by their names"
 
 
 def refuse_profile(pipe: Any) -> None:

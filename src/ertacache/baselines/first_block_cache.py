@@ -27,7 +27,7 @@ class FirstBlockCache(Baseline):
     threshold: float = 0.05
 
     def refusal(self, pipe: Any, call: Mapping[str, Any]) -> str | None:
-        return diffusers_cache.refusal(pipe)
+        return diffusers_cache.refusal(pipe) or diffusers_cache.block_refusal(pipe)
 
     def applied(self, pipe: Any, call: Mapping[str, Any]) -> AbstractContextManager[None]:
         from diffusers import FirstBlockCacheConfig

@@ -59,7 +59,8 @@ class MagCache(Baseline):
     def refusal(self, pipe: Any, call: Mapping[str, Any]) -> str | None:
         if reason := diffusers_cache.refusal(pipe):
             return reason
-        return None if blocks_of(denoiser_of(pipe)) else f"the blocks of {denoiser_class(pipe)} are not known"
+        known = blocks_of(denoiser_of(pipe))
+        return diffusers_cache.block_refusal(pipe) if known else f"the blocks of {denoiser_class(pipe)} are not known"
 
     def calibrated(self, bench: Bench) -> Self:
         """With ratios measured on the bench's prompts, unless there are some."""

@@ -1,13 +1,13 @@
 """The form in which a denoiser takes the latent and gives its output, and what one run's shapes must be."""
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ertacache.errors import UnsupportedPipeline
-from ertacache.pipelines.models import unwrapped
+from ertacache.pipelines.models import family_of, unwrapped
 
 #: Names of the argument that denoisers take the latent by; a positional one comes first.
 _LATENT = ("hidden_states", "sample", "x")
@@ -21,11 +21,13 @@ class OutputForm:
         kind: `tuple`, or the class of the object with a `sample`.
         listed: whether the output is a list with one tensor for each sample of the batch (Z-Image).
         further: whether tensors besides it come along, which nothing predicts.
+        surplus: channels of the output that the pipeline drops, see `Family.surplus`.
     """
 
     kind: type
     listed: bool = False
     further: bool = False
+    surplus: int = 0
 
     def check(self, denoiser: nn.Module) -> None:
         """Refuse a denoiser that returns further tensors: `UnsupportedPipeline`."""
@@ -36,14 +38,34 @@ class OutputForm:
             )
 
     def wrap(self, value: Tensor, denoiser: nn.Module) -> Any:
-        """A tensor [B, *] as the denoiser would have returned it.
+        """A tensor [B, *] as the denoiser would have returned it; what the pipeline drops of it is zero.
 
         Raises:
             UnsupportedPipeline: as `check`.
         """
         self.check(denoiser)
+        if self.surplus:
+            axis, shape = family_of(denoiser).channel_axis, list(value.shape)
+            shape[axis] = self.surplus
+            value = torch.cat((value, value.new_zeros(shape)), axis)
         sample = list(value.unbind(0)) if self.listed else value
         return (sample,) if self.kind is tuple else self.kind(sample=sample)
+
+
+def read_output(output: Any, x: Tensor, denoiser: nn.Module) -> tuple[Tensor, OutputForm]:
+    """The tensor [B, *] in what a denoiser returned for the latent `x`, and the form of it.
+
+    Of channels that the pipeline drops (`Family.surplus`) the form holds the number, and the tensor nothing.
+
+    Raises:
+        UnsupportedPipeline: as `tensor_of`.
+    """
+    value, form, family = tensor_of(output, denoiser), form_of(output), family_of(denoiser)
+    axis = family.channel_axis
+    surplus = value.shape[axis] - x.shape[axis] if family.surplus else 0
+    if surplus <= 0:
+        return value, form
+    return value.narrow(axis, 0, x.shape[axis]), replace(form, surplus=surplus)
 
 
 def form_of(output: Any) -> OutputForm:

@@ -1,5 +1,6 @@
 """What differs from model family to model family, as one row of data each."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,9 @@ class Family:
             index where the layout fixes it from the end.
         block_lists: attribute names of the block stacks, in the order they run; empty where site `hidden` is
             not served.
+        alternating: whether the lists run in turn, a block of each, and not one list after the other.
+        surplus: whether the output has channels after those of the latent, which the pipeline drops: the variance of
+            the noise, of which its solver makes no use.
         attentions: attribute of each attention module in a block, with what it attends to: "self" (image or
             video tokens only), "cross" (text only) or "joint" (both at once).
     """
@@ -25,6 +29,8 @@ class Family:
     denoiser: str
     channel_axis: int
     block_lists: tuple[str, ...] = ()
+    alternating: bool = False
+    surplus: bool = False
     attentions: tuple[tuple[str, Literal["self", "cross", "joint"]], ...] = ()
 
 
@@ -46,6 +52,14 @@ FAMILIES = (
         channel_axis=2,
         block_lists=("transformer_blocks",),
         attentions=(("attn1", "joint"),),
+    ),
+    Family(
+        "STDiT3Transformer3DModel",
+        channel_axis=1,
+        block_lists=("spatial_blocks", "temporal_blocks"),
+        alternating=True,
+        surplus=True,
+        attentions=(("attn", "self"), ("cross_attn", "cross")),
     ),
 )
 
@@ -129,4 +143,6 @@ def family_for(denoiser: nn.Module, ndim: int) -> Family:
 def blocks_of(denoiser: nn.Module) -> list[nn.Module]:
     """Its blocks in the order they run; empty where they are not known."""
     inner = unwrapped(denoiser)
-    return [block for name in family_of(inner).block_lists for block in getattr(inner, name)]
+    family = family_of(inner)
+    lists: list[Iterable[nn.Module]] = [getattr(inner, name) for name in family.block_lists]
+    return [block for group in (zip(*lists, strict=True) if family.alternating else lists) for block in group]

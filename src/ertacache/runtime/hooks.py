@@ -17,7 +17,7 @@ from torch import Tensor
 from ertacache.errors import ErtacacheError, ProfileMismatch, UnsupportedPipeline
 from ertacache.pipelines import angle_grid
 from ertacache.pipelines.block_stack import BlockStack
-from ertacache.pipelines.denoiser_call import form_of, form_without, latent_of, tensor_of
+from ertacache.pipelines.denoiser_call import form_without, latent_of, read_output
 from ertacache.pipelines.models import denoiser_of, denoisers_of, family_of, unwrapped
 from ertacache.pipelines.overrides import Overrides, overrides_of
 from ertacache.pipelines.solvers import (
@@ -239,11 +239,12 @@ class Attachment(Overrides):
         frames: list[FrameType],
     ) -> None:  # fmt: skip
         args, kwargs = given
-        x, value = latent_of(args, kwargs, denoiser), tensor_of(output, denoiser).clone()
+        x = latent_of(args, kwargs, denoiser)
+        value, form = read_output(output, x, denoiser)
         for run in runs:
-            run.form = form_of(output)
+            run.form = form
         call = FirstCall(
-            name=self._contexts.name, x=x, output=value, denoiser=n, residual=residual,
+            name=self._contexts.name, x=x, output=value.clone(), denoiser=n, residual=residual,
             guidance=kwargs.get("guidance"), path=path_to(frames, runs[0].depth(frames) or 0), offered=len(runs),
         )  # fmt: skip
         for run in runs:
@@ -257,9 +258,9 @@ class Attachment(Overrides):
 
         def compute() -> Tensor:
             output = original(*args, **kwargs)
-            computed.append((output, tensor_of(output, denoiser)))
-            run.form = form_of(output)
-            return computed[-1][1]
+            value, run.form = read_output(output, x, denoiser)
+            computed.append((output, value))
+            return value
 
         def ask() -> Tensor:
             return run.controller.call(run, context, x, (lambda: computed[-1][1]) if computed else compute)

@@ -14,6 +14,9 @@ from ertacache.pipelines.overrides import Overrides
 from ertacache.pipelines.solvers import STEP_ARGUMENTS, check_scheduler, read_grid
 from ertacache.runtime.flops import FlopCounter
 
+#: The query projection of an attention module, alone or with others in one, as diffusers and Open-Sora name it.
+_QUERIES = ("to_q", "qkv", "q_linear")
+
 
 @dataclass
 class Executed:
@@ -159,9 +162,8 @@ def attentions_of(denoiser: nn.Module) -> Iterator[nn.Module]:
     """The query projection of every attention module."""
     for module in denoiser.modules():
         part = getattr(module, "to_qkv", None) if getattr(module, "fused_projections", False) else None
-        part = part or getattr(module, "to_q", None)
-        if isinstance(part, nn.Module):
-            yield part
+        parts = (part, *(getattr(module, name, None) for name in _QUERIES))
+        yield from [part for part in parts if isinstance(part, nn.Module)][:1]
 
 
 def now() -> float:
