@@ -1,6 +1,6 @@
-"""What the training of both video models shares: the autoencoder's loop, the pool of latents, text embeddings, export.
+"""What the training of the video models shares: the autoencoder's loop, the pool of latents, text embeddings, export.
 
-Both autoencoders take clips as [N, 3, frames, height, width] in [-1, 1] and shrink time and space by four.
+All autoencoders take clips as [N, 3, frames, height, width] in [-1, 1] and shrink time and space by four.
 """
 
 import json
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ertacache.files import save_atomic
+from ertacache.opensora.autoencoder import AutoencoderKLOpenSora
 from ertacache_zoo import clip_text, clips
 from ertacache_zoo.export import write_model
 from ertacache_zoo.training import Recipe, train
@@ -80,13 +81,17 @@ def train_on_stills(vae: Any, pixels: Tensor, folder: Path, recipe: Recipe) -> N
     """
 
     def loss(generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(pixels), (recipe.batch_size,), generator=generator)
-        frame = torch.randint(clips.FRAMES, (recipe.batch_size,), generator=generator)
-        top, left = torch.randint(0, clips.CLIP_SIZE - CROP + 1, (2,), generator=generator).tolist()
-        stills = pixels[index, frame, :, top : top + CROP, left : left + CROP]
-        return reconstruction_loss(vae, signed(stills[:, None]), generator)
+        return reconstruction_loss(vae, stills(pixels, recipe.batch_size, generator), generator)
 
     train("stills", vae, loss, recipe, folder)
+
+
+def stills(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Crops of random frames of uint8 `pixels` [N, 9, 3, 48, 48] as float32 [size, 3, 1, 24, 24] in [-1, 1]."""
+    index = torch.randint(len(pixels), (size,), generator=generator)
+    frame = torch.randint(clips.FRAMES, (size,), generator=generator)
+    top, left = torch.randint(0, clips.CLIP_SIZE - CROP + 1, (2,), generator=generator).tolist()
+    return signed(pixels[index, frame, None, :, top : top + CROP, left : left + CROP])
 
 
 def train_autoencoder(vae: Any, pixels: Tensor, folder: Path, recipe: Recipe) -> None:
@@ -112,17 +117,24 @@ def reconstruction_loss(vae: Any, batch: Tensor, generator: torch.Generator, wei
     """Absolute and squared error of what an autoencoder makes of `batch`, and a little of its latents' divergence.
 
     Args:
-        batch: [B, 3, frames, H, W] in [-1, 1].
+        batch: [B, 3, frames, H, W] in [-1, 1]; [B, 3, H, W] for an autoencoder of images.
         weight: how much each pixel counts, in a shape that broadcasts against it; all the same without.
     """
     posterior = vae.encode(batch).latent_dist
-    difference = vae.decode(posterior.sample(generator)).sample - batch
+    difference = decoded(vae, posterior.sample(generator), batch) - batch
     if weight is None:
         error = difference.abs().mean() + difference.pow(2).mean()
     else:
         error = (weight * (difference.abs() + difference.pow(2))).mean() / weight.mean()
     divergence = 0.5 * (posterior.mean.pow(2) + posterior.var - 1 - posterior.logvar).mean()
     return error + 1e-4 * divergence
+
+
+def decoded(vae: Any, latents: Tensor, batch: Tensor) -> Tensor:
+    """Clips from the latents of `batch`; the autoencoder of Open-Sora has to be told how many frames those had."""
+    told: Any = {"num_frames": batch.shape[2]} if type(vae) is AutoencoderKLOpenSora else {}
+    decode: Any = vae.decode
+    return decode(latents, **told).sample
 
 
 @torch.no_grad()
@@ -133,8 +145,8 @@ def reconstruction(vae: Any) -> float:
     found: list[Tensor] = []
     for part in pixels.split(_BATCH):
         batch = signed(part)
-        decoded = vae.decode(vae.encode(batch).latent_dist.mean).sample.clamp(-1, 1)
-        found.append(-10 * ((decoded - batch) / 2).pow(2).flatten(1).mean(1).log10())
+        again = decoded(vae, vae.encode(batch).latent_dist.mean, batch).clamp(-1, 1)
+        found.append(-10 * ((again - batch) / 2).pow(2).flatten(1).mean(1).log10())
     return torch.cat(found).mean().item()
 
 
