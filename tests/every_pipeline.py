@@ -8,6 +8,7 @@ from typing import Any
 import small_images
 import small_modular
 import small_odd_loops
+import small_open_sora
 import small_solvers
 import small_videos
 from ertacache.pipelines.solvers import grid_refusal
@@ -32,6 +33,7 @@ BUILDERS: dict[str, dict[str, Callable[[], Small]]] = {
         "Wan": lambda: Small(wan(), _VIDEO_CALL, THREE_PROMPTS),
         "Wan2.2 A14B": _wan22,
         "CogVideoX": lambda: Small(cogvideox(), _VIDEO_CALL, THREE_PROMPTS),
+        "Open-Sora 1.2": small_open_sora.small,
         **small_videos.BUILDERS,
         **small_odd_loops.VIDEOS,
     },

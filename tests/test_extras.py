@@ -17,7 +17,7 @@ from ertacache.baselines import catalogue
 from ertacache.baselines.db_cache import DBCache
 from ertacache.errors import MissingExtra
 from ertacache.evaluation.ablation_run import AblationRun
-from ertacache.extras import _SOURCES, present, require
+from ertacache.extras import _NAMES, _SOURCES, present, require
 from ertacache.pipelines import bundled
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from pipelines import CALL
@@ -68,7 +68,7 @@ def test_each_module_comes_with_what_its_message_names(module: str, without: Any
     assert present(module)
     without(module)
     assert not present(module)
-    name = module.replace("_", "-")
+    name = _NAMES.get(module, module.replace("_", "-"))
     with pytest.raises(MissingExtra) as missing:
         require("the moon", module)
     assert str(missing.value) == f"the moon needs {name}; install it with: pip install {_SOURCES[module]}"

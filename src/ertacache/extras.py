@@ -6,12 +6,17 @@ from ertacache.errors import MissingExtra
 
 #: What pip is to install for each of them.
 _SOURCES = {
+    "bs4": "'ertacache[opensora]'",
     "cache_dit": "'ertacache[cache-dit]'",
     "ertacache_zoo": "ertacache-zoo",
+    "ftfy": "'ertacache[opensora]'",
     "imageio_ffmpeg": "'ertacache[video]'",
     "jinja2": "'ertacache[report]'",
     "matplotlib": "'ertacache[report]'",
+    "sentencepiece": "'ertacache[opensora]'",
 }
+#: What pip calls those that are imported under another name.
+_NAMES = {"bs4": "beautifulsoup4"}
 
 
 def present(module: str) -> bool:
@@ -32,6 +37,6 @@ def require(purpose: str, *modules: str, instead: str = "") -> None:
     """
     for module in modules:
         if not present(module):
-            name = module.replace("_", "-")
+            name = _NAMES.get(module, module.replace("_", "-"))
             remedy = f"install it with: pip install {_SOURCES[module]}{instead and f', {instead}'}"
             raise MissingExtra(f"{purpose} needs {name}; {remedy}")

@@ -18,7 +18,7 @@ from ertacache.pipelines.pipeline_call import defaults_of
 #: Frames per second of samples in result folders, and where no model says otherwise.
 FPS = 8
 #: Frames per second that models were trained for, by the beginning of their pipeline's name.
-_TRAINED_FPS = {"Wan": 16, "CogVideoX": 8, "HunyuanVideo": 15, "LTX": 24, "Allegro": 15}
+_TRAINED_FPS = {"Wan": 16, "CogVideoX": 8, "HunyuanVideo": 15, "LTX": 24, "Allegro": 15, "OpenSora": 24}
 _FASTEST = 60
 #: File kinds that can hold a clip; WebP holds pictures as well.
 _CLIPS = (".mp4", ".gif", ".webp")

@@ -19,6 +19,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 #: What waits in the host's memory for its turn: nothing, whole components, groups of layers, or single layers.
 Offload = Literal["none", "model", "group", "sequential"]
 
+#: The transformer's repository stands for the three that Open-Sora 1.2 is published in.
+_OPEN_SORA = "hpcai-tech/OpenSora-STDiT-v3"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 #: Modules of torch that say whether their device is there.
 _ACCELERATORS = ("cuda", "xpu", "mps", "npu", "hpu")
@@ -39,10 +41,8 @@ def load_pipeline(model: str, device: str | None = None, dtype: str | None = Non
     """
     place, kind = check_placement(device, dtype, offload)
     source = check_model(model)
-    from diffusers import DiffusionPipeline
-
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, dtype=kind)
+        pipe = _loaded(source, kind)
         return _placed(pipe, place, offload)
     except Exception as error:  # foreign files and code: whatever goes wrong there, nothing was loaded
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -50,6 +50,21 @@ def load_pipeline(model: str, device: str | None = None, dtype: str | None = Non
             f"cannot load {model!r} on {place} ({first}); give a bundled model ({', '.join(bundled.NAMES)}), "
             "a diffusers folder or a Hub id that this machine can reach"
         ) from error
+
+
+def _loaded(source: str, dtype: "torch.dtype") -> Any:
+    """From a folder or Hub id; Open-Sora, which diffusers knows neither as a class nor as its authors publish it."""
+    from diffusers import DiffusionPipeline
+
+    published = source == _OPEN_SORA
+    config: Any = {} if published else DiffusionPipeline.load_config(source)
+    if not published and config.get("_class_name") != "OpenSoraPipeline":
+        return DiffusionPipeline.from_pretrained(source, dtype=dtype)
+    from ertacache.opensora import OpenSoraPipeline
+
+    if published:
+        return OpenSoraPipeline.from_published(source, torch_dtype=dtype)
+    return OpenSoraPipeline.from_pretrained(source, dtype=dtype)
 
 
 def check_model(model: str) -> str:

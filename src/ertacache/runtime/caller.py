@@ -14,6 +14,8 @@ _MACHINERY = frozenset(
         "anyio",
     }
 )  # fmt: skip
+#: What of this package is a pipeline like those of diffusers.
+_OWN_PIPELINES = "ertacache.opensora."
 _PIPELINES = frozenset({"DiffusionPipeline", "ModularPipeline", "ModularPipelineBlocks"})
 #: Name under which a frame holds its mark, beside its variables.
 _MARK = "__ertacache_mark__"
@@ -128,7 +130,8 @@ def _outward(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _package(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    name = str(frame.f_globals.get("__name__", ""))
+    return "diffusers" if name.startswith(_OWN_PIPELINES) else name.partition(".")[0]
 
 
 def _is_machinery(frame: FrameType) -> bool:
