@@ -1,4 +1,4 @@
-"""What the three scripts share: calibrate on a file of prompts, save the profile, draw uncached and cached."""
+"""What the scripts share: calibrate on a file of prompts, save the profile, draw uncached and cached."""
 
 import argparse
 import time

@@ -9,6 +9,7 @@ import pytest
 
 from benchmark_scripts import ROOT
 from ertacache_zoo import catalogue
+from small_open_sora import CALL, open_sora
 
 EXAMPLES = ROOT / "examples"
 #: Script, the bundled model in place of the published one, and the ending of what it draws.
@@ -32,16 +33,29 @@ def test_a_script_runs(script: str, model: str, kind: str, tmp_path: Path, monke
     assert made == {"calibration", "profile.safetensors", f"uncached.{kind}", f"cached.{kind}"}
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_script_of_open_sora_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    open_sora().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "call.json").write_text(json.dumps(CALL))
+    (tmp_path / "prompts.txt").write_text("a red ring\na blue ring\na green square\na white cross\n")
+    arguments = ["--model", str(tmp_path / "model"), "--prompts", str(tmp_path / "prompts.txt"), "--batch-size", "4"]
+    monkeypatch.setattr(sys, "argv", ["open_sora", *arguments, "--out", str(tmp_path / "out")])
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    runpy.run_path(str(EXAMPLES / "open_sora.py"), run_name="__main__")
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"calibration", "profile.safetensors", "uncached.gif", "cached.gif"}
+
+
 def test_the_published_ids_and_settings_are_those_of_the_readme(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import job
 
     seen: dict[str, dict[str, object]] = {}
     monkeypatch.setattr(job, "run", lambda model, call, kind: seen.update({model: call}))
-    for script in ("flux1_dev", "wan2_1", "cogvideox_2b"):
+    for script in ("flux1_dev", "wan2_1", "cogvideox_2b", "open_sora"):
         runpy.run_path(str(EXAMPLES / f"{script}.py"), run_name="__main__")
     lines = [line for line in (EXAMPLES / "README.md").read_text().splitlines() if ".py` |" in line]
-    assert len(lines) == len(seen) == 3
+    assert len(lines) == len(seen) == 4
     for line, (model, call) in zip(lines, seen.items(), strict=True):
         assert model in line
         assert f"{call['width']}×{call['height']}" in line and f"{call['num_inference_steps']} steps" in line

@@ -17,6 +17,7 @@ from ertacache.cli.ablation import ablation
 from ertacache.cli.calibrate import calibrate
 from ertacache.cli.command import Quiet, Verbose, command, say, set_level
 from ertacache.cli.compare import compare
+from ertacache.cli.convert_open_sora import convert_open_sora
 from ertacache.cli.demo import demo
 from ertacache.cli.generate import generate
 from ertacache.cli.inspect import inspect
@@ -28,7 +29,7 @@ from ertacache.errors import ErtacacheError
 from ertacache.files import reason
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-for function in (demo, calibrate, generate, compare, inspect, ablation, reproduce):
+for function in (demo, calibrate, generate, compare, inspect, ablation, reproduce, convert_open_sora):
     app.command()(command(function))
 app.add_typer(vbench(), name="vbench")
 add_zoo(app)
