@@ -140,6 +140,7 @@ def test_folders_without_what_they_should_hold(sources: Sources, tmp_path: Path)
             published_autoencoder(sources["vae"])
         path.write_bytes(kept)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "tokenizer.json").write_text("{}")
     with pytest.raises(InvalidArgument, match="cannot read the T5 encoder with its tokenizer of "):
         OpenSoraPipeline.from_published(**{**sources, "text_encoder": str(tmp_path / "empty")})
 
@@ -162,10 +163,34 @@ def test_a_hub_id_is_fetched_file_by_file(sources: Sources, pipe: Any, monkeypat
         published_transformer("someone/else")
 
 
-def test_what_reads_the_tokenizer_is_named(sources: Sources, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(MissingExtra, match=r"text encoder needs sentencepiece; .*\[opensora\]'"):
+@pytest.mark.parametrize(("module", "name"), [("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf")])
+def test_what_reads_a_tokenizer_of_sentencepiece_is_named(
+    module: str, name: str, sources: Sources, monkeypatch: pytest.MonkeyPatch
+):
+    (Path(sources["text_encoder"]) / "tokenizer.json").unlink()
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("ertacache.opensora.published.published_transformer", lambda *_: pytest.fail("it loads"))
+    with pytest.raises(MissingExtra, match=rf"the tokenizer of '.*t5' needs {name}; .*\[opensora\]'"):
         OpenSoraPipeline.from_published(**sources)
+
+
+def test_a_tokenizer_of_sentencepiece_is_read(sources: Sources, tmp_path: Path):
+    """As the published one comes: without tokenizer.json."""
+    pytest.importorskip("google.protobuf")
+    import sentencepiece
+
+    folder, corpus = Path(sources["text_encoder"]), tmp_path / "corpus.txt"
+    (folder / "tokenizer.json").unlink()
+    corpus.write_text("\n".join(["a red ring at the top left", "a blue cross aesthetic score: 6.5."] * 50))
+    sentencepiece.SentencePieceTrainer.Train(
+        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=64, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 10}))
+    made = OpenSoraPipeline.from_published(**sources)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    for text in ("a red ring", "the blue cross at  the left", "a ｒｅｄ ring"):
+        assert made.tokenizer(text).input_ids == [*model.encode(text), 1]
 
 
 def test_the_command_writes_a_folder_that_loads(sources: Sources, pipe: Any, tmp_path: Path):

@@ -10,18 +10,21 @@ _SOURCES = {
     "cache_dit": "'ertacache[cache-dit]'",
     "ertacache_zoo": "ertacache-zoo",
     "ftfy": "'ertacache[opensora]'",
+    "google.protobuf": "'ertacache[opensora]'",
     "imageio_ffmpeg": "'ertacache[video]'",
     "jinja2": "'ertacache[report]'",
     "matplotlib": "'ertacache[report]'",
     "sentencepiece": "'ertacache[opensora]'",
 }
 #: What pip calls those that are imported under another name.
-_NAMES = {"bs4": "beautifulsoup4"}
+_NAMES = {"bs4": "beautifulsoup4", "google.protobuf": "protobuf"}
 
 
 def present(module: str) -> bool:
     """Whether a module can be found; it is not imported."""
-    return find_spec(module) is not None
+    package, _, inner = module.partition(".")
+    # To look into a package is to import it; `google` is but a name that several share.
+    return find_spec(package) is not None and (not inner or find_spec(module) is not None)
 
 
 def require(purpose: str, *modules: str, instead: str = "") -> None:

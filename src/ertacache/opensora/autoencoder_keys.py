@@ -1,16 +1,16 @@
 """The names of the autoencoder's published weights, whichever diffusers wrote them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ertacache.errors import InvalidArgument
 from ertacache.opensora.autoencoder import AutoencoderKLOpenSora
+from ertacache.opensora.tensor_names import wrong_names
 
 #: The attention of `AutoencoderKL`, before diffusers 0.15 and since.
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_SHOWN = 5
 
 
 def published_keys(state_dict: Mapping[str, Tensor], model: AutoencoderKLOpenSora | None = None) -> dict[str, Tensor]:
@@ -35,11 +35,10 @@ def published_keys(state_dict: Mapping[str, Tensor], model: AutoencoderKLOpenSor
         if new in renamed:
             twice.append(new)
         renamed[new] = tensor
-    wrong = {"missing": expected - renamed.keys(), "unknown": renamed.keys() - expected, "twice": twice}
-    found = [f"{kind}: {_listed(names)}" for kind, names in wrong.items() if names]
+    found = wrong_names(missing=expected - renamed.keys(), unknown=renamed.keys() - expected, twice=twice)
     if found:
         raise InvalidArgument(
-            f"the tensors are not those of this Open-Sora autoencoder ({'; '.join(found)}); give the whole checkpoint "
+            f"the tensors are not those of this Open-Sora autoencoder ({found}); give the whole checkpoint "
             "of OpenSora-VAE-v1.2, or the model whose weights they are"
         )
     return renamed
@@ -51,9 +50,3 @@ def _current(name: str) -> str:
     if ".attentions." in name and layer in _RENAMED:
         return f"{before}.{_RENAMED[layer]}{dot}{last}"
     return name
-
-
-def _listed(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
-    return ", ".join(ordered[:_SHOWN]) + more

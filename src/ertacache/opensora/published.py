@@ -1,6 +1,6 @@
 """The parts of Open-Sora 1.2 from the repositories that they are published in, which are no diffusers pipeline."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ertacache.extras import require
 from ertacache.files import json_object
 from ertacache.opensora.autoencoder import AutoencoderKLOpenSora
 from ertacache.opensora.autoencoder_keys import published_keys
+from ertacache.opensora.tensor_names import listed, wrong_names
 from ertacache.opensora.transformer import STDiT3Transformer3DModel
 
 #: Files that hold all weights of a repository, or say which files do, the first that is there.
@@ -25,7 +26,6 @@ _WEIGHTS = (
 )  # fmt: skip
 #: A constant of the architecture, which a file need not have.
 _OPTIONAL = frozenset({"rope.freqs"})
-_SHOWN = 5
 
 
 def published_parts(
@@ -43,39 +43,35 @@ def published_parts(
             shape.
         MissingExtra: nothing there that reads the tokenizer.
     """
-    require("the tokenizer of Open-Sora's text encoder", "sentencepiece")
-    parts: dict[str, Any] = {"transformer": _in(dtype, published_transformer(transformer))}
-    parts["vae"] = _in(dtype, published_autoencoder(vae))
+    if _file(text_encoder, "tokenizer.json") is None:
+        require(f"the tokenizer of {text_encoder!r}", "sentencepiece", "google.protobuf")
+    parts: dict[str, Any] = {"transformer": published_transformer(transformer, dtype)}
+    parts["vae"] = published_autoencoder(vae, dtype)
     try:
         parts["tokenizer"] = AutoTokenizer.from_pretrained(text_encoder)
         parts["text_encoder"] = T5EncoderModel.from_pretrained(text_encoder, dtype=text_encoder_dtype).eval()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # foreign files, in two libraries
         raise _unreadable(text_encoder, "T5 encoder with its tokenizer", error) from error
     return parts
 
 
-def _in(dtype: torch.dtype, model: Any) -> Any:
-    return model.to(dtype)
-
-
-def published_transformer(source: str) -> STDiT3Transformer3DModel:
-    """The transformer of a Hub id or a folder, in the dtype of its file. Raises as `published_parts`."""
+def published_transformer(source: str, dtype: torch.dtype = torch.float32) -> STDiT3Transformer3DModel:
+    """The transformer of a Hub id or a folder. Raises as `published_parts`."""
     with torch.device("meta"):
         model: Any = STDiT3Transformer3DModel.from_config(_config(source))
     tensors = _tensors(source)
     known = model.state_dict().keys()
-    wrong = {"missing": known - tensors.keys() - _OPTIONAL, "unknown": tensors.keys() - known}
-    found = [f"{kind}: {_listed(names)}" for kind, names in wrong.items() if names]
+    found = wrong_names(missing=known - tensors.keys() - _OPTIONAL, unknown=tensors.keys() - known)
     if found:
         raise InvalidArgument(
-            f"the tensors of {source!r} are not those of this Open-Sora transformer ({'; '.join(found)}); give the "
+            f"the tensors of {source!r} are not those of this Open-Sora transformer ({found}); give the "
             "whole checkpoint of OpenSora-STDiT-v3, with its config.json"
         )
-    return _filled(model, tensors, source)
+    return _filled(model, tensors, source, dtype)
 
 
-def published_autoencoder(source: str) -> AutoencoderKLOpenSora:
-    """The autoencoder of a Hub id or a folder, in the dtype of its file. Raises as `published_parts`.
+def published_autoencoder(source: str, dtype: torch.dtype = torch.float32) -> AutoencoderKLOpenSora:
+    """The autoencoder of a Hub id or a folder. Raises as `published_parts`.
 
     Of its configuration only what the class knows is read: the published one speaks of training and of where its
     halves once came from. The weights have to fit one and all.
@@ -84,19 +80,19 @@ def published_autoencoder(source: str) -> AutoencoderKLOpenSora:
     own = AutoencoderKLOpenSora._get_init_keys(AutoencoderKLOpenSora)  # pyright: ignore[reportPrivateUsage]
     with torch.device("meta"):
         model: Any = AutoencoderKLOpenSora.from_config({name: config[name] for name in config if name in own})
-    return _filled(model, published_keys(_tensors(source), model), source)
+    return _filled(model, published_keys(_tensors(source), model), source, dtype)
 
 
-def _filled(model: Any, tensors: Mapping[str, Tensor], source: str) -> Any:
-    """The model with these weights, which it takes as they are."""
+def _filled(model: Any, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype) -> Any:
+    """The model, which has no memory yet, with these weights."""
     state = model.state_dict()
     shapes = {name: (list(tensor.shape), list(state[name].shape)) for name, tensor in tensors.items()}
     if other := [f"{name} {found}, not {own}" for name, (found, own) in shapes.items() if found != own]:
         raise InvalidArgument(
-            f"the tensors of {source!r} have other shapes than its config.json says ({_listed(other)}); give those "
+            f"the tensors of {source!r} have other shapes than its config.json says ({listed(other)}); give those "
             "that belong together"
         )
-    model.load_state_dict(tensors, assign=True)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     return model.eval()
 
 
@@ -120,7 +116,7 @@ def _tensors(source: str) -> dict[str, Tensor]:
         names = sorted(set(json_object(path.read_bytes())["weight_map"].values()))
         files = {name: _file(source, name) for name in names}
         if missing := [name for name, file in files.items() if file is None]:
-            raise InvalidArgument(f"{source!r} lacks {_listed(missing)} of its weights; fetch it again")
+            raise InvalidArgument(f"{source!r} lacks {listed(missing)} of its weights; fetch it again")
         return {name: tensor for file in files.values() if file is not None for name, tensor in _read(file).items()}
     except ErtacacheError:
         raise
@@ -155,8 +151,3 @@ def _unreadable(source: str, what: str, error: Exception) -> InvalidArgument:
         f"cannot read the {what} of {source!r} ({first}); give a published Hub id that this machine can reach, or a "
         "folder with its files"
     )
-
-
-def _listed(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:_SHOWN]) + (f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else "")
