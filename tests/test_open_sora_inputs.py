@@ -181,6 +181,8 @@ def test_the_remedies_work():
         check_given(5, 8)
     with pytest.raises(InvalidArgument, match=r"a clip of 8; num_frames=9$"):
         check_given(1, 8)
+    with pytest.raises(InvalidArgument, match=r"a clip of 9; give 5 or choose num_frames=10$"):
+        check_given(6, 9, chunk=5, shared=2)  # 5 and 1 of 4, which are grouped in pairs from the end
     check_given(4, 8)
     check_given(5, 9)
     check_given(1, 9)

@@ -8,9 +8,6 @@ from torch import Tensor
 
 from ertacache.errors import InvalidArgument
 
-#: Frames that the autoencoder takes together, and that share a latent frame.
-_CHUNK, _SHARED = 17, 4
-
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -57,30 +54,32 @@ class FrameConditioning:
         return latents if self._joined else torch.where(self._given[:, None, None], self._before, latents)
 
 
-def check_given(given: int, num_frames: int) -> None:
+def check_given(given: int, num_frames: int, chunk: int = 17, shared: int = 4) -> None:
     """Refuse given frames that the autoencoder would group otherwise than those of the whole clip.
 
-    It takes 17 frames together, and of what is left over each 4 from the end share a latent frame.
+    Args:
+        chunk: frames that it takes together.
+        shared: frames to a latent frame; of what is left over to a chunk, each so many from the end.
 
     Raises:
-        InvalidArgument: naming the next shorter length that can be given.
+        InvalidArgument: naming the next shorter length that can be given, and the next longer clip.
     """
     if given >= num_frames:
         raise InvalidArgument(
             f"{given} frame(s) are given and num_frames is {num_frames}; leave some to be generated: give fewer, or "
             "raise num_frames"
         )
-    if not _fits(given, num_frames):
-        shorter = (f"give {n}" for n in range(given, 0, -1) if _fits(n, num_frames))
-        longer = (f"num_frames={n}" for n in range(num_frames, num_frames + _CHUNK) if _fits(given, n))
+
+    def fits(given: int, num_frames: int) -> bool:
+        rest = given % chunk
+        length = min(chunk, num_frames - (given - rest))
+        return rest == 0 or rest % shared == length % shared
+
+    if not fits(given, num_frames):
+        shorter = (f"give {n}" for n in range(given, 0, -1) if fits(n, num_frames))
+        longer = (f"num_frames={n}" for n in range(num_frames, num_frames + chunk) if fits(given, n))
         remedies = [remedy for remedy in (next(shorter, None), next(longer, None)) if remedy is not None]
         raise InvalidArgument(
             f"{given} frame(s) are given, which end within a latent frame of a clip of {num_frames}; "
             f"{' or choose '.join(remedies)}"
         )
-
-
-def _fits(given: int, num_frames: int) -> bool:
-    rest = given % _CHUNK
-    chunk = min(_CHUNK, num_frames - (given - rest))
-    return rest == 0 or rest % _SHARED == chunk % _SHARED

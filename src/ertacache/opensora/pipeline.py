@@ -221,17 +221,15 @@ class OpenSoraPipeline(DiffusionPipeline):
         size = size_of(height, width, resolution, aspect_ratio)
         batch = prompts.count * num_videos_per_prompt
         check_noise(latents, self._latent_shape(batch, num_frames, size), generator)
-        given = given_frames(image, video, size, prompts.count)
-        if given is not None:
-            check_given(given.shape[2], num_frames)
+        given = self._given(image, video, size, num_frames, prompts.count)
         self._guidance_scale, self._interrupt, self._current_timestep = guidance_scale, False, None
         scores = {"aesthetic_score": aesthetic_score, "motion_score": motion_score, "camera_motion": camera_motion}
         embeds, mask = self._prompt_tensors(prompts, num_videos_per_prompt, clean_caption=clean_caption, **scores)
         known = None if given is None else self._encoded(given, batch, generator)
         noise = self._noise(latents, self._latent_shape(batch, num_frames, size), generator)
         conditioning = None if known is None else FrameConditioning(known, noise, strength, generator)
-        noise = noise if conditioning is None else conditioning.latents
-        run = Denoising(noise, embeds, mask, self._told(size, _IMAGE_FPS if num_frames == 1 else fps), conditioning)
+        start = noise if conditioning is None else conditioning.latents
+        run = Denoising(start, embeds, mask, self._told(size, _IMAGE_FPS if num_frames == 1 else fps), conditioning)
         self._set_timesteps(num_inference_steps, size, num_frames)
         found = run.run(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         result = self._decoded(found, num_frames, output_type)
@@ -242,6 +240,13 @@ class OpenSoraPipeline(DiffusionPipeline):
         ratio = self.vae.spatial_compression_ratio
         channels = self.transformer.config.in_channels
         return batch, channels, self.vae.latent_frames(frames), size[0] // ratio, size[1] // ratio
+
+    def _given(self, image: Any, video: Any, size: tuple[int, int], frames: int, count: int) -> Tensor | None:
+        """The given frames in pixels, checked; None where there are none."""
+        given = given_frames(image, video, size, count)
+        if given is not None:
+            check_given(given.shape[2], frames, self.vae.config.micro_frame_size, self.vae.temporal_compression_ratio)
+        return given
 
     def _prompt_tensors(self, prompts: Prompts, repeats: int, **text: Any) -> tuple[Tensor, Tensor]:
         """Embeddings [n B, L, C] and mask [n B, L] for the transformer, in its dtype, the unconditional half first."""
