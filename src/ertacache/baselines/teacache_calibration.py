@@ -106,14 +106,20 @@ def calibrate_teacache(bench: Bench, *, prompts: int = 8, ret_steps: bool = Fals
     """
     if bench.T < DEGREE + 2:
         raise CalibrationError(f"num_inference_steps is {bench.T}; TeaCache's fit needs at least {DEGREE + 2}")
+    distances, truth = record_changes(bench, prompts, ret_steps=ret_steps)
+    flat = (torch.cat([values.flatten() for values in side.values()]) for side in (distances, truth))
+    return Calibration(fit_polynomial(*flat), distances, truth)
+
+
+def record_changes(bench: Bench, prompts: int, *, ret_steps: bool = False) -> tuple[dict[str, Tensor], ...]:
+    """`distances` and `truth` of a `Calibration`, from uncached runs of the bench's first prompts, one by one."""
     recorder = _Recorder(ret_steps)
     bench.record(recorder, prompts, hidden=True)
     distances, truth = (
         {context: torch.tensor([row[context] for row in rows], dtype=torch.float64) for context in rows[0]}
         for rows in (recorder.distances, recorder.truth)
     )
-    flat = (torch.cat([values.flatten() for values in side.values()]) for side in (distances, truth))
-    return Calibration(fit_polynomial(*flat), distances, truth)
+    return distances, truth
 
 
 class _Recorder(SignalController):

@@ -98,7 +98,7 @@ _Offload = Annotated[
     Literal["none", "model", "group", "sequential"],
     typer.Option(help="What waits in the host's memory: nothing, whole components, layers by groups, or one by one."),
 ]
-_Steps = Annotated[int | None, typer.Option("--num-inference-steps", callback=whole(1), help="Solver steps.")]
+Steps = Annotated[int | None, typer.Option("--num-inference-steps", callback=whole(1), help="Solver steps.")]
 _Guidance = Annotated[
     float | None, typer.Option("--guidance-scale", callback=finite, help="Guidance as the pipeline takes it.")
 ]
@@ -143,7 +143,7 @@ Samples = Annotated[int, typer.Option(callback=whole(0), help="Prompts whose pic
 
 
 _CALL: dict[str, tuple[Any, Any]] = {
-    "num_inference_steps": (_Steps, None),
+    "num_inference_steps": (Steps, None),
     "guidance_scale": (_Guidance, None),
     "true_cfg_scale": (_TrueCfg, None),
     "negative_prompt": (Negative, None),

@@ -1,4 +1,4 @@
-"""`ertacache reproduce`: the paper's tables and Figure 5."""
+"""`ertacache reproduce`: the paper's tables and figures."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,12 +9,12 @@ from ertacache.cli import options as given
 
 
 def reproduce(
-    table: Annotated[str, typer.Argument(help="table1, table2, table3, table4 or figure5.")],
+    table: Annotated[str, typer.Argument(help="table1 to table4, or figure2 to figure6.")],
     model: Annotated[
         str,
         typer.Option(
-            help="flux.1-dev, wan2.1-1.3b, cogvideox-2b, open-sora-1.2 (printed figures only), tiny-flux or "
-            "tiny-flux-base."
+            help="flux.1-dev, wan2.1-1.3b, cogvideox-2b, open-sora-1.2 (printed figures only), tiny-flux, "
+            "tiny-flux-base, tiny-wan or tiny-cogvideox."
         ),
     ] = "tiny-flux",
     out: Annotated[
@@ -50,8 +50,9 @@ def reproduce(
     batch_size: given.BatchSize = None,
     negative_prompt: given.Negative = None,
     samples: given.Samples = 6,
+    num_inference_steps: given.Steps = None,
 ) -> dict[str, Any]:
-    """Measure a table of the ERTACache paper, or its Figure 5, and hold it against what is printed."""
+    """Measure a table or draw a figure of the ERTACache paper, and hold it against what is printed."""
     from ertacache.evaluation.reproduce import run
     from ertacache.runtime.folder_lock import check_results
 
@@ -62,5 +63,5 @@ def reproduce(
     check_results(out)
     return run.reproduce(run.Request(
         table, model, out, prompts, calibration_prompts, count, seeds, seed, device, dtype, offload, memory_check, site,
-        by, batch_size, negative_prompt, samples,
+        by, batch_size, negative_prompt, samples, num_inference_steps,
     ))  # fmt: skip

@@ -1,1 +1,1 @@
-"""`ertacache reproduce`: the paper's tables and its Figure 5, measured and held against what it prints."""
+"""`ertacache reproduce`: the paper's tables and figures, measured and held against what it prints."""

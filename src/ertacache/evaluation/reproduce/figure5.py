@@ -10,17 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from ertacache.errors import InvalidArgument
-from ertacache.evaluation.reproduce.paper_figures import printed_rows
+from ertacache.evaluation.reproduce.entrants import computed_steps
+from ertacache.evaluation.reproduce.kept import claim, kept
+from ertacache.evaluation.reproduce.paper_figures import full_method, printed_figure
+from ertacache.evaluation.reproduce.pictures import save_pictures
 from ertacache.evaluation.reproduce.request import Ready, Request, prepare, write
 from ertacache.evaluation.reproduce.settings import FIGURE5
 from ertacache.extras import require
-from ertacache.files import json_object, write_atomic
+from ertacache.files import write_atomic
 from ertacache.runtime.folder_lock import locked
-
-PRINTED = (
-    "Figure 5 of the paper shows PSNR, SSIM and CLIP of FLUX.1-dev on 1000 captions of MS COCO 2014, calibrated on 20, "
-    "30 and 1000 prompts, and calls them stable. Its values are in a picture only: there are none to print here."
-)
 
 SIZES = (2, 5, 10, 20, 50, 100, 200)
 METRICS = ("psnr", "ssim", "clip_image")
@@ -82,19 +80,12 @@ class Sweep:
 
     def _claim(self, metrics: Sequence[str]) -> None:
         """Refuse a folder that holds other results; otherwise write down whose they are."""
-        own = json.dumps(
-            {
-                "model": self.model, "call": dict(self.call), "prompts": self.prompts, "seed": self.seed,
-                "calibration_prompts": self.calibration_prompts, "threshold": self.threshold, "steps": self.steps,
-                "site": self.site, "batch_size": self.batch_size, "timesteps": self.timesteps,
-                "metrics": list(metrics),
-            },
-            indent=1,
-        )  # fmt: skip
-        path = self.out / "setting.json"
-        if path.is_file() and path.read_bytes() != own.encode():
-            raise InvalidArgument(f"{self.out} holds a figure of other settings; choose another folder with --out")
-        write(path, own)
+        own = {
+            "model": self.model, "call": dict(self.call), "prompts": self.prompts, "seed": self.seed,
+            "calibration_prompts": self.calibration_prompts, "threshold": self.threshold, "steps": self.steps,
+            "site": self.site, "batch_size": self.batch_size, "timesteps": self.timesteps, "metrics": list(metrics),
+        }  # fmt: skip
+        claim(self.out, own)
 
     def _schedule(self, show_progress: bool) -> str:
         path = self.out / "schedule.txt"
@@ -117,20 +108,17 @@ class Sweep:
         return profile
 
     def _row(self, size: int, schedule: str, metrics: Sequence[str], show_progress: bool) -> dict[str, Any]:
-        path = self.out / f"prompts-{size}.json"
-        if path.is_file():
-            try:
-                return json_object(path.read_bytes())
-            except ValueError as error:
-                raise InvalidArgument(f"{path} is damaged ({error}); delete it: it is measured again") from error
+        return kept(
+            self.out / f"prompts-{size}.json", lambda: self._measured_row(size, schedule, metrics, show_progress)
+        )
+
+    def _measured_row(self, size: int, schedule: str, metrics: Sequence[str], show_progress: bool) -> dict[str, Any]:
         profile = self._calibrate(
             self.calibration_prompts[:size], f"prompts-{size}", show_progress, schedule=schedule,
             timesteps=self.timesteps,
         )  # fmt: skip
         profile.save(self.out / f"prompts-{size}.safetensors")
-        row = {"prompts": size, "strength": profile.provenance.method["strength"], **self._measure(profile, metrics)}
-        write(path, json.dumps(row) + "\n")
-        return row
+        return {"prompts": size, "strength": profile.provenance.method["strength"], **self._measure(profile, metrics)}
 
     def _measure(self, profile: Any, metrics: Sequence[str]) -> dict[str, Any]:
         """Mean, spread and values of each metric over the measured prompts."""
@@ -161,7 +149,7 @@ class Sweep:
 
 
 def run_figure(request: Request) -> dict[str, Any]:
-    """Measure, draw and write figure5.json and figure5.svg.
+    """Measure, draw and write figure5.json, figure5.png and figure5.svg.
 
     Raises:
         As `run.reproduce`.
@@ -176,21 +164,20 @@ def run_figure(request: Request) -> dict[str, Any]:
         "table": FIGURE5,
         "model": ready.setting.model,
         "prompts": len(sweep.prompts),
-        "printed": PRINTED,
+        "printed": printed_figure(FIGURE5),
         "missing_metrics": missing,
         **sweep.run(names),
     }
     write(request.out / "figure5.json", json.dumps(document, indent=1) + "\n")
-    picture = draw(document, request.out / "figure5.svg")
-    return {**document, "picture": str(picture), "text": f"{text(document)}\n\n{picture}"}
+    pictures = save_pictures(draw(document), request.out / FIGURE5)
+    return {**document, "pictures": pictures, "text": "\n".join([text(document), "", *pictures])}
 
 
 def sweep_of(request: Request, ready: Ready) -> Sweep:
     """The figure that a request asks for, at the schedule of the paper's full method."""
     setting = ready.setting
     model, T = setting.tables[FIGURE5], int(ready.call["num_inference_steps"])
-    rows = [row for table in ("table2", "table1") for row in printed_rows(table, model) if row.method == "ertacache"]
-    paper = rows[-1]
+    paper = full_method(model)
     return Sweep(
         pipe=ready.pipe,
         call=ready.call,
@@ -199,7 +186,7 @@ def sweep_of(request: Request, ready: Ready) -> Sweep:
         calibration_prompts=ready.calibration_prompts,
         out=request.out,
         threshold=paper.threshold if ready.by == "threshold" else None,
-        steps=max(2, round(T / paper.speedup)),
+        steps=computed_steps(paper, T),
         site=request.site,
         batch_size=ready.batch_size,
         model=setting.model,

@@ -10,7 +10,25 @@ TITLES: Mapping[str, str] = {
     "table2": "Table 2: image model",
     "table3": "Table 3: ablation",
     "table4": "Table 4: memory and latency",
+    "figure2": "Figure 2: predicted changes and trajectories",
+    "figure3": "Figure 3: methods side by side",
+    "figure4": "Figure 4: the parts of the method side by side",
     "figure5": "Figure 5: number of calibration prompts",
+    "figure6": "Figure 6: cache error of single channels",
+}
+
+#: What the paper's figures show, which are pictures only.
+_SHOWN: Mapping[str, str] = {
+    "figure2": "Figure 2 of the paper shows (a) the relative l1 distance between cached and computed features of each "
+    "step, true and as TeaCache predicts it, over prompts, and (b) trajectories with and without the adjusted "
+    "timesteps. It names no model.",
+    "figure3": "Figure 3 of the paper shows the first and last frames of clips of Open-Sora 1.2, CogVideoX and Wan2.1, "
+    "and pictures of FLUX.1-dev: without cache, with TeaCache and with ERTACache.",
+    "figure4": "Figure 4 of the paper shows what Uniform Cache, the offline policy, the adjusted timesteps and the "
+    "error rectification make of the same prompts.",
+    "figure5": "Figure 5 of the paper shows PSNR, SSIM and CLIP of FLUX.1-dev on 1000 captions of MS COCO 2014, "
+    "calibrated on 20, 30 and 1000 prompts, and calls them stable.",
+    "figure6": "Figure 6 of the paper shows the cache error of three channels of the first frame, on different models.",
 }
 
 
@@ -232,6 +250,25 @@ TABLE4 = (
 def printed_rows(table: str, model: str) -> tuple[PrintedRow, ...]:
     """The rows of one table for one of the paper's models, in order; empty where it prints none."""
     return tuple(row for row in (*TABLE1, *TABLE2, *TABLE3, *TABLE4) if (row.table, row.model) == (table, model))
+
+
+def printed_figure(figure: str) -> str:
+    """What the paper shows in a figure."""
+    return f"{_SHOWN[figure]} Its values are in a picture only: there are none to print here."
+
+
+def full_method(model: str) -> PrintedRow:
+    """The paper's whole method on one of its models, the faster one where Tables 1 and 2 have two."""
+    return _last("ertacache", model)
+
+
+def teacache(model: str) -> PrintedRow:
+    """TeaCache beside it."""
+    return _last("teacache", model)
+
+
+def _last(method: str, model: str) -> PrintedRow:
+    return [row for row in (*TABLE2, *TABLE1) if (row.method, row.model) == (method, model)][-1]
 
 
 def columns(rows: tuple[PrintedRow, ...]) -> tuple[str, ...]:

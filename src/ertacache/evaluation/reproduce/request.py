@@ -1,13 +1,13 @@
 """A request to reproduce: checked first, then made ready with its pipeline and prompts."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.evaluation.reproduce.memory import check_memory
-from ertacache.evaluation.reproduce.settings import FIGURE5, Setting, setting_of
+from ertacache.evaluation.reproduce.settings import FIGURE5, PICTURES, Setting, setting_of
 from ertacache.evaluation.separate import check_separate
 from ertacache.files import write_atomic
 from ertacache.pipelines import bundled
@@ -15,6 +15,8 @@ from ertacache.pipelines.loading import call_arguments, check_placement, load_pi
 
 #: Bundled captions that are measured, and that methods are calibrated on.
 _MEASURED, _CALIBRATED = 16, 24
+#: Measured where pictures are shown side by side, and calibrated on where it is about their number.
+_PICTURED, _MOST_CALIBRATED = 4, 200
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,10 @@ class Request:
     """What to reproduce, and how.
 
     Attributes:
-        table: table1 to table4, or figure5.
+        table: table1 to table4, or figure2 to figure6.
         out: folder for all results.
         prompts, calibration_prompts: files; only bundled models have prompts of their own.
-        count: how many of the prompts are measured; None for all (16 of the bundled ones).
+        count: how many of the prompts are measured; None for all (16 of the bundled ones, 4 where pictures are shown).
         seeds, seed, dtype: instead of the setting's.
         device: None for a GPU where there is one and the weights are the published ones.
         offload: components take turns on the GPU.
@@ -35,6 +37,7 @@ class Request:
             implies; None for λ on published weights and steps on bundled models.
         batch_size: prompts per call of a calibration; None for one on published weights, all on bundled models.
         samples: prompts that keep their picture or clip.
+        num_inference_steps: instead of the setting's.
     """
 
     table: str
@@ -54,11 +57,12 @@ class Request:
     batch_size: int | None = None
     negative_prompt: str | None = None
     samples: int = 6
+    num_inference_steps: int | None = None
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A request that can run, with everything that it left open."""
+    """A request that can run, with everything that it left open; `pipe` is None until it is loaded."""
 
     setting: Setting
     pipe: Any
@@ -76,30 +80,48 @@ def prepare(request: Request) -> Ready:
     Raises:
         As `reproduce`.
     """
+    return loaded(checked(request), request)
+
+
+def checked(request: Request) -> Ready:
+    """Check everything that can be checked without the model.
+
+    Raises:
+        As `reproduce`.
+    """
     setting = setting_of(request.table, request.model)
     if setting.refusal:
         raise UnsupportedPipeline(
             f"{setting.refusal}; see its printed figures with --show, or choose another model for {request.table}"
         )
     measured, calibrated = _prompts(request, setting)
-    device = request.device or _device(setting)
-    check_placement(device, request.dtype, "model" if request.offload else "none")
-    if request.memory_check:
-        check_memory(setting, device, request.dtype, offload=request.offload, batch_size=request.batch_size or 1)
-    pipe = load(setting, device, request.dtype or setting.dtype, offload=request.offload)
-    call = {**call_arguments(setting.source, {}), **setting.call}
-    if request.negative_prompt is not None:
-        call["negative_prompt"] = request.negative_prompt
+    check_placement(request.device or _device(setting), request.dtype, "model" if request.offload else "none")
+    own = {"negative_prompt": request.negative_prompt, "num_inference_steps": request.num_inference_steps}
+    given = {name: value for name, value in own.items() if value is not None}
     return Ready(
         setting=setting,
-        pipe=pipe,
-        call=call,
+        pipe=None,
+        call={**call_arguments(setting.source, {}), **setting.call, **given},
         prompts=measured,
         calibration_prompts=calibrated,
         batch_size=request.batch_size or (None if setting.bundled else 1),
         by=request.by or ("steps" if setting.bundled else "threshold"),
         seed=setting.seed if request.seed is None else request.seed,
     )
+
+
+def loaded(ready: Ready, request: Request) -> Ready:
+    """The same with its pipeline.
+
+    Raises:
+        InvalidArgument: too little memory.
+    """
+    setting = ready.setting
+    device = request.device or _device(setting)
+    if request.memory_check:
+        check_memory(setting, device, request.dtype, offload=request.offload, batch_size=request.batch_size or 1)
+    pipe = load(setting, device, request.dtype or setting.dtype, offload=request.offload)
+    return replace(ready, pipe=pipe)
 
 
 def load(setting: Setting, device: str, dtype: str, *, offload: bool) -> Any:
@@ -139,11 +161,12 @@ def _prompts(request: Request, setting: Setting) -> tuple[tuple[str, ...], tuple
             f"{setting.model} needs --prompts FILE to measure and --calibration-prompts FILE for what methods measure "
             f"beforehand: no list comes with this package, and {setting.prompts}; prompts of your own are fine too"
         )
-    calibrated = 200 if request.table == FIGURE5 else _CALIBRATED
+    calibrated = _MOST_CALIBRATED if request.table == FIGURE5 else _CALIBRATED
+    measured = _PICTURED if request.table in PICTURES else _MEASURED
     texts = (
         read_texts(request.prompts)
         if request.prompts
-        else bundled.heldout_prompts(request.count or _MEASURED, setting.model)
+        else bundled.heldout_prompts(request.count or measured, setting.model)
     )
     beforehand = (
         read_texts(request.calibration_prompts)

@@ -8,6 +8,14 @@ from ertacache.errors import InvalidArgument, meant
 from ertacache.evaluation.reproduce.paper_figures import TITLES
 
 FIGURE5 = "figure5"
+FIGURES = ("figure2", "figure3", "figure4", FIGURE5, "figure6")
+#: Figures of pictures side by side.
+PICTURES = ("figure3", "figure4")
+
+
+def _figures(model: str) -> dict[str, str]:
+    """Every figure, with λ and speed-up of one of the paper's models."""
+    return dict.fromkeys(FIGURES, model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +44,7 @@ class Setting:
 
     Attributes:
         source: Hub id, or the name of a bundled model.
-        tables: table -> the model whose printed rows it is held against.
+        tables: table or figure -> the model whose printed rows it is held against, or has its λ and speed-up from.
         call: arguments of the pipeline call; those of a bundled model are in its folder.
         dtype: of the weights.
         seeds: table -> runs per prompt; 1 where it is not named.
@@ -81,7 +89,7 @@ _T5 = Part("T5-XXL encoder", 4762.3, 0.3)
 FLUX = Setting(
     model="flux.1-dev",
     source="black-forest-labs/FLUX.1-dev",
-    tables={"table2": "flux.1-dev", "table3": "flux.1-dev", "table4": "flux.1-dev", FIGURE5: "flux.1-dev"},
+    tables={"table2": "flux.1-dev", "table3": "flux.1-dev", "table4": "flux.1-dev", **_figures("flux.1-dev")},
     call={
         "num_inference_steps": 30, "height": 1024, "width": 1024, "guidance_scale": 3.5, "max_sequence_length": 512,
     },
@@ -97,7 +105,7 @@ FLUX = Setting(
 WAN = Setting(
     model="wan2.1-1.3b",
     source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-    tables={"table1": "wan2.1-1.3b", "table3": "wan2.1-1.3b", FIGURE5: "wan2.1-1.3b"},
+    tables={"table1": "wan2.1-1.3b", "table3": "wan2.1-1.3b", **_figures("wan2.1-1.3b")},
     call={
         "num_inference_steps": 50, "height": 480, "width": 832, "num_frames": 81, "guidance_scale": 5.0,
         "negative_prompt": "",
@@ -121,7 +129,7 @@ WAN = Setting(
 COGVIDEOX = Setting(
     model="cogvideox-2b",
     source="zai-org/CogVideoX-2b",
-    tables={"table1": "cogvideox-2b", FIGURE5: "cogvideox-2b"},
+    tables={"table1": "cogvideox-2b", **_figures("cogvideox-2b")},
     call={"num_inference_steps": 50, "height": 480, "width": 720, "num_frames": 49, "guidance_scale": 6.0},
     dtype="float16",
     seeds={"table1": 5},
@@ -137,7 +145,7 @@ COGVIDEOX = Setting(
 OPEN_SORA = Setting(
     model="open-sora-1.2",
     source="hpcai-tech/OpenSora-STDiT-v3",
-    tables={"table1": "open-sora-1.2", "table4": "open-sora-1.2"},
+    tables={"table1": "open-sora-1.2", "table4": "open-sora-1.2", **_figures("open-sora-1.2")},
     refusal="diffusers has no Open-Sora 1.2 (its STDiT3 transformer, its RFLOW solver and its autoencoder are in none "
     "of its pipelines)",
 )
@@ -147,7 +155,7 @@ _TINY_TABLES = {
     "table2": "flux.1-dev",
     "table3": "flux.1-dev",
     "table4": "flux.1-dev",
-    FIGURE5: "flux.1-dev",
+    **_figures("flux.1-dev"),
 }
 TINY = (
     Setting("tiny-flux", "tiny-flux", _TINY_TABLES),
@@ -160,7 +168,7 @@ SETTINGS = (FLUX, WAN, COGVIDEOX, OPEN_SORA, *TINY)
 
 
 def setting_of(table: str, model: str) -> Setting:
-    """How a model is run for a table or the figure.
+    """How a model is run for a table or a figure.
 
     Raises:
         InvalidArgument: no such table or model, or a table that the paper does not have for it.
