@@ -1,4 +1,4 @@
-"""A comparison's folder in place of `run_comparison`, for tests of `ertacache reproduce`: figures known by hand."""
+"""For tests of `ertacache reproduce`: a comparison's folder with figures known by hand, and a model that is small."""
 
 import dataclasses
 import json
@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ertacache.evaluation.comparison.entrant import Entrant
 from ertacache.evaluation.comparison.job import Job
+from ertacache.evaluation.reproduce import request as requests
+from ertacache.evaluation.reproduce.request import Request
+from pipelines import CALL, PROMPTS, flux
 
 #: Seconds of a whole call without cache; entrant number n (from 1) takes 1 / (n + 1) of it.
 SECONDS = 12.0
+#: Of `small_request`.
+SMALL_CALL: dict[str, Any] = {**CALL, "height": 32, "width": 32, "num_inference_steps": 6}
 
 
 def write_comparison(
@@ -84,3 +91,12 @@ def _row(n: int, prompt: int, T: int) -> dict[str, Any]:
 def _settings(entrant: Entrant) -> dict[str, Any]:
     method = entrant.method
     return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+
+
+def small_request(monkeypatch: pytest.MonkeyPatch, folder: Path, table: str, **changes: Any) -> Request:
+    """A figure of 2 prompts on a random pipeline of 6 steps, calibrated on 4 others; it is loaded under tiny-flux."""
+    monkeypatch.setattr(requests, "load", lambda setting, device, dtype, offload: flux())
+    monkeypatch.setattr(requests, "call_arguments", lambda source, overrides: dict(SMALL_CALL))
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    request = Request(table, "tiny-flux", folder / "out", count=2, calibration_prompts=folder / "prompts.txt")
+    return dataclasses.replace(request, **changes)

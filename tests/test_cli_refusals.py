@@ -218,6 +218,15 @@ REFUSALS = [
     ("reproduce table1 --seeds 0", "Error: Invalid value for '--seeds': 0; give 1 or more."),
     ("reproduce table1 --samples -1", "Error: Invalid value for '--samples': -1; give 0 or more."),
     ("reproduce table1 --batch-size 0", "Error: Invalid value for '--batch-size': 0; give 1 or more."),
+    (
+        "reproduce figure2 --num-inference-steps 0",
+        "Error: Invalid value for '--num-inference-steps': 0; give 1 or more.",
+    ),
+    (
+        "reproduce figure6 --num-inference-steps 2",
+        "ertacache: --num-inference-steps is 2, of which 2 would be computed: nothing is left to predict; take more",
+    ),
+    ("reproduce figure4 --samples 0", "ertacache: --samples is 0, and figure4 shows pictures; keep 1 or more"),
     ("reproduce table1 --out h.txt", "ertacache: h.txt is a file; name a folder"),
     (
         "reproduce table1 --device cuda",

@@ -91,6 +91,7 @@ def test_of_several_the_first_that_is_missing_is_named(without: Any):
         ("imageio_ffmpeg", ("demo", "tiny-wan"), f"the mp4 file of the demo needs imageio-ffmpeg; {VIDEO}"),
         ("jinja2", ("compare",), f"the report of a comparison needs jinja2; {REPORT}"),
         ("cache_dit", ("compare", "--methods", "dbcache"), f"DBCache (cache-dit) needs cache-dit; {CACHE_DIT}"),
+        ("matplotlib", ("reproduce", "figure2"), f"Figure 2 needs matplotlib; {REPORT}"),
         ("matplotlib", ("reproduce", "figure5"), f"Figure 5 needs matplotlib; {REPORT}"),
         ("ertacache_zoo", ("demo",), f"the bundled model 'tiny-flux' needs ertacache-zoo; {ZOO}"),
         ("ertacache_zoo", ("compare",), f"the bundled model 'tiny-flux' needs ertacache-zoo; {ZOO}"),

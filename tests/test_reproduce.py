@@ -15,10 +15,11 @@ from ertacache.baselines.faster_cache import FasterCache
 from ertacache.baselines.teacache import COEFFICIENTS
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.evaluation.reproduce import request
+from ertacache.evaluation.reproduce.entrants import entrants
 from ertacache.evaluation.reproduce.paper_figures import printed_rows
 from ertacache.evaluation.reproduce.request import Ready, Request, load, prepare, read_texts
-from ertacache.evaluation.reproduce.run import entrants, reproduce, show
-from ertacache.evaluation.reproduce.settings import COGVIDEOX, FLUX, TINY, WAN, Setting
+from ertacache.evaluation.reproduce.run import reproduce, show
+from ertacache.evaluation.reproduce.settings import COGVIDEOX, FIGURES, FLUX, TINY, WAN, Setting
 from reproduced import SECONDS, write_comparison
 
 
@@ -235,7 +236,13 @@ def test_open_sora_is_shown_and_not_run(loads: list[Any], tmp_path: Path):
     assert [row["paper"].get("psnr") for row in shown["rows"]][1] == 11.91
     assert "the wrong sign" in shown["text"] and "It cannot be measured: diffusers has no Open-Sora" in shown["text"]
     assert shown["run"] is None and loads == []
-    assert "Its values are in a picture only" in show("figure5", "flux.1-dev")["text"]
+    for figure in FIGURES:
+        text = show(figure, "open-sora-1.2")["text"]
+        assert text.startswith(f"Figure {figure[-1]} of the paper shows") and "Its values are in a picture only" in text
+        with pytest.raises(
+            UnsupportedPipeline, match=r"diffusers has no Open-Sora 1.2 .*; see its printed figures with"
+        ):
+            reproduce(Request(figure, "open-sora-1.2", tmp_path))
 
 
 def test_prompts_of_vbench_are_taken_once(tmp_path: Path):

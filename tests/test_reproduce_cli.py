@@ -38,14 +38,14 @@ def test_the_command_passes_every_option_on(
         "figure5", "--model", "flux.1-dev", "--out", tmp_path, "--prompts", tmp_path / "a.txt", "--calibration-prompts",
         tmp_path / "b.txt", "--count", 9, "--seeds", 2, "--seed", 3, "--device", "cuda", "--dtype", "float16",
         "--offload", "--no-memory-check", "--site", "hidden", "--by", "steps", "--batch-size", 4, "--negative-prompt",
-        "", "--samples", 1, "--json",
+        "", "--samples", 1, "--num-inference-steps", 7, "--json",
     )  # fmt: skip
     assert json.loads(result.stdout) == {"table": "figure5"}
     assert seen[1] == Request(
         table="figure5", model="flux.1-dev", out=tmp_path, prompts=tmp_path / "a.txt",
         calibration_prompts=tmp_path / "b.txt", count=9, seeds=2, seed=3, device="cuda",
         dtype="float16", offload=True, memory_check=False, site="hidden", by="steps", batch_size=4, negative_prompt="",
-        samples=1,
+        samples=1, num_inference_steps=7,
     )  # fmt: skip
 
 

@@ -20,9 +20,11 @@ from ertacache.evaluation.reproduce.paper_figures import (
     TABLES,
     TITLES,
     columns,
+    full_method,
     printed_rows,
+    teacache,
 )
-from ertacache.evaluation.reproduce.settings import COGVIDEOX, FIGURE5, FLUX, OPEN_SORA, SETTINGS, TINY, WAN, setting_of
+from ertacache.evaluation.reproduce.settings import COGVIDEOX, FIGURES, FLUX, OPEN_SORA, SETTINGS, TINY, WAN, setting_of
 from ertacache.pipelines.loading import DTYPES
 
 ROWS = (*TABLE1, *TABLE2, *TABLE3, *TABLE4)
@@ -95,6 +97,16 @@ def test_the_ablation_ends_at_the_full_method_of_the_other_tables():
             assert ablated.figures[name] == pytest.approx(full.figures[name], abs=0.003)
 
 
+def test_the_full_method_is_the_faster_one_of_tables_1_and_2():
+    rows = {model: (full_method(model), teacache(model)) for model in ("flux.1-dev", "wan2.1-1.3b", "open-sora-1.2")}
+    found = {model: (full.speedup, full.threshold, tea.speedup) for model, (full, tea) in rows.items()}
+    assert found == {
+        "flux.1-dev": (1.86, 0.6, 1.84),
+        "wan2.1-1.3b": (2.17, 0.08, 2.0),
+        "open-sora-1.2": (2.47, 0.18, 2.25),
+    }
+
+
 def test_columns_are_those_with_figures_in_their_order():
     assert columns(printed_rows("table3", "flux.1-dev")) == ("clip", "lpips", "ssim", "psnr")
     assert columns(printed_rows("table4", "flux.1-dev")) == ("latency", "memory")
@@ -104,8 +116,9 @@ def test_columns_are_those_with_figures_in_their_order():
 def test_settings_serve_the_tables_that_the_paper_has():
     for setting in SETTINGS:
         for table, model in setting.tables.items():
-            assert table in TITLES and (table == FIGURE5 or printed_rows(table, model))
+            assert table in TITLES and (table in FIGURES or printed_rows(table, model))
             assert setting_of(table, setting.model) is setting
+        assert set(FIGURES) <= set(setting.tables)
     assert {s.model for s in SETTINGS if "table3" in s.tables} == {FLUX.model, WAN.model, *(s.model for s in TINY[:3])}
     assert all(setting.bundled for setting in TINY)
     assert not any(setting.bundled for setting in (FLUX, WAN, COGVIDEOX, OPEN_SORA))
@@ -117,7 +130,11 @@ def test_settings_serve_the_tables_that_the_paper_has():
 @pytest.mark.parametrize(
     "table, model, message",
     [
-        ("table5", "tiny-flux", r"'table5' is nothing .* choose table1, table2, table3, table4, figure5"),
+        (
+            "table5",
+            "tiny-flux",
+            r"'table5' is nothing .* choose table1, table2, table3, table4, figure2, figure3, figure4, fi",
+        ),
         ("table1", "sdxl", r"'sdxl' has no settings here; choose flux.1-dev, wan2.1-1.3b"),
         ("table2", "wan2.1-1.3b", r"the paper has no table2 for wan2.1-1.3b; choose flux.1-dev, tiny-flux, tiny-flux-"),
     ],
@@ -204,4 +221,4 @@ def test_free_memory_of_a_gpu_is_what_cuda_says(monkeypatch: pytest.MonkeyPatch)
 def test_calls_can_be_written_as_json():
     for setting in SETTINGS:
         assert json.loads(json.dumps(dict(setting.call))) == dict(setting.call)
-    assert settings.FIGURE5 == "figure5"
+    assert settings.FIGURE5 == "figure5" and set(settings.PICTURES) < set(FIGURES)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -51,14 +51,11 @@ def changes_of(ready: Ready, bench: Bench) -> dict[str, Any]:
         UnsupportedPipeline: TeaCache's signal is not known for the denoiser.
     """
     row = teacache(ready.setting.tables["figure2"])
-    method = entrants([row], ready, "output")[0].method
-    if not isinstance(method, TeaCache):
-        raise TypeError(f"the printed row of TeaCache names {method.key}")
-    published = method.coefficients is not None
-    fitted = method.calibrated(bench)
+    method = cast(TeaCache, entrants([row], ready, "output")[0].method)
+    coefficients = method.calibrated(bench).coefficients or ()
     held = replace(bench, prompts=Prompts(ready.prompts, ready.seed))
-    found = Calibration(fitted.coefficients or (), *record_changes(held, len(ready.prompts)))
-    return {"published": published, **found.to_json()}
+    found = Calibration(coefficients, *record_changes(held, len(ready.prompts)))
+    return {"published": method.coefficients is not None, **found.to_json()}
 
 
 def trajectories(ready: Ready, request: Request, bench: Bench) -> dict[str, Any]:
@@ -136,6 +133,9 @@ def draw(document: dict[str, Any], folder: Path) -> Any:
     figure: Any = Figure(figsize=(10, 7.2), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
     draw_changes(top, document)
-    for n, (axes, plane) in enumerate(zip(bottom.subplots(1, len(planes), squeeze=False)[0], planes, strict=True)):
-        draw_plane(axes, document, plane, legend=n == 0)
+    places = bottom.subplots(1, len(planes), squeeze=False)[0]
+    for axes, plane in zip(places, planes, strict=True):
+        draw_plane(axes, document, plane)
+    handles, labels = places[0].get_legend_handles_labels()
+    bottom.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     return figure

@@ -16,7 +16,8 @@ _CURVES = {
 def draw_changes(figure: Any, document: dict[str, Any]) -> None:
     """One panel per context: a thin line for each prompt, a thick one for their mean."""
     contexts = document["contexts"]
-    for n, (axes, name) in enumerate(zip(figure.subplots(1, len(contexts), squeeze=False)[0], contexts, strict=True)):
+    places = figure.subplots(1, len(contexts), squeeze=False, sharey=True)[0]
+    for n, (axes, name) in enumerate(zip(places, contexts, strict=True)):
         for key, colour, label in (("truth", _TRUE, "true"), ("predicted", _PREDICTED, "TeaCache's prediction")):
             values = np.asarray(contexts[name][key])
             steps = np.arange(1, values.shape[1] + 1)
@@ -32,7 +33,7 @@ def draw_changes(figure: Any, document: dict[str, Any]) -> None:
             axes.legend(frameon=False, fontsize=9)
 
 
-def draw_plane(axes: Any, document: dict[str, Any], plane: dict[str, Any], *, legend: bool) -> None:
+def draw_plane(axes: Any, document: dict[str, Any], plane: dict[str, Any]) -> None:
     """The latents before every step and at the end, along the first two principal components."""
     for name, points in plane["curves"].items():
         x, y = np.asarray(points).T
@@ -46,5 +47,3 @@ def draw_plane(axes: Any, document: dict[str, Any], plane: dict[str, Any], *, le
     axes.set_ylabel(f"second component, {second}", fontsize=9)
     prompt = textwrap.fill(textwrap.shorten(plane["prompt"], 84, placeholder=" …"), 46).replace("$", r"\$")
     axes.set_title(f"(b) {prompt}", loc="left", fontsize=8)
-    if legend:
-        axes.legend(frameon=False, fontsize=8)

@@ -120,7 +120,7 @@ def draw(document: dict[str, Any], folder: Path) -> Any:
     rows, columns = len(document["shown"]), len(document["steps"])
     h, w = len(document["maps"][0][0]), len(document["maps"][0][0][0])
     width = 9.0
-    tall = 0.82 * width / columns * h / w + 0.12
+    tall = 0.82 * width / max(columns, 4) * h / w + 0.12
     figure: Any = Figure(figsize=(width, 3.2 + rows * tall + 0.5), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(3.2, rows * tall + 0.5))
     draw_lines(top.subplots(), document)

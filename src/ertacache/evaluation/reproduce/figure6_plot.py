@@ -14,7 +14,7 @@ def draw_lines(axes: Any, document: dict[str, Any]) -> None:
     shown = document["shown"]
     predicted = [step for step, mark in enumerate(document["schedule"]) if mark != "#"]
     for n, step in enumerate(predicted):
-        axes.axvspan(step - 0.5, step + 0.5, color="#eef1f3", linewidth=0, label=None if n else "predicted step")
+        axes.axvspan(step - 0.5, step + 0.5, color="#dfe5ea", linewidth=0, label=None if n else "predicted step")
     for channel, values in enumerate(document["shift"]):
         if channel not in shown:
             axes.plot(values, color=_GREY, linewidth=1)
@@ -26,7 +26,7 @@ def draw_lines(axes: Any, document: dict[str, Any]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step (0 = noisiest)")
     axes.set_ylabel("RMS of the cache error ε")
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     count = len(document["prompts"])
     axes.set_title(
         f"{document['model']}, {document['K']} of {document['T']} steps computed, {count} prompt{'s' * (count != 1)}",

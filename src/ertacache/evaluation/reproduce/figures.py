@@ -68,8 +68,7 @@ def _check(request: Request, ready: Ready) -> int:
     computed = computed_steps(full_method(ready.setting.tables[request.table]), T)
     if computed >= T:
         raise InvalidArgument(
-            f"num_inference_steps is {T}, of which {computed} would be computed: nothing is left to predict; take 4 or "
-            "more"
+            f"num_inference_steps is {T}, of which {computed} would be computed: nothing is left to predict; take more"
         )
     if request.table in PICTURES and request.samples < 1:
         raise InvalidArgument(f"samples is {request.samples}, and {request.table} shows pictures; keep 1 or more")

@@ -31,8 +31,9 @@ def kept(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         CalibrationError: what was made holds NaN or infinity.
     """
     if not path.is_file():
+        made = make()
         try:
-            text = json.dumps(make(), allow_nan=False)
+            text = json.dumps(made, allow_nan=False)
         except ValueError as error:
             raise CalibrationError(
                 f"{path.name} would hold NaN or infinity: a run diverged; take more steps, or a wider dtype"

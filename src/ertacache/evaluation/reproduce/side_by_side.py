@@ -19,7 +19,7 @@ from ertacache.profile.profile import Profile
 #: Of the comparison, inside of the figure's.
 _FOLDER = "comparison"
 #: Inches: width of a picture, what its two lines of text take, and what a prompt takes.
-_WIDTH, _CAPTION, _PROMPT = 1.6, 0.5, 0.3
+_WIDTH, _CAPTION, _PROMPT = 1.6, 0.42, 0.16
 
 
 def compare(
