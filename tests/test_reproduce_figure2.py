@@ -30,9 +30,8 @@ def test_changes_and_trajectories_are_those_of_the_runs(tmp_path: Path, monkeypa
     ]  # fmt: skip
     pipe, prompts, outputs = flux(), checked(request).prompts, list[torch.Tensor]()
     handle = pipe.transformer.register_forward_hook(lambda *call: outputs.append(call[-1][0]))
-    latents = [
-        call_pipeline(pipe, Prompts((prompt,), 70 + n), SMALL_CALL, decode=False) for n, prompt in enumerate(prompts)
-    ]
+    seeded = [Prompts((prompt,), 70 + n) for n, prompt in enumerate(prompts)]
+    latents = [call_pipeline(pipe, one, SMALL_CALL, decode=False) for one in seeded]
     handle.remove()
     context = document["contexts"]["cond"]
     for n in range(2):
@@ -46,7 +45,7 @@ def test_changes_and_trajectories_are_those_of_the_runs(tmp_path: Path, monkeypa
     assert document["strength"] > 0 and document["refused"] is None
     for name in ("cached", "adjusted"):
         with ertacache.apply(pipe, Profile.load(str(request.out / f"{name}.safetensors"))):
-            ends = [call_pipeline(pipe, Prompts((p,), 70 + n), SMALL_CALL, decode=False) for n, p in enumerate(prompts)]
+            ends = [call_pipeline(pipe, one, SMALL_CALL, decode=False) for one in seeded]
         for plane, end, true in zip(document["planes"], ends, latents, strict=True):
             assert plane["distance"][name][-1] == pytest.approx(float((end - true).norm() / true.norm()), rel=1e-5)
             assert plane["distance"][name][0] == 0 and len(plane["curves"][name]) == 7

@@ -1,6 +1,7 @@
 """Curves in a space of many dimensions, seen in the plane in which they spread most."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,9 +24,12 @@ def principal_plane(curves: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """
     gram = inner_products([curve.flatten(1) for curve in curves])
     centred = gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
-    vectors, values, _ = torch.linalg.svd(centred)
-    places = vectors[:, :2] * values[:2].sqrt()
+    # Its eigenvectors are the left singular vectors of the centred points, its eigenvalues their squared values.
+    values, vectors = torch.linalg.eigh(centred)
+    values = values.clamp_min(0)
+    places = vectors[:, [-1, -2]] * values[[-1, -2]].sqrt()
     first = len(curves[0])
     places = torch.where(places[first - 1] < places[0], -places, places)
-    shares = values[:2] / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
-    return list(places.split([len(curve) for curve in curves])), shares
+    shares = values[[-1, -2]] / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+    ends = accumulate(map(len, curves))
+    return [places[end - len(curve) : end] for curve, end in zip(curves, ends, strict=True)], shares

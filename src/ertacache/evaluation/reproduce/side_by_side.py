@@ -9,17 +9,16 @@ from typing import Any
 from ertacache.evaluation.comparison.entrant import Entrant
 from ertacache.evaluation.comparison.job import Job
 from ertacache.evaluation.comparison.run import NO_CACHE, run_comparison
-from ertacache.evaluation.report.comparison_file import Result
+from ertacache.evaluation.report.comparison_file import Result, read_comparison
 from ertacache.evaluation.report.embedded import is_pixel_art
 from ertacache.evaluation.report.samples import Sample, open_frames
-from ertacache.evaluation.reproduce.measured import Measured, read_folder
 from ertacache.evaluation.reproduce.request import Ready, Request
 from ertacache.profile.profile import Profile
 
 #: Of the comparison, inside of the figure's.
 _FOLDER = "comparison"
 #: Inches: width of a picture, what its two lines of text take, and what a prompt takes.
-_WIDTH, _CAPTION, _PROMPT = 1.6, 0.42, 0.16
+_WIDTH, _CAPTION, _PROMPT = 1.6, 0.5, 0.2
 
 
 def compare(
@@ -31,8 +30,8 @@ def compare(
         titles: by id, where the methods' own are not wanted.
 
     Returns:
-        `prompts` that are shown, whether it is a `video`, the `methods`, each with its mean `cost` and `psnr` over the
-        measured prompts and a sample for each prompt that is shown, and why others were `refused`.
+        `prompts` that are shown, whether it is a `video`, the `methods`, each with `cost` and `psnr` of every
+        measured prompt and a sample of each that is shown, and why others were `refused`.
     """
     job = Job(
         prompts=ready.prompts,
@@ -44,32 +43,27 @@ def compare(
         batch_size=ready.batch_size,
     )
     out = run_comparison(ready.pipe, entrants, job, request.out / _FOLDER)
-    folder = read_folder(out)
-    comparison = folder.comparison
+    comparison = read_comparison(out)
     results = (comparison.reference, *comparison.results)
     named = {result.entrant.id: (titles or {}).get(result.entrant.id, result.entrant.title) for result in results}
     return {
         "measured": len(job.prompts),
         "prompts": list(job.prompts[: request.samples]),
         "video": comparison.header.video,
-        "methods": [
-            {"title": named[result.entrant.id], **_facts(result, folder.entrants[result.entrant.id], out)}
-            for result in results
-            if result.rows
-        ],
+        "methods": [{"title": named[result.entrant.id], **_facts(result, out)} for result in results if result.rows],
         "refused": {
             named[result.entrant.id]: result.entrant.refusal for result in comparison.results if result.entrant.refusal
         },
     }
 
 
-def _facts(result: Result, measured: Measured, folder: Path) -> dict[str, Any]:
+def _facts(result: Result, folder: Path) -> dict[str, Any]:
     plain = result.entrant.id == NO_CACHE.id
     own = result.entrant.settings.get("profile")
     profile = Profile.load(str(folder / own["file"])) if own else None
     return {
         "id": result.entrant.id,
-        "cost": measured.cost,
+        "cost": [row.cost for row in result.rows],
         "K": profile.schedule.K if profile else None,
         "strength": profile.provenance.method["strength"] if profile else None,
         "psnr": None if plain else [row.metrics["psnr"] for row in result.rows],
@@ -89,7 +83,8 @@ def tell(document: dict[str, Any]) -> list[str]:
         psnr = "" if values is None else f"{statistics.fmean(values):6.2f} ± {_std(values):4.2f}"
         steps = "" if method["K"] is None else method["K"]
         moved = f"  strength {method['strength']:g}" if method["strength"] else ""
-        lines.append(f"{method['title'][:32]:32} {steps:>3} {method['cost']:6.3f} {psnr:>14}{moved}".rstrip())
+        cost = statistics.fmean(method["cost"])
+        lines.append(f"{method['title'][:32]:32} {steps:>3} {cost:6.3f} {psnr:>14}{moved}".rstrip())
     return [*lines, *(f"{title} is not shown: {why}" for title, why in document["refused"].items())]
 
 
@@ -113,7 +108,7 @@ def draw(document: dict[str, Any], folder: Path) -> Any:
     figure.suptitle(f"{document['model']}, {document['T']} steps", fontsize=9, x=0.01, ha="left", weight="bold")
     parts = figure.subfigures(len(prompts), 1, squeeze=False)[:, 0]
     for n, (part, prompt) in enumerate(zip(parts, prompts, strict=True)):
-        shown = textwrap.shorten(prompt, 19 * len(methods), placeholder=" …").replace("$", r"\$")
+        shown = textwrap.shorten(prompt, 25 * len(methods), placeholder=" …").replace("$", r"\$")
         part.suptitle(shown, fontsize=8, x=0.01, ha="left")
         axes = part.subplots(rows, len(methods), squeeze=False)
         for column, method in enumerate(methods):
@@ -144,7 +139,7 @@ def _picture(axes: Any, frame: Any) -> None:
 def _caption(method: dict[str, Any], n: int) -> str:
     psnr = "" if method["psnr"] is None else f", {method['psnr'][n]:.1f} dB"
     name = textwrap.fill(method["title"], 24)
-    return f"{name}\ncost {method['cost']:.2f}{psnr}"
+    return f"{name}\ncost {method['cost'][n]:.2f}{psnr}"
 
 
 def _std(values: Sequence[float]) -> float:
