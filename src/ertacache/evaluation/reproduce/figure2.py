@@ -17,13 +17,13 @@ from ertacache.calibration.method import Method
 from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.calibration.progress import run_progress
 from ertacache.calibration.prompts import Prompts
-from ertacache.core.principal_plane import principal_plane
 from ertacache.evaluation.evaluate import Timed
 from ertacache.evaluation.reproduce.entrants import entrants
 from ertacache.evaluation.reproduce.figure2_plot import draw_changes, draw_plane
 from ertacache.evaluation.reproduce.figure_plan import bench_of, cached_plan
 from ertacache.evaluation.reproduce.kept import kept, kept_profile
 from ertacache.evaluation.reproduce.paper_figures import teacache
+from ertacache.evaluation.reproduce.principal_plane import principal_plane
 from ertacache.evaluation.reproduce.request import Ready, Request
 from ertacache.profile.profile import Profile
 from ertacache.runtime.player import Player

@@ -2,7 +2,7 @@
 
 import torch
 
-from ertacache.core.principal_plane import principal_plane
+from ertacache.evaluation.reproduce.principal_plane import principal_plane
 
 
 def test_curves_of_a_plane_are_recovered_exactly():
