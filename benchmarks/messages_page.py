@@ -65,7 +65,8 @@ MEANING = {
 AREAS = {
     "core": "mathematics", "metrics": "metrics", "profile": "profile files", "pipelines": "pipelines and solvers",
     "runtime": "runs under a profile", "calibration": "calibration", "baselines": "compared methods",
-    "evaluation": "comparisons and reports", "cli": "command line", "ertacache_zoo": "bundled models",
+    "evaluation": "comparisons and reports", "cli": "command line", "opensora": "Open-Sora",
+    "ertacache_zoo": "bundled models",
 }  # fmt: skip
 
 
