@@ -126,7 +126,7 @@ def test_the_shift_is_that_of_the_reference_in_bfloat16(size: tuple[int, int], f
 def test_the_exact_shift():
     assert math.isclose(time_shift(480, 854, 51, rounded=False), math.sqrt(480 * 854 * 15) / 512, rel_tol=1e-15)
     assert abs(time_shift(480, 854, 51, rounded=False) - 4.84312) < 5e-6
-    assert time_shift(512, 512, 1, rounded=False) == 1.0
+    assert time_shift(512, 512, 1, rounded=False) == time_shift(48, 48, 1, base=48) == 1.0
     # The remainder of a chunk does not count, but where there is no whole one.
     assert time_shift(512, 512, 33, rounded=False) == time_shift(512, 512, 17, rounded=False) == math.sqrt(5)
     assert time_shift(512, 512, 16, rounded=False) == 2.0

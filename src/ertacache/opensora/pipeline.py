@@ -282,7 +282,8 @@ class OpenSoraPipeline(DiffusionPipeline):
 
     def _set_timesteps(self, steps: int, size: tuple[int, int], frames: int) -> None:
         # Whatever shift its configuration has: the scheduler keeps none from call to call.
-        self.scheduler.set_shift(time_shift(*size, frames, rounded=self.config["rounded_sizes"]))
+        base = self.transformer.config.input_sq_size
+        self.scheduler.set_shift(time_shift(*size, frames, base=base, rounded=self.config["rounded_sizes"]))
         self.scheduler.set_timesteps(sigmas=noise_levels(steps), device=self._execution_device)
         self._num_timesteps = steps
 

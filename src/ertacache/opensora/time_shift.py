@@ -4,29 +4,28 @@ import math
 
 import torch
 
-#: Pixels at which images are not shifted.
-_BASE = 512 * 512
 #: Frames of a chunk of the autoencoder, and the latent frames it makes of them.
 _CHUNK, _LATENT = 17, 5
 
 
-def time_shift(height: int, width: int, num_frames: int, *, rounded: bool = True) -> float:
+def time_shift(height: int, width: int, num_frames: int, *, base: int = 512, rounded: bool = True) -> float:
     """r of u′ = r u / (1 + (r − 1) u), with u the noise level from 0 to 1.
 
-    r = √(height · width / 512²) · √F′, where F′ is 1 for an image and 5 for each whole chunk of 17 frames; a remainder
+    r = √(height · width / base²) · √F′, where F′ is 1 for an image and 5 for each whole chunk of 17 frames; a remainder
     does not count. A clip of less than a chunk, for which the reference has no r, gets its latent frames.
 
     Args:
         height, width: pixels.
+        base: side in pixels of the square image that is not shifted.
         rounded: compute in bfloat16, width and height included, as the reference does. Else exact.
 
     Source: Open-Sora 1.2.
     """
     frames = num_frames // _CHUNK * _LATENT or math.ceil(num_frames / 4)
     if not rounded:
-        return math.sqrt(height * width / _BASE) * math.sqrt(frames)
+        return math.sqrt(height * width / base**2) * math.sqrt(frames)
     h, w, f = (torch.tensor(n, dtype=torch.bfloat16) for n in (height, width, frames))
-    return float((h * w / _BASE).sqrt() * f.sqrt())
+    return float((h * w / base**2).sqrt() * f.sqrt())
 
 
 def noise_levels(num_inference_steps: int) -> list[float]:

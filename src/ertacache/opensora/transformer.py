@@ -38,7 +38,8 @@ class STDiT3Transformer3DModel(ModelMixin, ConfigMixin, CacheMixin, AttentionMix
         hidden_size: channels of a token.
         num_heads: attention heads.
         in_channels: of the latents.
-        input_sq_size: side of the square, in pixels, whose positions have scale 1.
+        input_sq_size: side of the square, in pixels, whose positions have scale 1, and whose images' noise levels are
+            not shifted.
         mlp_ratio: hidden channels of a block's MLP for each of its input.
         model_max_length: tokens of a caption at most, and of the null caption.
         patch_size: (1, height, width) of a token, in latents.
