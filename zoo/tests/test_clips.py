@@ -36,6 +36,18 @@ def test_the_same_seed_draws_the_same_clips_and_pixels():
     assert not torch.equal(clips.render(first, 8), clips.render(first, 9))
 
 
+def test_paths_lead_through_the_movers_of_the_frames():
+    drawn = [clip for clip in clips.sample(40, 3, "train") if {m.shape for m in clip.movers} <= {"circle", "square"}]
+    frames, paths = clips.render_with_paths(drawn, 8)
+    assert torch.equal(frames, clips.render(drawn, 8))
+    assert paths.shape == (len(drawn), 2, 9, 2)
+    for clip, pictures, movers in zip(drawn, frames, paths, strict=True):
+        for mover, path in zip(clip.movers, movers, strict=True):
+            for picture, (right, down) in zip(pictures, path.tolist(), strict=True):
+                seen = picture[:, int(down), int(right)]
+                assert torch.allclose(seen, torch.tensor(clips.COLOURS[mover.colour]), atol=0.04)
+
+
 def test_there_are_four_million_captions():
     assert clips.count() == (2 * 6 * 4 * 2) ** 2 * 8 * 7 * 2 * 4
 

@@ -83,7 +83,7 @@ def check(
 
 def _destination(name: str, out: Path | None, overwrite_bundled: bool) -> Path:
     """Where a trained model goes: never into the installed package unless that was asked for."""
-    bundled = catalogue.folder(name)
+    bundled = catalogue.place(name)
     if overwrite_bundled:
         if out is not None:
             raise InvalidArgument(f"--out {out} and --overwrite-bundled name two places; give one of them")

@@ -111,8 +111,14 @@ def words() -> list[str]:
 
 def render(clips: list[Clip], seed: int) -> Tensor:
     """Draw clips as float32 frames [N, 9, 3, 48, 48] in [0, 1]; what captions leave open comes from `seed`."""
+    return render_with_paths(clips, seed)[0]
+
+
+def render_with_paths(clips: list[Clip], seed: int) -> tuple[Tensor, Tensor]:
+    """What `render` draws, and where: the centres of both movers as `paths` has them, [N, 2, 9, 2]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.stack([_render_one(clip, generator) for clip in clips])
+    frames, centres = zip(*(_render_one(clip, generator) for clip in clips), strict=True)
+    return torch.stack(frames), torch.stack(centres)
 
 
 def paths(clip: Clip, generator: torch.Generator) -> Tensor:
@@ -135,7 +141,7 @@ def paths(clip: Clip, generator: torch.Generator) -> Tensor:
             return centres[apart[0, 0]]
 
 
-def _render_one(clip: Clip, generator: torch.Generator) -> Tensor:
+def _render_one(clip: Clip, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     axis = torch.arange(CLIP_SIZE, dtype=torch.float32)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     time = torch.arange(FRAMES)[:, None, None]
@@ -146,8 +152,9 @@ def _render_one(clip: Clip, generator: torch.Generator) -> Tensor:
     down = y + edge + time * (drift * math.sin(heading))
     frames = scenes.background(clip.tone, clip.texture, across, down, generator)
     light = uniform(generator, 0, 2 * math.pi)
-    for mover, path in zip(clip.movers, paths(clip, generator), strict=True):
+    centres = paths(clip, generator)
+    for mover, path in zip(clip.movers, centres, strict=True):
         u = x + 0.5 - path[:, 0, None, None]
         v = y + 0.5 - path[:, 1, None, None]
         frames = scenes.painted(frames, mover.shape, mover.colour, SIZES[mover.size], u, v, light)
-    return frames.clamp(0, 1)
+    return frames.clamp(0, 1), centres

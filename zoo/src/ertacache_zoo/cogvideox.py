@@ -27,7 +27,12 @@ LATENT_SIDE = clips.CLIP_SIZE // 4
 #: No call of up to a hundred steps ends at a lower timestep.
 LAST_TIMESTEP = 9
 #: What the pipeline has to be called with.
-CALL = video.call(guidance_scale=6.0)
+CALL = video.call(
+    num_inference_steps=50,
+    guidance_scale=6.0,
+    negative_prompt="",
+    max_sequence_length=clip_text.MAX_SEQUENCE_LENGTH,
+)
 
 
 def autoencoder() -> AutoencoderKLCogVideoX:
@@ -204,4 +209,6 @@ def train_model(work: Path, out: Path, compiled: bool) -> Path:
     text = video.text_embeddings(pipe, [clip.caption for clip in drawn], clip_text.MAX_SEQUENCE_LENGTH)
     train_transformer(model, latents, text, rotary_embedding(pipe), run, TRANSFORMER, compiled)
     recipes = video.stages(STILLS, AUTOENCODER, MOTION, TRANSFORMER)
-    return video.export("tiny-cogvideox", "guidance in one batched call", pipe, CALL, out, run, recipes, psnr)
+    return video.export(
+        "tiny-cogvideox", "guidance in one batched call", pipe, CALL, out, run, recipes, psnr, len(drawn)
+    )

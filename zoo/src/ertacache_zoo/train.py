@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, FluxPipeline
 from torch import Tensor
 
 from ertacache.files import save_atomic
-from ertacache_zoo import autoencoder, catalogue, cogvideox, components, flow, scenes, text, wan
+from ertacache_zoo import autoencoder, catalogue, cogvideox, components, flow, open_sora, scenes, text, wan
 from ertacache_zoo.export import write_model
 
 #: Scenes in the training pool, their seed, and how many of them the autoencoder sees.
@@ -39,6 +39,8 @@ _NOTES = {
     ),
 }
 
+_VIDEO_MODELS: dict[str, Any] = {"tiny-wan": wan, "tiny-cogvideox": cogvideox, "tiny-open-sora": open_sora}
+
 CALLS: dict[str, dict[str, Any]] = {
     "tiny-flux": {"guidance_scale": 10.0},
     "tiny-flux-base": {"true_cfg_scale": 4.0, "negative_prompt": ""},
@@ -57,11 +59,9 @@ def train_model(name: str, work: Path, out: Path, compiled: bool) -> Path:
     Raises:
         InvalidArgument: no such model.
     """
-    catalogue.folder(name)
-    if name == "tiny-wan":
-        return wan.train_model(work, out, compiled)
-    if name == "tiny-cogvideox":
-        return cogvideox.train_model(work, out, compiled)
+    catalogue.place(name)
+    if name in _VIDEO_MODELS:
+        return _VIDEO_MODELS[name].train_model(work, out, compiled)
     scenes_ = scenes.sample(POOL, POOL_SEED, "train")
     vae = _autoencoder(scenes_, work)
     t5, clip = components.t5_tokenizer(), components.clip_tokenizer()

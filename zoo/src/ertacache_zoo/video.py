@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ertacache.files import save_atomic
-from ertacache.opensora.autoencoder import AutoencoderKLOpenSora
+from ertacache.opensora import AutoencoderKLOpenSora, OpenSoraPipeline
 from ertacache_zoo import clip_text, clips
 from ertacache_zoo.export import write_model
 from ertacache_zoo.training import Recipe, train
@@ -35,7 +35,7 @@ A small `{pipeline}` ({kind}), trained on captioned clips of two moving objects;
 The pipeline's defaults are made for the large model. Call it with what `call.json` holds:
 
 ```python
-from diffusers import {pipeline}
+from {package} import {pipeline}
 
 pipe = {pipeline}.from_pretrained("{name}")
 video = pipe(
@@ -48,17 +48,19 @@ Licence: Apache-2.0. Trained on generated clips only.
 """
 
 
-def call(guidance_scale: float) -> dict[str, Any]:
-    """What a pipeline has to be called with: its defaults are those of the large model."""
-    return {
-        "height": clips.CLIP_SIZE,
-        "width": clips.CLIP_SIZE,
-        "num_frames": clips.FRAMES,
-        "num_inference_steps": 50,
-        "guidance_scale": guidance_scale,
-        "negative_prompt": "",
-        "max_sequence_length": clip_text.MAX_SEQUENCE_LENGTH,
-    }
+def call(**own: Any) -> dict[str, Any]:
+    """What a pipeline has to be called with, as its defaults are the large model's: the clips' size, and `own`."""
+    return {"height": clips.CLIP_SIZE, "width": clips.CLIP_SIZE, "num_frames": clips.FRAMES, **own}
+
+
+def pool_paths(drawn: list[clips.Clip]) -> Tensor:
+    """Where the movers of a pool are in the clips that `pool_latents` encodes: [N, 2, 9, 2], see `clips.paths`."""
+    return torch.cat([_rendered(drawn, start)[1] for start in range(0, len(drawn), _CHUNK)])
+
+
+def _rendered(drawn: list[clips.Clip], start: int) -> tuple[Tensor, Tensor]:
+    """The chunk of a pool from `start` on, drawn with a seed of its own: frames and paths."""
+    return clips.render_with_paths(drawn[start : start + _CHUNK], _CHUNK + start)
 
 
 def pool() -> list[clips.Clip]:
@@ -159,7 +161,7 @@ def pool_latents(vae: Any, drawn: list[clips.Clip], work: Path) -> Tensor:
     for start in range(0, len(drawn), _CHUNK):
         path = folder / f"{start:06d}.pt"
         if not path.exists():
-            pixels = _eight_bit(clips.render(drawn[start : start + _CHUNK], _CHUNK + start))
+            pixels = _eight_bit(_rendered(drawn, start)[0])
             made = torch.cat([vae.encode(signed(part)).latent_dist.mean for part in pixels.split(_BATCH)])
             save_atomic(path, lambda file, made=made: torch.save(made, file))
         parts.append(torch.load(path, weights_only=True))
@@ -210,6 +212,7 @@ def export(
     run: Path,
     recipes: dict[str, Recipe],
     psnr: float,
+    pool_size: int,
 ) -> Path:
     """Write a video model as a diffusers folder with call.json, README.md, training.json and the training logs.
 
@@ -217,12 +220,11 @@ def export(
         kind: the kind of model in a few words, for the README.
         run: holds STAGE.jsonl of each stage in `recipes`.
         psnr: what `reconstruction` gave, in dB.
+        pool_size: clips that the transformer was trained on.
     """
-    lines = [f"    {key}={json.dumps(value)}," for key, value in call.items()]
-    caption = clips.sample(1, 0, "heldout")[0].caption
-    readme = _README.format(name=name, kind=kind, pipeline=type(pipe).__name__, caption=caption, call="\n".join(lines))
+    readme = _readme(name, kind, type(pipe), call)
     facts = {
-        "pool": POOL,
+        "pool": pool_size,
         "pool_seed": POOL_SEED,
         "autoencoder_clips": AUTOENCODER_CLIPS,
         "autoencoder_psnr": round(psnr, 2),
@@ -230,6 +232,19 @@ def export(
         "recipes": {stage: asdict(recipe) for stage, recipe in recipes.items()},
     }
     return write_model(pipe, out, call, readme, facts, run, list(recipes))
+
+
+def _readme(name: str, kind: str, pipeline: type, call: dict[str, Any]) -> str:
+    """Of a model, with code that runs."""
+    values = {key: json.dumps(value) if isinstance(value, str) else repr(value) for key, value in call.items()}
+    return _README.format(
+        name=name,
+        kind=kind,
+        pipeline=pipeline.__name__,
+        package="ertacache.opensora" if pipeline is OpenSoraPipeline else "diffusers",
+        caption=clips.sample(1, 0, "heldout")[0].caption,
+        call="\n".join(f"    {key}={value}," for key, value in values.items()),
+    )
 
 
 def _eight_bit(frames: Tensor) -> Tensor:

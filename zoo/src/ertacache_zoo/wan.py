@@ -21,7 +21,12 @@ TRANSFORMER = Recipe(
 #: Noise levels are drawn logit-normal and shifted like this towards noise, where a caption is decided.
 TRAINING_SHIFT = 4.0
 #: What the pipeline has to be called with.
-CALL = video.call(guidance_scale=5.0)
+CALL = video.call(
+    num_inference_steps=50,
+    guidance_scale=5.0,
+    negative_prompt="",
+    max_sequence_length=clip_text.MAX_SEQUENCE_LENGTH,
+)
 
 
 def autoencoder() -> AutoencoderKLWan:
@@ -153,4 +158,6 @@ def train_model(work: Path, out: Path, compiled: bool) -> Path:
     text = video.text_embeddings(pipe, [clip.caption for clip in drawn], clip_text.MAX_SEQUENCE_LENGTH)
     train_transformer(model, latents, text, run, TRANSFORMER, compiled)
     recipes = video.stages(STILLS, AUTOENCODER, MOTION, TRANSFORMER)
-    return video.export("tiny-wan", "two-branch guidance, two calls per step", pipe, CALL, out, run, recipes, psnr)
+    return video.export(
+        "tiny-wan", "two-branch guidance, two calls per step", pipe, CALL, out, run, recipes, psnr, len(drawn)
+    )
