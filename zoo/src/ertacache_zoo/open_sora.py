@@ -14,13 +14,13 @@ from ertacache_zoo import clip_text, clips, components, motion, shape_map, video
 from ertacache_zoo.training import Recipe, train
 from ertacache_zoo.video import CAPTION_DROPOUT, LATENT_CHANNELS, TEXT_WIDTH
 
-STILLS = Recipe(iterations=2000, batch_size=64, learning_rate=2e-3, seed=91)
-AUTOENCODER = Recipe(iterations=2000, batch_size=8, learning_rate=1e-3, seed=92)
-MOTION = Recipe(iterations=1000, batch_size=8, learning_rate=1e-3, warmup=50, seed=93)
+STILLS = Recipe(iterations=1200, batch_size=64, learning_rate=2e-3, seed=91)
+AUTOENCODER = Recipe(iterations=1000, batch_size=8, learning_rate=1e-3, seed=92)
+MOTION = Recipe(iterations=600, batch_size=8, learning_rate=1e-3, warmup=50, seed=93)
 TRANSFORMER = Recipe(
-    iterations=9000, batch_size=16, learning_rate=1.5e-3, warmup=200, ema=0.999, weight_decay=0.01, seed=101
+    iterations=5000, batch_size=16, learning_rate=1.2e-3, warmup=200, ema=0.999, weight_decay=0.01, seed=101
 )
-#: Of the pool; half of it, as encoding takes a tenth of the whole training.
+#: Of the pool: half of it, as encoding all of it would take a tenth of the whole training.
 CLIPS = 8_000
 #: Noise levels are drawn logit-normal, this wide, and shifted like this towards noise, where a caption is decided.
 TRAINING_WIDTH, TRAINING_SHIFT = 1.3, 3.0
