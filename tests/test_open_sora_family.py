@@ -10,8 +10,6 @@ from torch import Tensor
 
 import ertacache.runtime.apply as ertacache
 from dummy_pipeline import PROMPTS, DummyPipeline
-from ertacache.baselines.first_block_cache import FirstBlockCache
-from ertacache.baselines.mag_cache import MagCache
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.prompts import Prompts
 from ertacache.evaluation.execute import execute
@@ -171,11 +169,3 @@ def test_the_hidden_residual_is_that_of_all_pairs_of_blocks():
     assert len(entries) == len(exits) == T
     for step, before in PREDICTED:
         torch.testing.assert_close(exits[step] - entries[step], exits[before] - entries[before])
-
-
-@pytest.mark.parametrize("method", [FirstBlockCache(), MagCache(ratios=(1.0,))])
-def test_caches_that_go_by_the_names_of_block_lists_are_refused(method: Any):
-    pipe = SimpleNamespace(transformer=transformer())
-    assert method.refusal(pipe, CALL) == (
-        "diffusers does not know the block lists of STDiT3Transformer3DModel by their names"
-    )

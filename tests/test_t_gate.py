@@ -115,8 +115,8 @@ def test_attention_that_does_not_pass_by_is_noticed():
         execute(pipe, TGate(), FIRST, VIDEO_CALL)
 
 
-def test_nothing_is_published_for_the_served_families():
-    assert TGate.published() == {}
+def test_the_defaults_are_what_is_published():
+    assert TGate.published() == {"STDiT3Transformer3DModel": {"videosys": TGate()}}
     assert TGate().gate_step(30) == 12
 
 

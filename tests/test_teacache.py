@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import small_open_sora
 from ertacache.baselines.teacache import COEFFICIENTS, TeaCache
 from ertacache.baselines.teacache_signal import SignalController, distance
 from ertacache.calibration.pipeline_run import run_pipeline
@@ -23,6 +24,7 @@ BUILDS = {
     "FluxTransformer2DModel": (flux, CALL),
     "WanTransformer3DModel": (wan, VIDEO_CALL),
     "CogVideoXTransformer3DModel": (cogvideox, VIDEO_CALL),
+    "STDiT3Transformer3DModel": (small_open_sora.open_sora, small_open_sora.CALL),
 }
 #: p(d) = 1 and p(d) = d.
 ONE, IDENTITY = (0.0, 0.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 1.0, 0.0)
@@ -181,6 +183,7 @@ def test_published_thresholds():
         "FluxTransformer2DModel": {"slow": 0.25, "fast": 0.6},
         "WanTransformer3DModel": {"slow": 0.05, "fast": 0.08, "14B slow": 0.14, "14B fast": 0.2},
         "CogVideoXTransformer3DModel": {"slow": 0.1, "fast": 0.2, "5B slow": 0.1, "5B fast": 0.2},
+        "STDiT3Transformer3DModel": {"slow": 0.1, "fast": 0.2},
     }
 
 

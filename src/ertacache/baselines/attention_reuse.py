@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from ertacache.baselines.baseline import denoiser_class
 from ertacache.errors import InvalidArgument
-from ertacache.pipelines.models import blocks_of, denoiser_of, family_of
+from ertacache.pipelines.models import AttentionKind, attention_modules, denoiser_of
 from ertacache.pipelines.overrides import Overrides, Wrapper
 from ertacache.runtime.run import Controller, Run
 
-Kind = Literal["self", "cross", "joint"]
 #: What an attention module returns: one tensor, or one for each of its token streams.
 Output = Tensor | tuple[Tensor, ...]
 
@@ -69,19 +68,18 @@ class AttentionReuse(Controller):
 
     several = False
 
-    def __init__(self, rules: Mapping[Kind, Reuse], weight: float | None = None) -> None:
+    def __init__(self, rules: Mapping[AttentionKind, Reuse], weight: float | None = None) -> None:
         self._rules = rules
         self._weight = weight
         self._timesteps: list[float] = []
         self._kept: dict[tuple[int, str], tuple[Output, ...]] = {}
         self._context: str | None = None
-        self._reused: frozenset[Kind] = frozenset()
+        self._reused: frozenset[AttentionKind] = frozenset()
 
     def install(self, overrides: Overrides, denoiser: nn.Module) -> None:
-        places = [(block, *row) for block in blocks_of(denoiser) for row in family_of(denoiser).attentions]
-        for place, (block, name, kind) in enumerate(places):
+        for place, (module, kind) in enumerate(attention_modules(denoiser)):
             if kind in self._rules:
-                overrides.replace_part(getattr(block, name), self._wrapper(place, kind))
+                overrides.replace_part(module, self._wrapper(place, kind))
 
     def begin(self, run: Run) -> None:
         self._kept.clear()
@@ -112,7 +110,7 @@ class AttentionReuse(Controller):
         finally:
             self._context = None
 
-    def _wrapper(self, place: int, kind: Kind) -> Wrapper:
+    def _wrapper(self, place: int, kind: AttentionKind) -> Wrapper:
         def call(original: Callable[..., Output], _: nn.Module, *args: Any, **kwargs: Any) -> Output:
             if self._context is None:
                 return original(*args, **kwargs)
@@ -129,8 +127,8 @@ class AttentionReuse(Controller):
 
 def refusal(pipe: Any) -> str | None:
     """Why no attention can be reused; None where it can."""
-    family = family_of(denoiser_of(pipe))
-    return None if family.attentions else f"the attention modules of {denoiser_class(pipe)} are not known"
+    known = attention_modules(denoiser_of(pipe))
+    return None if known else f"the attention modules of {denoiser_class(pipe)} are not known"
 
 
 def _copied(output: Output) -> Output:

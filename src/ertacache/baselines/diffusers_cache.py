@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ertacache.errors import CacheConflict
-from ertacache.pipelines.models import denoiser_of, unwrapped
+from ertacache.pipelines.models import blocks_of, denoiser_of, unwrapped
 from ertacache.runtime.hooks import attachment_of
 
 
@@ -20,14 +20,31 @@ def refusal(pipe: Any) -> str | None:
 
 
 def block_refusal(pipe: Any) -> str | None:
-    """Why diffusers cannot skip this denoiser's blocks, whose lists it goes by the names of; None where it can."""
+    """Why diffusers cannot skip this denoiser's blocks: neither it nor this package knows them; None where it can."""
+    denoiser = unwrapped(denoiser_of(pipe))
+    if _has_known_lists(denoiser) or blocks_of(denoiser):
+        return None
+    return f"diffusers does not know the block lists of {type(denoiser).__name__} by their names"
+
+
+def _has_known_lists(denoiser: nn.Module) -> bool:
     import diffusers.hooks._common as common
 
     known: tuple[str, ...] = vars(common)["_ALL_TRANSFORMER_BLOCK_IDENTIFIERS"]
-    denoiser = unwrapped(denoiser_of(pipe))
-    if any(name in known and isinstance(part, nn.ModuleList) for name, part in denoiser.named_children()):
-        return None
-    return f"diffusers does not know the block lists of {type(denoiser).__name__} by their names"
+    return any(name in known and isinstance(part, nn.ModuleList) for name, part in denoiser.named_children())
+
+
+@contextmanager
+def _lists_known(denoiser: nn.Module) -> Generator[None]:
+    """Inside, diffusers finds the blocks, in the order they run, also where their lists have other names."""
+    if _has_known_lists(denoiser) or not (blocks := blocks_of(denoiser)):
+        yield
+        return
+    denoiser.transformer_blocks = nn.ModuleList(blocks)
+    try:
+        yield
+    finally:
+        del denoiser.transformer_blocks
 
 
 def refuse_profile(pipe: Any) -> None:
@@ -56,7 +73,8 @@ def cache_enabled(pipe: Any, config: Any) -> Generator[None]:
         raise CacheConflict(
             f"a cache is already enabled on this {type(denoiser).__name__}; call disable_cache() on it first"
         )
-    denoiser.enable_cache(config)
+    with _lists_known(denoiser):
+        denoiser.enable_cache(config)
     try:
         yield
     finally:

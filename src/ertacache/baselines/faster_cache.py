@@ -10,16 +10,17 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from ertacache.baselines import attention_reuse, diffusers_cache, implementation
-from ertacache.baselines.attention_reuse import AttentionReuse, Kind, Reuse, check_window, inside
+from ertacache.baselines.attention_reuse import AttentionReuse, Reuse, check_window, inside
 from ertacache.baselines.baseline import Baseline, Knob, denoiser_class
 from ertacache.baselines.cfg_cache import BranchDifference
 from ertacache.baselines.implementation import Implementation, branches
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.pipelines.models import AttentionKind, denoiser_of, family_of
 from ertacache.runtime.hooks import attached
 from ertacache.runtime.run import Run
 
 #: Latents that keep height and width; FLUX packs them into tokens, which have no spatial frequencies.
-_SPATIAL = ("WanTransformer3DModel", "CogVideoXTransformer3DModel")
+_SPATIAL = ("WanTransformer3DModel", "CogVideoXTransformer3DModel", "STDiT3Transformer3DModel")
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ class FasterCache(Baseline):
             return attached(pipe, BranchReuse(self))
         return attached(pipe, AttentionReuse(self.rules(), self.weight))
 
-    def rules(self) -> dict[Kind, Reuse]:
+    def rules(self) -> dict[AttentionKind, Reuse]:
         """Kind of attention -> when it is reused."""
         rule = Reuse(self.attention_range, self.attention_window)
-        return {"self": rule, "joint": rule}
+        return {"self": rule, "temporal": rule, "joint": rule}
 
     def skipped(self) -> Reuse:
         """When the unconditional branch is rebuilt."""
@@ -136,7 +137,7 @@ class FasterCache(Baseline):
             alpha_low_frequency=self.low_alpha,
             alpha_high_frequency=self.high_alpha,
             attention_weight_callback=lambda _: self.weight,  # pyright: ignore[reportUnknownLambdaType]
-            tensor_format="BFCHW",
+            tensor_format="BCFHW" if family_of(denoiser_of(pipe)).channel_axis == 1 else "BFCHW",
             is_guidance_distilled=branches(pipe, call) == "one",
             current_timestep_callback=implementation.timestep_of(pipe),
         )

@@ -19,6 +19,7 @@ _GUIDANCE: dict[str, tuple[str, Branches]] = {
     "FluxTransformer2DModel": ("true_cfg_scale", "calls"),
     "WanTransformer3DModel": ("guidance_scale", "calls"),
     "CogVideoXTransformer3DModel": ("guidance_scale", "batch"),
+    "STDiT3Transformer3DModel": ("guidance_scale", "batch"),
 }
 
 

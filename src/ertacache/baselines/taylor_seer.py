@@ -31,6 +31,7 @@ _PARTS = {
     ),
     "WanTransformer3DModel": _Parts(predicted=(r"blocks\.\d+\.(attn1|attn2|ffn)",)),
     "CogVideoXTransformer3DModel": _Parts(predicted=(r"transformer_blocks\.\d+\.(attn1|ff)",)),
+    "STDiT3Transformer3DModel": _Parts(predicted=(r"(spatial|temporal)_blocks\.\d+\.(attn|cross_attn|mlp)",)),
 }
 
 

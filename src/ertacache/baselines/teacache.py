@@ -26,6 +26,7 @@ COEFFICIENTS = {
     "Wan2.1-T2V-14B": (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
     "CogVideoX-2B": (-3.10658903e01, 2.54732368e01, -5.92380459e00, 1.75769064e00, -3.61568434e-03),
     "CogVideoX-5B": (-1.53880483e03, 8.43202495e02, -1.34363087e02, 7.97131516e00, -5.23162339e-02),
+    "Open-Sora 1.2": (2.17546007e02, -1.18329252e02, 2.68662585e01, -4.59364272e-02, 4.84426240e-02),
     "Wan2.1-T2V-1.3B ret_steps": (-5.21862437e04, 9.23041404e03, -5.28275948e02, 1.36987616e01, -4.99875664e-02),
     "Wan2.1-T2V-14B ret_steps": (-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01),
 }
@@ -42,6 +43,8 @@ _PUBLISHED = (
     ("CogVideoXTransformer3DModel", "fast", "CogVideoX-2B", 0.2),
     ("CogVideoXTransformer3DModel", "5B slow", "CogVideoX-5B", 0.1),
     ("CogVideoXTransformer3DModel", "5B fast", "CogVideoX-5B", 0.2),
+    ("STDiT3Transformer3DModel", "slow", "Open-Sora 1.2", 0.1),
+    ("STDiT3Transformer3DModel", "fast", "Open-Sora 1.2", 0.2),
 )
 
 
@@ -50,9 +53,9 @@ class TeaCache(Baseline):
     """The residual of the block stack is reused while Σ p(d) stays below a threshold (arXiv 2411.19108).
 
     d is the relative L1 distance of a signal to that of the step before, computed or not: the first block's modulated
-    image tokens (FLUX) or the time embedding (Wan, CogVideoX). The sum starts afresh at every computed step, for each
-    context by itself. The first and the last step are computed. p may be negative, and is added all the same, as
-    published.
+    image tokens (FLUX, Open-Sora) or the time embedding (Wan, CogVideoX). The sum starts afresh at every computed
+    step, for each context by itself. The first and the last step are computed. p may be negative, and is added all the
+    same, as published.
 
     Args:
         threshold: of the sum, a relative L1 distance of outputs.
@@ -65,7 +68,7 @@ class TeaCache(Baseline):
     key: ClassVar[str] = "teacache"
     title: ClassVar[str] = "TeaCache"
     paper: ClassVar[str] = "arXiv 2411.19108"
-    work: ClassVar[str] = "the embeddings, the first block's modulation (FLUX) and the head"
+    work: ClassVar[str] = "the embeddings, the first block's modulation (FLUX, Open-Sora) and the head"
     knob: ClassVar[Knob] = Knob("threshold", 0.0, 2.0)
     batch: ClassVar[str] = "one decision for the whole batch, from the mean over its entries"
 

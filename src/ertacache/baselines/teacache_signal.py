@@ -12,7 +12,7 @@ from ertacache.pipelines.overrides import Overrides
 from ertacache.runtime.run import Controller, Run
 
 #: Reads an argument of the first block by its name.
-Read = Callable[[str], Tensor]
+Read = Callable[[str], Any]
 
 
 def distance(new: Tensor, previous: Tensor) -> float:
@@ -36,6 +36,16 @@ def _modulated_tokens(block: nn.Module, read: Read) -> Tensor:
     return norm.norm(read("hidden_states")) * (1 + scale[:, None]) + shift[:, None]
 
 
+def _modulated_frames(block: nn.Module, read: Read) -> Tensor:
+    """Open-Sora: the tokens [B, T, S, C] as the first spatial block shifts and scales them."""
+    hidden, temb = read("hidden_states"), read("temb")
+    first: Any = block
+    shift, scale = (first.scale_shift_table[:2].to(temb.dtype) + temb[:, :, :2]).unsqueeze(3).unbind(2)
+    # Not by norm1 itself, as above.
+    normed = F.layer_norm(hidden, hidden.shape[-1:], eps=first.norm1.eps)
+    return normed.unflatten(1, (read("num_frames"), -1)) * (1 + scale) + shift
+
+
 def _time_embedding(block: nn.Module, read: Read) -> Tensor:
     """CogVideoX: the time embedding [B, D]. Wan: its six-way projection [B, 6, D]."""
     return read("temb")
@@ -46,6 +56,7 @@ SIGNALS: dict[str, Callable[[nn.Module, Read], Tensor]] = {
     "FluxTransformer2DModel": _modulated_tokens,
     "WanTransformer3DModel": _time_embedding,
     "CogVideoXTransformer3DModel": _time_embedding,
+    "STDiT3Transformer3DModel": _modulated_frames,
 }
 #: Denoiser classes whose blocks are not given the time embedding but its projection, which `ret_steps` reads.
 PROJECTED = ("WanTransformer3DModel",)

@@ -8,6 +8,9 @@ from torch import nn
 
 from ertacache.errors import UnsupportedPipeline
 
+#: What an attention module attends to. "self" is within a frame, or over all of them; "temporal" along them.
+AttentionKind = Literal["self", "temporal", "cross", "joint"]
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -22,6 +25,7 @@ class Family:
         alternating: whether the lists run in turn, a block of each, and not one list after the other.
         surplus: whether the output has channels after those of the latent, which the pipeline drops: the variance of
             the noise, of which its solver makes no use.
+        temporal: those of `block_lists` whose "self" attention is along the frames of a video, not within one.
         attentions: attribute of each attention module in a block, with what it attends to: "self" (image or
             video tokens only), "cross" (text only) or "joint" (both at once).
     """
@@ -31,6 +35,7 @@ class Family:
     block_lists: tuple[str, ...] = ()
     alternating: bool = False
     surplus: bool = False
+    temporal: tuple[str, ...] = ()
     attentions: tuple[tuple[str, Literal["self", "cross", "joint"]], ...] = ()
 
 
@@ -59,6 +64,7 @@ FAMILIES = (
         block_lists=("spatial_blocks", "temporal_blocks"),
         alternating=True,
         surplus=True,
+        temporal=("temporal_blocks",),
         attentions=(("attn", "self"), ("cross_attn", "cross")),
     ),
 )
@@ -146,3 +152,20 @@ def blocks_of(denoiser: nn.Module) -> list[nn.Module]:
     family = family_of(inner)
     lists: list[Iterable[nn.Module]] = [getattr(inner, name) for name in family.block_lists]
     return [block for group in (zip(*lists, strict=True) if family.alternating else lists) for block in group]
+
+
+def attention_modules(denoiser: nn.Module) -> list[tuple[nn.Module, AttentionKind]]:
+    """The attention modules of its blocks in the order they run, with their kinds; empty where they are not known."""
+    inner = unwrapped(denoiser)
+    family = family_of(inner)
+    temporal = {block for name in family.temporal for block in getattr(inner, name)}
+    return [
+        (getattr(block, name), "temporal" if kind == "self" and block in temporal else kind)
+        for block in blocks_of(inner)
+        for name, kind in family.attentions
+    ]
+
+
+def attention_kinds(denoiser: nn.Module) -> set[AttentionKind]:
+    """The kinds that it has."""
+    return {kind for _, kind in attention_modules(denoiser)}
