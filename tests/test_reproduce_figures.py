@@ -73,8 +73,8 @@ def test_every_row_names_a_method_known_notes_and_a_lambda_for_ours():
         else:
             assert row.threshold is None
             # As printed, as the authors say, or tuned: exactly one of the three.
-            known = row.method in ("uniform", "delta-dit") and not row.tuned
-            assert [known, "official" in row.notes, row.tuned].count(True) == 1
+            known = row.method == "uniform" or "gate" in row.notes
+            assert [known, {"official", "authors"} & set(row.notes) != set(), row.tuned].count(True) == 1
             assert row.tuned or row.method == "uniform" or row.published
     assert {note for row in ROWS for note in row.notes} == set(NOTES)
 
@@ -119,12 +119,14 @@ def test_settings_serve_the_tables_that_the_paper_has():
             assert table in TITLES and (table in FIGURES or printed_rows(table, model))
             assert setting_of(table, setting.model) is setting
         assert set(FIGURES) <= set(setting.tables)
-    assert {s.model for s in SETTINGS if "table3" in s.tables} == {FLUX.model, WAN.model, *(s.model for s in TINY[:3])}
+    assert {s.model for s in SETTINGS if "table3" in s.tables} == {
+        FLUX.model, WAN.model, OPEN_SORA.model, *(s.model for s in TINY[:3]),
+    }  # fmt: skip
     assert all(setting.bundled for setting in TINY)
     assert not any(setting.bundled for setting in (FLUX, WAN, COGVIDEOX, OPEN_SORA))
     assert all(setting.dtype in DTYPES for setting in SETTINGS)
     assert (FLUX.call["num_inference_steps"], WAN.call["num_inference_steps"]) == (30, 50)
-    assert WAN.seeds == COGVIDEOX.seeds == {"table1": 5}
+    assert WAN.seeds == COGVIDEOX.seeds == OPEN_SORA.seeds == {"table1": 5}
 
 
 @pytest.mark.parametrize(
@@ -164,6 +166,10 @@ def test_offloaded_parts_take_turns():
 
 def test_a_part_may_keep_its_own_width():
     assert dict(needed(WAN, "cuda", "bfloat16").parts)["VAE"] == pytest.approx(126.9e6 * 4 / GIB)
+    sora = dict(needed(OPEN_SORA, "cuda", "bfloat16").parts)
+    assert (sora["T5-XXL encoder"], sora["transformer"]) == (
+        pytest.approx(4762.3e6 * 4 / GIB), pytest.approx(1208.9e6 * 2 / GIB),
+    )  # fmt: skip
 
 
 def test_too_little_memory_names_the_need_what_is_there_and_the_remedies(monkeypatch: pytest.MonkeyPatch):

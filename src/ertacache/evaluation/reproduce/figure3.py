@@ -23,7 +23,7 @@ def compared(ready: Ready, request: Request) -> list[Entrant]:
     model, T = ready.setting.tables[request.table], int(ready.call["num_inference_steps"])
     paper = full_method(model)
     share = computed_steps(paper, T) / T
-    tea = replace(teacache(model), id="teacache", speedup=paper.speedup)
+    tea = replace(teacache(model), id="teacache", speedup=paper.speedup, notes=("no-setting",))
     return [
         Entrant("fewer-steps", FewerSteps(share)),
         Entrant("uniform-reuse", UniformReuse(share=share)),

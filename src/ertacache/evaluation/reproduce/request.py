@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.errors import InvalidArgument
 from ertacache.evaluation.reproduce.memory import check_memory
 from ertacache.evaluation.reproduce.settings import FIGURE5, PICTURES, Setting, setting_of
 from ertacache.evaluation.separate import check_separate
@@ -90,10 +90,6 @@ def checked(request: Request) -> Ready:
         As `reproduce`.
     """
     setting = setting_of(request.table, request.model)
-    if setting.refusal:
-        raise UnsupportedPipeline(
-            f"{setting.refusal}; see its printed figures with --show, or choose another model for {request.table}"
-        )
     measured, calibrated = _prompts(request, setting)
     check_placement(request.device or _device(setting), request.dtype, "model" if request.offload else "none")
     own = {"negative_prompt": request.negative_prompt, "num_inference_steps": request.num_inference_steps}

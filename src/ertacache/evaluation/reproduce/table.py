@@ -107,7 +107,7 @@ def _run(folder: Folder) -> dict[str, Any]:
 
 def _remarks(names: Sequence[str], setting: Setting, folder: Folder | None) -> list[str]:
     if folder is None:
-        return [f"It cannot be measured: {setting.refusal}."] if setting.refusal else []
+        return []
     comparison, remarks = folder.comparison, list(setting.remarks)
     head = comparison.header
     if setting.bundled:
