@@ -39,7 +39,7 @@ class Model:
     """A row of the table.
 
     Attributes:
-        denoiser: name of its class in diffusers.
+        denoiser: name of its class in diffusers, or in `ertacache.opensora`.
         layers: keys of the configuration that count layers.
         contexts: names of the denoiser calls of a step.
         scheduler: the published one.
@@ -156,4 +156,6 @@ def _keep_wide(denoiser: nn.Module) -> None:
 def _class(name: str) -> Any:
     import diffusers
 
-    return getattr(diffusers, name)
+    from ertacache import opensora
+
+    return getattr(diffusers, name, None) or getattr(opensora, name)

@@ -49,6 +49,14 @@ def _encode_branches(width: str) -> Callable[[Size, torch.dtype], Callable[..., 
     return for_size
 
 
+def _encode_open_sora(size: Size, dtype: torch.dtype) -> Callable[..., Any]:
+    def encode(prompt: Any, *args: Any, device: Any = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        words = _texts(prompt, size.tokens, size.config["caption_channels"]).to(device, dtype)
+        return words, torch.ones(words.shape[:2], dtype=torch.long, device=device)
+
+    return encode
+
+
 def _flux_scheduler() -> Any:
     import diffusers
 
@@ -104,6 +112,21 @@ def _cogvideox_vae() -> Any:
     return build(
         down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
         block_out_channels=(8,) * 4, latent_channels=16, layers_per_block=1, norm_num_groups=2,
+    )  # fmt: skip
+
+
+def _open_sora_scheduler() -> Any:
+    import diffusers
+
+    return diffusers.FlowMatchEulerDiscreteScheduler()
+
+
+def _open_sora_vae() -> Any:
+    from ertacache.opensora import AutoencoderKLOpenSora
+
+    return AutoencoderKLOpenSora(
+        block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=2, temporal_filters=8, temporal_res_blocks=1,
+        temporal_norm_num_groups=2,
     )  # fmt: skip
 
 
@@ -192,4 +215,30 @@ COGVIDEOX = Model(
     vae=_cogvideox_vae,
     encode=_encode_branches("text_embed_dim"),
 )  # fmt: skip
-MODELS = (FLUX, WAN, COGVIDEOX)
+OPEN_SORA = Model(
+    name="Open-Sora 1.2",
+    pipeline="OpenSoraPipeline",
+    denoiser="STDiT3Transformer3DModel",
+    full=Size(
+        config={
+            "caption_channels": 4096, "depth": 28, "hidden_size": 1152, "num_heads": 16, "in_channels": 4,
+            "model_max_length": 300,
+        },
+        call={"height": 480, "width": 854, "num_frames": 51, "num_inference_steps": 30, "guidance_scale": 7.0},
+        tokens=300, activations=3 * 2**30, step_seconds=0.8,
+    ),
+    tiny=Size(
+        config={
+            "caption_channels": 32, "depth": 2, "hidden_size": 48, "num_heads": 2, "in_channels": 4,
+            "model_max_length": 8,
+        },
+        call={**_TINY_CLIP, "guidance_scale": 7.0},
+        tokens=8,
+    ),
+    layers=("depth",),
+    contexts=("cond_uncond",),
+    scheduler=_open_sora_scheduler,
+    vae=_open_sora_vae,
+    encode=_encode_open_sora,
+)  # fmt: skip
+MODELS = (FLUX, WAN, COGVIDEOX, OPEN_SORA)

@@ -24,7 +24,7 @@ from gpu_measure import (
     repetitions,
     warm_up,
 )
-from gpu_models import COGVIDEOX, FLUX, MODELS, WAN
+from gpu_models import COGVIDEOX, FLUX, MODELS, OPEN_SORA, WAN
 from gpu_report import Report
 from gpu_variants import VARIANTS
 
@@ -34,7 +34,8 @@ WORK = (*VARIANTS, PEERS, CALIBRATION)
 #: What is worth most comes first; whatever is not named here follows, model by model.
 FIRST = (
     (FLUX, "eager"), (FLUX, PEERS), (FLUX, CALIBRATION), (FLUX, "compiled"), (WAN, "eager"), (FLUX, "group offload"),
-    (FLUX, "CUDA graphs"), (COGVIDEOX, "eager"), (FLUX, "model offload"),
+    (FLUX, "CUDA graphs"), (COGVIDEOX, "eager"), (OPEN_SORA, "eager"),
+    (FLUX, "model offload"),
 )  # fmt: skip
 #: Seconds to build a model of full size.
 _BUILD = 15.0

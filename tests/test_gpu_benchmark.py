@@ -59,7 +59,7 @@ def test_the_header_names_machine_seed_and_goals(result: Any) -> None:
 
 def test_every_entry_is_there_once_and_says_what_became_of_it(result: Any) -> None:
     entries = {(entry["model"], entry["variant"]): (entry["status"], entry["reason"]) for entry in result[0]["entries"]}
-    assert len(entries) == len(result[0]["entries"]) == 3 * 7
+    assert len(entries) == len(result[0]["entries"]) == 4 * 7
     for (_, variant), (status, reason) in entries.items():
         needs = variant in ("CUDA graphs", "model offload")
         assert (status, reason) == (("skipped", "needs CUDA") if needs else ("measured", ""))
@@ -68,7 +68,7 @@ def test_every_entry_is_there_once_and_says_what_became_of_it(result: Any) -> No
 @pytest.mark.parametrize("variant", ["eager", "compiled", "group offload"])
 def test_plans_call_the_denoiser_as_often_as_their_schedule_says(result: Any, variant: str) -> None:
     found = rows(result, variant)
-    branches = {"FLUX.1-dev": 1, "Wan2.1-T2V-1.3B": 2, "CogVideoX-2B": 1}
+    branches = {"FLUX.1-dev": 1, "Wan2.1-T2V-1.3B": 2, "CogVideoX-2B": 1, "Open-Sora 1.2": 1}
     assert Counter(row["model"] for row in found) == dict.fromkeys(branches, 3)
     for row in found:
         K = {"uncached": 12, "T/2": 6, "T/3": 4}[row["plan"]]
@@ -76,8 +76,8 @@ def test_plans_call_the_denoiser_as_often_as_their_schedule_says(result: Any, va
         assert set(row) - {"note"} == (PLAN if K == 12 else CACHED)
         assert row["repetitions"] == 1 and row["cost"] == pytest.approx(K / 12, abs=1e-6)
         if K < 12:
-            # p outputs and one latent, of 16 tokens of 64 channels, or of 3 frames of 16 channels of 4 × 4; float32.
-            size = 4 * (16 * 64 if row["model"] == "FLUX.1-dev" else 3 * 16 * 4 * 4)
+            # p outputs and one latent: 16 tokens of 64 channels, or 3 frames of 16 or 4 channels of 4 × 4; float32.
+            size = 4 * {"FLUX.1-dev": 16 * 64, "Open-Sora 1.2": 3 * 4 * 4 * 4}.get(row["model"], 3 * 16 * 4 * 4)
             assert row["held_bytes"] == row["bound_bytes"] == 4 * size
             assert row["share_of_ideal"] == pytest.approx(row["ratio"] * K / 12, rel=1e-5)
             assert row["predicted_share"] == pytest.approx(row["predicted_seconds"] / row["step_seconds"], rel=1e-4)
@@ -90,6 +90,7 @@ def test_a_denoiser_without_repeated_blocks_is_compiled_whole_and_says_so(result
         "Wan2.1-T2V-1.3B": "backend 'eager' makes no kernels",
         "CogVideoX-2B": "the whole denoiser is compiled: `_repeated_blocks` attribute is empty; "
         "backend 'eager' makes no kernels",
+        "Open-Sora 1.2": "backend 'eager' makes no kernels",
     }
 
 
@@ -97,7 +98,7 @@ def test_a_denoiser_without_repeated_blocks_is_compiled_whole_and_says_so(result
 def test_other_caches_run_at_the_cost_that_was_counted(result: Any, part: int) -> None:
     for name in ("MagCache (diffusers)", "TaylorSeer (diffusers)"):
         found = rows(result, run.PEERS, f"{name}, T/{part}")
-        assert [row["cost"] for row in found] == [pytest.approx(1 / part, abs=1e-6)] * 3
+        assert [row["cost"] for row in found] == [pytest.approx(1 / part, abs=1e-6)] * 4
     for row in rows(result, run.PEERS, f"FirstBlockCache (diffusers), T/{part}"):
         assert abs(row["cost"] - 1 / part) < 0.1
     for row in rows(result, run.PEERS):
@@ -116,7 +117,7 @@ def test_a_missing_cache_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatc
 
 def test_a_calibration_is_priced_in_seconds_and_runs(result: Any) -> None:
     found = rows(result, run.CALIBRATION)
-    assert len(found) == 3
+    assert len(found) == 4
     # Each of 24 once, 2 steps to look, 4 runs with one error; 7 plans on the 14 fitted, 4 on the 5 that choose, and
     # the plan, reuse and fewer steps on the 5 that judge.
     runs = 24 + 2 / 12 + 4 + (7 * 14 + 4 * 5 + 3 * 5) / 2
@@ -134,7 +135,7 @@ def test_the_table_holds_every_row_and_the_caveat(result: Any) -> None:
     data, table = result
     lines = table.splitlines()
     assert sum(line.startswith("| ") for line in lines) == 2 + len([r for r in data["rows"] if "derived" not in r])
-    assert "the pictures mean nothing" in table and sum("a calibration on 2 prompts" in line for line in lines) == 3
+    assert "the pictures mean nothing" in table and sum("a calibration on 2 prompts" in line for line in lines) == 4
 
 
 def test_the_minutes_are_kept_by_the_clock(tmp_path: Path) -> None:
@@ -155,11 +156,11 @@ def test_the_minutes_are_kept_by_the_clock(tmp_path: Path) -> None:
 def test_full_size_is_the_published_size() -> None:
     """Weights in bfloat16 take two bytes each; counted without making them."""
     counts = [build.weight_bytes(model, model.full.config, torch.device("cuda")) // 2 for model in models.MODELS]
-    assert counts == [11_901_408_320, 1_418_996_800, 1_693_783_872]
+    assert counts == [11_901_408_320, 1_418_996_800, 1_693_783_872, 1_207_643_972]
     calls = [model.full.call for model in models.MODELS]
-    assert [call["num_inference_steps"] for call in calls] == [28, 50, 50]
+    assert [call["num_inference_steps"] for call in calls] == [28, 50, 50, 30]
     assert [(call["height"], call["width"], call.get("num_frames")) for call in calls] == [
-        (1024, 1024, None), (480, 832, 81), (480, 720, 49),
+        (1024, 1024, None), (480, 832, 81), (480, 720, 49), (480, 854, 51),
     ]  # fmt: skip
 
 
@@ -241,7 +242,7 @@ BAD = [
     (["--minutes", "0"], "--minutes is 0; give a number above 0, such as 8"),
     (["--minutes", "nan"], "--minutes is nan; give a number above 0, such as 8"),
     (["--minutes", "long"], "invalid float value: 'long'"),
-    (["--models", "FLUX"], "--models has 'FLUX'; there are FLUX.1-dev, Wan2.1-T2V-1.3B, CogVideoX-2B"),
+    (["--models", "FLUX"], "--models has 'FLUX'; there are FLUX.1-dev, Wan2.1-T2V-1.3B, CogVideoX-2B, Open-Sora 1.2"),
     (["--seed", "-1"], "--seed is -1; give a whole number from 0"),
     (["--device", "gpu"], "device is 'gpu', which torch does not know"),
     (["--out", "table.md"], "--out is table.md; name a .json file"),

@@ -43,7 +43,7 @@ class Prompts:
             given = "both prompt and prompt_embeds are" if self.embeds is not None else "neither of them is"
             raise InvalidArgument(f"give prompt, or prompt_embeds with prompt_attention_mask: {given} given")
         if self.embeds is None:
-            self._check_texts(pipe)
+            self._check_texts()
             return
         config, shape = pipe.transformer.config, tuple(self.embeds.shape)
         longest, channels = config.model_max_length, config.caption_channels
@@ -61,17 +61,25 @@ class Prompts:
         if bool((self.mask != 0).sum(1).min() == 0):
             raise InvalidArgument("prompt_attention_mask leaves a prompt without any token; keep one of each at least")
 
-    def _check_texts(self, pipe: Any) -> None:
+    def _check_texts(self) -> None:
         texts = [self.texts] if isinstance(self.texts, str) else self.texts
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgument(f"prompt is {self.texts!r}; give a text, or a list of one text or more")
         if self.mask is not None:
             raise InvalidArgument("prompt_attention_mask belongs to prompt_embeds, and prompt is a text; leave it out")
-        if pipe.text_encoder is None or pipe.tokenizer is None:
-            raise InvalidArgument(
-                "prompt is a text, and the pipeline has no text encoder or tokenizer; give prompt_embeds with "
-                "prompt_attention_mask"
-            )
+
+
+def check_encoder(pipe: Any) -> None:
+    """Refuse a pipeline that cannot encode a text.
+
+    Raises:
+        InvalidArgument: it has no text encoder or tokenizer.
+    """
+    if pipe.text_encoder is None or pipe.tokenizer is None:
+        raise InvalidArgument(
+            "prompt is a text, and the pipeline has no text encoder or tokenizer; give prompt_embeds with "
+            "prompt_attention_mask"
+        )
 
 
 def check_counts(**counts: object) -> None:

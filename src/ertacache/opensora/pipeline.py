@@ -18,7 +18,7 @@ from ertacache.opensora.autoencoder import AutoencoderKLOpenSora
 from ertacache.opensora.denoising import Denoising
 from ertacache.opensora.frame_conditioning import FrameConditioning, Generators, check_given
 from ertacache.opensora.given_frames import given_frames
-from ertacache.opensora.inputs import Prompts, check_counts, check_noise, check_numbers, check_output
+from ertacache.opensora.inputs import Prompts, check_counts, check_encoder, check_noise, check_numbers, check_output
 from ertacache.opensora.sizes import size_of
 from ertacache.opensora.text import check_cleaning, check_scores, prepared
 from ertacache.opensora.time_shift import as_given, noise_levels, time_shift
@@ -162,6 +162,7 @@ class OpenSoraPipeline(DiffusionPipeline):
             MissingExtra: what cleaning needs is not there.
         """
         Prompts(prompt, None, None).check(self)
+        check_encoder(self)
         check_scores(aesthetic_score=aesthetic_score, motion_score=motion_score, camera_motion=camera_motion)
         if clean_caption:
             check_cleaning()
