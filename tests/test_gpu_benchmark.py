@@ -154,9 +154,9 @@ def test_the_minutes_are_kept_by_the_clock(tmp_path: Path) -> None:
 
 
 def test_full_size_is_the_published_size() -> None:
-    """Weights in bfloat16 take two bytes each; counted without making them."""
+    """Weights in bfloat16 take two bytes each; counted without making them. 36 of Open-Sora's stay in float32."""
     counts = [build.weight_bytes(model, model.full.config, torch.device("cuda")) // 2 for model in models.MODELS]
-    assert counts == [11_901_408_320, 1_418_996_800, 1_693_783_872, 1_207_643_972]
+    assert counts == [11_901_408_320, 1_418_996_800, 1_693_783_872, 1_207_643_972 + 36]
     calls = [model.full.call for model in models.MODELS]
     assert [call["num_inference_steps"] for call in calls] == [28, 50, 50, 30]
     assert [(call["height"], call["width"], call.get("num_frames")) for call in calls] == [
