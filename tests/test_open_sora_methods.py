@@ -33,7 +33,6 @@ from ertacache.pipelines.models import attention_modules, blocks_of
 from method_contract import FIRST, check_contract
 from small_open_sora import CALL, open_sora
 
-DENOISER = "STDiT3Transformer3DModel"
 #: Timesteps of the 8 steps, rounded: 1000, 531, 327, 212, 139, 88, 51, 23.
 WINDOW = (30.0, 600.0)
 ONE, IDENTITY = (0.0, 0.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 1.0, 0.0)
@@ -292,27 +291,3 @@ def test_faster_cache_rebuilds_the_unconditional_branch():
     method = FasterCache(attention_window=(-1, 600), uncond_range=3, uncond_window=(-1, 600))
     executed = execute(open_sora(), method, FIRST, CALL)[1]
     assert executed.elements == [2, 1, 1, 2, 1, 1, 2, 1]
-
-
-def test_published_settings():
-    assert list(PAB.published()[DENOISER]) == ["2/4/6", "3/5/7", "5/7/9"]
-    assert PAB.published()[DENOISER]["3/5/7"] == PAB(3, 5, 7, window=(450, 930))
-    assert {name: method.threshold for name, method in TeaCache.published()[DENOISER].items()} == {
-        "slow": 0.1, "fast": 0.2,
-    }  # fmt: skip
-    gate = TGate.published()[DENOISER]["videosys"]
-    assert (gate.gate_step(30), gate.sp_interval) == (12, 2)
-    # Twelve of 56 blocks, which are six pairs, in the steps 1, 3 and 5.
-    spans = DeltaDiT.published()[DENOISER]["videosys"].ranges(30, 56)
-    assert spans == [(range(12),) if step in (1, 3, 5) else () for step in range(30)]
-
-
-@pytest.mark.parametrize("method", [DeltaDiT, TGate, PAB])
-def test_published_settings_run(method: type[Baseline]):
-    pipe = open_sora()
-    plain = execute(pipe, None, FIRST, CALL)[1]
-    for setting in method.published()[DENOISER].values():
-        assert setting.refusal(pipe, CALL) is None
-        executed = execute(pipe, setting, FIRST, CALL)[1]
-        assert len(executed.block_calls) == 8
-        assert sum(executed.attention_calls) <= sum(plain.attention_calls)
