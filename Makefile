@@ -36,8 +36,8 @@ test-floors: .venv-floors/.ok
 	OMP_NUM_THREADS=1 $(FLOORS)/python -m pytest tests/test_calibrate.py tests/test_runtime.py tests/test_profile.py
 
 lint: .venv/.ok
-	$(BIN)/ruff check src tests zoo benchmarks examples docs .ci
-	$(BIN)/ruff format --check src tests zoo benchmarks examples docs .ci
+	$(BIN)/ruff check src tests zoo benchmarks comfyui-ertacache examples docs .ci
+	$(BIN)/ruff format --check src tests zoo benchmarks comfyui-ertacache examples docs .ci
 	$(BIN)/pyright
 
 docs: .venv/.docs

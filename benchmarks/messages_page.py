@@ -11,7 +11,7 @@ from ertacache import errors
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "messages.md"
-SOURCES = (ROOT / "src", ROOT / "zoo" / "src")
+SOURCES = (ROOT / "src", ROOT / "zoo" / "src", ROOT / "comfyui-ertacache")
 HEAD = """# Messages explained
 
 Every error that is raised on purpose is an `ertacache.ErtacacheError`. Its text has two halves: what was found, with
@@ -66,7 +66,7 @@ AREAS = {
     "core": "mathematics", "metrics": "metrics", "profile": "profile files", "pipelines": "pipelines and solvers",
     "runtime": "runs under a profile", "calibration": "calibration", "baselines": "compared methods",
     "evaluation": "comparisons and reports", "cli": "command line", "opensora": "Open-Sora",
-    "ertacache_zoo": "bundled models",
+    "ertacache_zoo": "bundled models", "comfyui-ertacache": "ComfyUI nodes",
 }  # fmt: skip
 
 
@@ -117,7 +117,8 @@ def messages() -> dict[str, dict[str, list[str]]]:
     for folder in SOURCES:
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).parts
-            area = AREAS.get(parts[1] if parts[0] == "ertacache" else parts[0], "all parts")
+            own = folder.name if len(parts) == 1 else parts[0]
+            area = AREAS.get(parts[1] if own == "ertacache" else own, "all parts")
             for name, text in raised(ast.parse(path.read_text(encoding="utf-8"))):
                 if text not in found[name][area]:
                     found[name][area].append(text)
