@@ -203,6 +203,7 @@ def workflows(nodes: Any) -> dict[str, Any]:
 def measure(folder: Path) -> dict[str, Any]:
     """Everything; runs inside the environment."""
     nodes = small.start(folder)
+    played = workflows(nodes)
     with torch.inference_mode():
         bench = Bench(nodes)
         parts: tuple[Callable[[Bench], Any], ...] = (on_and_off, own_grid, mismatches, all_samplers, combined)
@@ -216,7 +217,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "steps": T,
         "compute_steps": K,
         **found,
-        "workflows": workflows(nodes),
+        "workflows": played,
     }
 
 

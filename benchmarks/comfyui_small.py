@@ -180,7 +180,7 @@ def run_workflow(path: Path, nodes: Any, changes: dict[str, dict[str, Any]]) -> 
     if not valid:
         raise SystemExit(f"{path.name}: {error} {details}")
     server = SimpleNamespace(client_id=None, last_node_id=None, send_sync=lambda *a, **k: None, sockets_metadata={})
-    executor = execution.PromptExecutor(server)
+    executor = execution.PromptExecutor(server, execution.CacheType.CLASSIC, {"lru": 0, "ram": 0.0})
     executor.execute(prompt, path.stem, {}, outputs)
     if not executor.success:
         raise SystemExit(f"{path.name}: {executor.status_messages[-1]}")
