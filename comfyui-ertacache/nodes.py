@@ -138,7 +138,7 @@ class Calibrate(io.ComfyNode):
         request = Request(compute_steps, seeds, holdout, schedule, levels, ridge, grid_strength)
         name = sampler_name(sampler)
         request.check(name, sigmas)
-        check_unplayed(model.model_options)
+        check_unplayed(model)
         path, latent = writable(profiles_folder(), profile), one_latent(model, latent_image)
         progress = comfy.utils.ProgressBar(calls_of(request, name, len(sigmas) - 1))
         sampling = Sampling(
@@ -208,7 +208,7 @@ class Apply(io.ComfyNode):
     def execute(cls, model: Any, profile: str, on_mismatch: Any) -> io.NodeOutput:
         loaded = Profile.load(existing(profiles_folder(), profile))
         check_made_here(loaded)
-        check_unplayed(model.model_options)
+        check_unplayed(model)
         model, playing = model.clone(), Playing(loaded, on_mismatch)
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, playing.outer_sample)
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, playing.predict_noise)

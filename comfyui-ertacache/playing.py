@@ -93,12 +93,11 @@ def check_alone(model_options: dict[str, Any]) -> None:
             raise CacheConflict(f"the model also carries {name!r}, which predicts the same calls; take one of them out")
 
 
-def check_unplayed(model_options: dict[str, Any]) -> None:
-    """Refuse a model that carries a profile already.
+def check_unplayed(model: Any) -> None:
+    """Refuse a model (ComfyUI's `ModelPatcher`) that carries a profile already.
 
     Raises:
         CacheConflict: saying where to connect.
     """
-    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-    if any(KEY in kept for kept in wrappers.values()):
+    if any(KEY in kept for kept in model.wrappers.values()):
         raise CacheConflict("the model already carries a profile; connect the model from before ERTACache Apply")

