@@ -23,7 +23,7 @@ from ertacache_zoo import catalogue
 
 COUNTS, JUDGED, SEED = (8, 16, 32, 64), 32, 10_000
 PICTURE = Path("docs/images/calibration-prompts.png")
-COLOURS = {"tiny-flux-base": "#b8500c", "tiny-wan": "#1f5fa8"}
+COLOURS = {"tiny-flux-base": "#b8500c", "tiny-flux": "#1f5fa8"}
 
 
 def row(fresh: Fresh, model: str, count: int, K: int) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("calibration prompts", fontsize=13)
     axes.set_ylabel("PSNR on 32 others, dB", fontsize=13)
     axes.tick_params(labelsize=12)
-    axes.legend(frameon=False, fontsize=12)
+    figure.legend(loc="outside lower center", ncol=2, frameon=False, fontsize=12)
     axes.grid(color="#e6e9eb")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
@@ -80,7 +80,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="tiny-flux-base,tiny-wan")
+    parser.add_argument("--models", default="tiny-flux-base,tiny-flux")
     parser.add_argument("--speedups", default="2,3")
     arguments = arguments_of(parser, "calibration_prompts")
     speedups = [float(text) for text in names(arguments.speedups)]

@@ -84,11 +84,20 @@ def parsed(given: list[str] | None = None) -> argparse.Namespace:
     return arguments_of(parser, "frontier", given)
 
 
+def command_of(arguments: argparse.Namespace) -> str:
+    """What measures the same again."""
+    whole, words = parsed([]), ["python benchmarks/frontier.py"]
+    for name in ("models", "guidance", "budgets", "splits"):
+        if (value := getattr(arguments, name)) != getattr(whole, name):
+            words.append(f"--{name} {value}")
+    return " ".join(words)
+
+
 def main() -> None:
     arguments = parsed()
     part = part_of(arguments)
     if arguments.merge:
-        facts = made_with() | {"command": "python benchmarks/frontier.py"}
+        facts = made_with() | {"command": command_of(arguments)}
         write(merged(part.cells, part.budgets, arguments.work, facts), arguments.out)
     elif failed := measure(part, arguments.work):
         raise SystemExit(f"{len(failed)} failed, and are tried again the next time: {', '.join(failed)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from frontier_cells import SEED, Cell
-from frontier_plan import OURS, OWN
+from frontier_plan import EVEN, OURS, OWN, methods, name_of, title_of
 
 #: Budget -> what our plan shall be ahead of everybody else, in dB.
 GOALS = {2: 6.0, 3: 6.0, 5: 3.0}
@@ -88,7 +88,7 @@ def difference(ours: Row, other: Row) -> dict[str, Any]:
 
 
 def compared(rows: list[Row], budget: int, wanted: float) -> dict[str, Any]:
-    """Our plan against the best of the others at this cost, and against the evenly spaced fitted plan."""
+    """Our plan against the best of the others at this cost, and against the plan of evenly spaced steps."""
     ours = {row.method: row for row in rows}.get(OURS)
     others = [row for row in rows if row.method not in OWN and row.cost <= DEARER * wanted]
     if ours is None or not others:
@@ -96,8 +96,8 @@ def compared(rows: list[Row], budget: int, wanted: float) -> dict[str, Any]:
     gain = difference(ours, max(others, key=lambda row: statistics.fmean(row.values)))
     if budget in GOALS:
         gain |= {"goal": GOALS[budget], "met": gain["mean"] >= GOALS[budget]}
-    fitted = [difference(ours, row) for row in rows if row.method == "fitted"]
-    return {"gain": gain, **({"over_fitted": fitted[0]} if fitted else {})}
+    even = [difference(ours, row) for row in rows if row.method == EVEN]
+    return {"gain": gain, **({"over_even": even[0]} if even else {})}
 
 
 def merged(cells: list[Cell], budgets: list[int], work: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def merged(cells: list[Cell], budgets: list[int], work: Path, facts: dict[str, A
                 head = {"model": model, "guidance": guidance, "T": T, "K": K, "budget": budget}
                 head |= {"prompts": max(len(row.values) for row in rows), **compared(rows, budget, K / T)}
                 settings.append({**head, "refused": refused, "rows": [row.figures() for row in rows]})
-    splits = sorted({cell.split for cell in cells})
-    header = {**facts, "seed": SEED, "splits": splits, "judged": cells[0].judged, "calibration": cells[0].calibration}
+    header = {**facts, "seed": SEED, "judged": cells[0].judged, "calibration": cells[0].calibration}
+    header["not_measured"] = [title_of(method) for method in methods("all") if name_of(method) not in titles]
     header |= {"incomplete": absent, "dearer": DEARER, "columns": list(COLUMNS)}
     return {"header": header, "titles": dict(sorted(titles.items())), "settings": settings}
 

@@ -30,19 +30,19 @@ def rows_of(result: dict[str, Any], setting: dict[str, Any]) -> dict[str, dict[s
 
 
 def goals_table(result: dict[str, Any]) -> str:
-    """Our plan beside the best other method, and how far it is ahead of it and of the evenly spaced fitted plan."""
+    """Our plan beside the best other method, and how far it is ahead of it and of the even plan."""
     heads = ["", "K of T", "plan, dB", "tenth / worst", "SSIM", "best other, dB", "tenth / worst", "SSIM"]
-    heads += ["plan minus best other", "goal", "plan minus uniform fitted"]
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * 4 + "---|" + "---:|" * 3 + "---|---:|"]
+    heads += ["plan minus best other", "goal", "plan minus even plan", "prompts"]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * 4 + "---|" + "---:|" * 3 + "---|---:|---:|"]
     for name, own in by_model(result).items():
         for setting in (setting for setting in own if "gain" in setting):
             gain, rows = setting["gain"], rows_of(result, setting)
             plan, other = rows[OURS], rows[gain["over"]]
             goal = f"+{gain['goal']:g}: {'met' if gain['met'] else 'not met'}" if "goal" in gain else "–"
-            fitted = _difference(setting["over_fitted"]) if "over_fitted" in setting else "–"
+            even = _difference(setting["over_even"]) if "over_even" in setting else "–"
             best = f"{_quality(other)}, {result['titles'][gain['over']]} | {_lowest(other)}"
             cells = [name, f"{setting['K']} of {setting['T']}", f"**{_quality(plan)}**", _lowest(plan), best]
-            lines.append(f"| {' | '.join([*cells, _difference(gain), goal, fitted])} |")
+            lines.append(f"| {' | '.join([*cells, _difference(gain), goal, even, str(setting['prompts'])])} |")
     return "\n".join(lines)
 
 
@@ -76,17 +76,20 @@ def part(result: dict[str, Any]) -> str:
     """All that is written between the markers."""
     head = result["header"]
     text = (
-        f"{len(head['splits'])} splits of {head['calibration']} calibration and {head['judged']} judged prompts. "
-        f"{head['machine']}; torch {head['versions']['torch']}, diffusers {head['versions']['diffusers']}."
+        f"{head['calibration']} calibration and {head['judged']} judged prompts in a split; two splits where the table "
+        f"has {2 * head['judged']} prompts. {head['machine']}; torch {head['versions']['torch']}, diffusers "
+        f"{head['versions']['diffusers']}."
     )
+    if head["not_measured"]:
+        text += f"\n\nNot measured here: {', '.join(head['not_measured'])}. [Results](results.md) has them at T/2."
     sections = [f"### {name}\n\n{methods_table(result, own)}" for name, own in by_model(result).items()]
     return "\n\n".join([text, PICTURE, goals_table(result), *sections])
 
 
 def readme_part(result: dict[str, Any]) -> str:
     """The README's one table: our plan, the best other method and fewer steps in every setting with a goal."""
-    head = result["header"]
-    prompts = len(head["splits"]) * head["judged"]
+    counts = sorted({setting["prompts"] for setting in result["settings"]})
+    prompts = " or ".join(map(str, counts))
     text = (
         "PSNR in dB against the uncached run of the **plan** / the best other method at that cost / fewer steps, and\n"
         "the plan's lead ± its standard error, at a half, a third and a fifth of the uncached run's cost, which is\n"

@@ -1,6 +1,5 @@
 """What takes part in the frontier: every compared method, and what `ertacache.calibrate` makes of a budget."""
 
-import inspect
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -13,6 +12,8 @@ from ertacache.errors import InvalidArgument
 EFFORTS = ("fast", "balanced", "thorough")
 #: The row whose difference to the others is taken.
 OURS = "plan-balanced"
+#: The same with evenly spaced steps: what the search is worth.
+EVEN = "plan-fast"
 #: Of this package too, and so nobody else's.
 OWN = {*(f"plan-{effort}" for effort in EFFORTS), "fitted", "fitted-policy", "fitted-timesteps"}
 
@@ -33,12 +34,10 @@ class Planned(ProfileMethod):
 
     def planned(self, bench: Bench, target: float | None) -> Self:
         K = min(bench.T, max(2, round((self.share if target is None else target) * bench.T)))
-        searched: dict[str, Any] = {"effort": self.effort}
-        if "effort" not in inspect.signature(ertacache.calibrate).parameters:
-            searched = {}
+        efforts: dict[str, Any] = {"effort": self.effort}
         profile = ertacache.calibrate(
             bench.pipe, bench.prompts.texts, compute_steps=K, seed=bench.prompts.seed, call=bench.call,
-            batch_size=bench.batch_size, show_progress=False, **searched,
+            batch_size=bench.batch_size, show_progress=False, **efforts,
         )  # fmt: skip
         return replace(self, share=profile.schedule.K / bench.T, profile=profile)
 
@@ -55,14 +54,14 @@ def title_of(method: Baseline) -> str:
 
 
 def methods(keys: str) -> list[Baseline]:
-    """Methods by name: `all` is the default plan and every compared method.
+    """Methods by name: `all` is the default plan, the even one and every compared method.
 
     Raises:
         InvalidArgument: an unknown name.
     """
     plans: dict[str, Baseline] = {f"plan-{effort}": Planned(effort=effort) for effort in EFFORTS}
     if keys == "all":
-        return [plans[OURS], *catalogue.METHODS]
+        return [plans[OURS], plans[EVEN], *catalogue.METHODS]
     wanted = [key.strip() for key in keys.split(",") if key.strip()]
     if not wanted or len(set(wanted)) < len(wanted):
         raise InvalidArgument(f"methods is {keys!r}; name different methods separated by commas, or all")

@@ -1,6 +1,6 @@
 """Whether the figure that a profile reports is what one gets on prompts that it has never seen.
 
-Run by hand: `python benchmarks/judged_bias.py`; goes on where it was cut off. Eight times: calibrates the recommended
+Run by hand: `python benchmarks/judged_bias.py`; goes on where it was cut off. Each time: calibrates the recommended
 plan on prompts drawn anew, and takes the PSNR that the profile reports (on those of its prompts that judge) minus that
 of the same profile on 32 fresh prompts of the same distribution, the zoo's training captions. Rewrites
 benchmarks/results/judged_bias.json.
@@ -22,7 +22,7 @@ from ertacache.evaluation.row_figures import made_with
 from ertacache.pipelines.loading import call_arguments, load_pipeline, with_steps
 from ertacache_zoo import catalogue
 
-DRAWS, CALIBRATION, FRESH, SEED = 8, 40, 32, 50_000
+DRAWS, CALIBRATION, FRESH, SEED = 24, 40, 32, 50_000
 
 
 def captions(model: str, draw: int) -> tuple[list[str], list[str]]:
@@ -64,7 +64,7 @@ def measure(model: str, speedup: float, work: Path, **given: Any) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="tiny-flux-base,tiny-wan")
+    parser.add_argument("--models", default="tiny-flux-base,tiny-flux")
     parser.add_argument("--speedup", type=float, default=3.0)
     arguments = arguments_of(parser, "judged_bias")
     models = [measure(model, arguments.speedup, arguments.work) for model in names(arguments.models)]

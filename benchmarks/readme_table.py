@@ -1,4 +1,4 @@
-"""The figures of README.md, docs/results.md, docs/frontier.md and docs/sizes-steps-guidance.md, from committed results.
+"""The figures of README.md and of pages of docs/, from committed results.
 
 `python benchmarks/readme_table.py` rewrites the parts of each between their markers.
 """
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import calibration_tables
+import features
 import frontier_page
 
 from ertacache.cli.ablation import group_name
@@ -29,22 +31,6 @@ KINDS = (
     ("λ policy, hidden residual + timesteps + rectifier", lambda row: _is(row, "hidden", "residual", "+ rectifier")),
     ("λ policy, fitted", lambda row: _is(row, "guided", "fitted", "policy")),
     ("uniform, fitted", lambda row: _is(row, "guided", "fitted", "uniform")),
-)
-
-
-#: What the README's table holds, by method, with its name there; of the others the best of their library.
-CHOSEN = {
-    "fitted": "**fitted (ours)**",
-    "uniform-extrapolation": "order-1 extrapolation, no calibration",
-    "fewer-steps": "fewer steps",
-    "uniform": "uniform residual reuse",
-    "ertacache": "ERTACache, the paper's method",
-}
-LIBRARIES = ("diffusers", "cache-dit")
-COMPARED = (
-    "tiny-flux at half of the uncached run's operations: 64×64 pixels, 30 Euler steps, PSNR against the uncached run, "
-    "mean ± standard\nerror over 32 held-out prompts. Operations are counted inside the denoiser, from outside of "
-    "every method."
 )
 
 
@@ -92,30 +78,6 @@ def _cell(found: list[dict[str, Any]], budget: int) -> str:
     return f"{row['psnr']['mean']:.1f}{note}"
 
 
-def frontier() -> dict[str, Any] | None:
-    """What benchmarks/frontier.py measured."""
-    path = RESULTS / "frontier.json"
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def readme_table() -> str:
-    """The few methods that say most, on tiny-flux at its highest cost, from the highest PSNR to the lowest."""
-    section = _at_costs(_compared("tiny-flux"))[0]
-    shown = {method: (section.of(method), name) for method, name in CHOSEN.items()}
-    for library in LIBRARIES:
-        rivals = [result for result in section.results if result.entrant.title.endswith(f"({library})")]
-        best = max(rivals, key=lambda result: result.psnr.mean)
-        title = best.entrant.title.removesuffix(f" ({library})")
-        shown[best.entrant.method] = best, f"{title}, the best in {library}"
-    rows = sorted(((result, name) for result, name in shown.values() if result), key=lambda row: -row[0].psnr.mean)
-    lines = ["| method | PSNR, dB | operations | speed-up |", "|---|---:|---:|---:|"]
-    for result, name in rows:
-        speed = f"{result.speedup.median:.2f}×" if result.speedup else "–"
-        quality = f"{result.psnr.mean:.1f} ± {result.psnr.standard_error:.1f}"
-        lines.append(f"| {name} | {quality} | {result.cost.mean:.0%} | {speed} |")
-    return "\n".join(lines)
-
-
 def compare_tables() -> str:
     """A Markdown table per model of pictures: methods down, wanted costs across."""
     parts: list[str] = []
@@ -131,6 +93,10 @@ def clips_table() -> str:
     sections = {name: _at_costs(_compared(name))[0] for name in catalogue.VIDEO_NAMES}
     (target,) = {section.target for section in sections.values()}
     return methods_table(f"at cost {target:g}", {f"{name}, PSNR": section for name, section in sections.items()})
+
+
+def _result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def _compared(name: str) -> ComparisonFile:
@@ -162,11 +128,15 @@ def _figures(result: Result | None, best: bool) -> str:
 
 def parts() -> dict[str, dict[str, str]]:
     """The generated parts of every page, by their markers."""
-    found = frontier()
-    front = f"{COMPARED}\n\n{readme_table()}" if found is None else frontier_page.readme_part(found)
+    found = _result("frontier")
     return {
-        "README.md": {"results": front},
-        "docs/frontier.md": {"frontier": "" if found is None else frontier_page.part(found)},
+        "README.md": {"results": frontier_page.readme_part(found)},
+        "docs/frontier.md": {"frontier": frontier_page.part(found), "features": features.table(_result("features"))},
+        "docs/choosing-a-plan.md": {
+            "prompts": calibration_tables.prompts_table(_result("calibration_prompts")),
+            "bias": calibration_tables.bias_table(_result("judged_bias")),
+            "seeds": calibration_tables.seeds_table(_result("seeds")),
+        },
         "docs/results.md": {
             "compare": compare_tables(),
             "compare-video": clips_table(),
@@ -200,7 +170,7 @@ def speed_text() -> str:
         "| K = 15 of 30 | speed-up of the denoising loop | share of T/K | a predicted step, of a computed one |",
         "|---|---:|---:|---:|",
     ]
-    for name, row in json.loads((RESULTS / "speed.json").read_text())["results"].items():
+    for name, row in _result("speed")["results"].items():
         price = f"{row['predicted_over_computed_step']:.1%}"
         rows.append(f"| {name} | {row['speedup_median']:.2f}× | {row['share_of_ideal']:.1%} | {price} |")
     return "\n".join(rows)
@@ -208,7 +178,7 @@ def speed_text() -> str:
 
 def flux_grids_table() -> str:
     """How far the grids of FLUX.1-dev are from that of its default size, by benchmarks/sizes.py."""
-    rows = json.loads((RESULTS / "sizes.json").read_text())["flux"]
+    rows = _result("sizes")["flux"]
     steps = [name for name in rows[0] if name.endswith("steps")]
     heads = ["1024×1024 to", "σ differs by up to", *(f"of what {name} allow" for name in steps)]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(steps) + 1)]
@@ -226,7 +196,7 @@ def size_losses_table() -> str:
     }  # fmt: skip
     heads = ["64×64 to", "σ differs by up to", "computed of 30", *names.values()]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
-    for row in json.loads((RESULTS / "sizes.json").read_text())["rows"]:
+    for row in _result("sizes")["rows"]:
         cells = [f"{row[name]['mean']:.1f} ± {row[name]['standard_error']:.1f}" for name in names]
         size = f"{row['height']}×{row['width']}"
         lines.append(f"| {size} | {row['distance']:.3f} | {row['K']} | {' | '.join(cells)} |")
@@ -235,7 +205,7 @@ def size_losses_table() -> str:
 
 def zoo_table(names: Sequence[str]) -> str:
     """What `ertacache zoo check` measured on 200 held-out captions."""
-    found = [json.loads((RESULTS / f"zoo-{name}.json").read_text()) for name in names]
+    found = [_result(f"zoo-{name}") for name in names]
     keys = [key for key in found[0] if f"judge_{key}" in found[0]]
     heads = [f"{found[0]['captions']} held-out captions", *(f"{key.replace('_', ' ')} right" for key in keys)]
     rows = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * len(keys)]

@@ -70,7 +70,7 @@ def measure(model: str, speedup: float, work: Path, **given: Any) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="tiny-flux-base,tiny-wan")
+    parser.add_argument("--models", default="tiny-flux-base,tiny-flux")
     parser.add_argument("--speedup", type=float, default=3.0)
     arguments = arguments_of(parser, "seeds")
     models = [measure(model, arguments.speedup, arguments.work) for model in names(arguments.models)]

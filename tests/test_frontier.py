@@ -54,7 +54,7 @@ def test_every_model_takes_part_at_its_own_guidance_and_at_more() -> None:
 
 def test_everybody_takes_part_and_the_plan_once_for_each_effort() -> None:
     names = [plan.name_of(method) for method in plan.methods("all")]
-    assert names == [plan.OURS, *(method.key for method in catalogue.METHODS)]
+    assert names == [plan.OURS, plan.EVEN, *(method.key for method in catalogue.METHODS)]
     assert [method.effort for method in plan.methods("plan-fast, plan-thorough")] == ["fast", "thorough"]
     assert [plan.title_of(method) for method in plan.methods("plan-fast,plan-balanced,uniform")] == [
         *("plan, fast (ours)", "plan (ours)"), Uniform.title,
