@@ -9,12 +9,15 @@ _SOURCES = {
     "bs4": "'ertacache[opensora]'",
     "cache_dit": "'ertacache[cache-dit]'",
     "ertacache_zoo": "ertacache-zoo",
+    "fastapi": "'ertacache[serve]'",
     "ftfy": "'ertacache[opensora]'",
     "google.protobuf": "'ertacache[opensora]'",
     "imageio_ffmpeg": "'ertacache[video]'",
     "jinja2": "'ertacache[report]'",
     "matplotlib": "'ertacache[report]'",
+    "prometheus_client": "'ertacache[serve]'",
     "sentencepiece": "'ertacache[opensora]'",
+    "uvicorn": "'ertacache[serve]'",
 }
 #: What pip calls those that are imported under another name.
 _NAMES = {"bs4": "beautifulsoup4", "google.protobuf": "protobuf"}

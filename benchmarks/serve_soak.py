@@ -1,0 +1,180 @@
+"""Many clients at a running server: pictures, streams, clients that go away, bad input.
+
+    python benchmarks/serve_soak.py --requests 500 --clients 8
+
+Every picture is compared with the one that is made alone with its seed. Writes benchmarks/results/serve_soak.json.
+"""
+
+import argparse
+import base64
+import importlib.metadata
+import json
+import platform
+import random
+import re
+import resource
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from ertacache.calibration.pipeline_run import call_pipeline
+from ertacache.calibration.prompts import Prompts
+from ertacache.runtime.apply import apply
+from ertacache.serving.encoded import picture
+from ertacache.serving.ladder import Ladder
+from ertacache.serving.order import Order
+from ertacache.serving.service import Service
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "serve_soak.json"
+VERSIONS = ("torch", "diffusers", "fastapi", "uvicorn", "httpx")
+PROMPTS = ("a small red ring", "a large blue square at the top left")
+SEEDS, QUALITIES = 2, ("low", "xhigh", "max")
+BAD: tuple[tuple[Any, int], ...] = (
+    ({"prompt": ""}, 400), ({"prompt": 5}, 400), ({"prompt": "a", "size": "65x64"}, 400),
+    ({"prompt": "a", "n": 0}, 400),
+    ({"prompt": "a", "model": "another"}, 404), ({"prompt": "a", "num_inference_steps": 10**9}, 400), ("[", 400),
+)  # fmt: skip
+
+
+def alone(pipe: Any, ladder: Ladder) -> dict[tuple[str, int, str], bytes]:
+    """The file of each prompt, seed and quality, made without a server."""
+    found: dict[tuple[str, int, str], bytes] = {}
+    for quality in QUALITIES:
+        order = Order("", ladder.defaults, quality)
+        profile, call = ladder.choose(order)[0].profile, dict(ladder.defaults)
+        for text in PROMPTS:
+            for seed in range(SEEDS):
+                prompts = Prompts((text,), seed)
+                if profile is None:
+                    image = call_pipeline(pipe, prompts, call)[0]
+                else:
+                    with apply(pipe, profile):
+                        image = call_pipeline(pipe, prompts, call)[0]
+                found[text, seed, quality] = picture(image, "png")
+    return found
+
+
+class Client(threading.Thread):
+    """One of several, with its share of the requests."""
+
+    def __init__(self, url: str, requests: int, seed: int, expected: dict[tuple[str, int, str], bytes]) -> None:
+        super().__init__()
+        self._requests, self._chance, self._expected = requests, random.Random(seed), expected
+        self._http = httpx.Client(base_url=url, timeout=None)
+        self.seen, self.faults = Counter[str](), list[str]()
+
+    def run(self) -> None:
+        with self._http:
+            for _ in range(self._requests):
+                kind = self._chance.choice(("picture", "picture", "stream", "gone", "bad"))
+                try:
+                    getattr(self, f"_{kind}")()
+                except Exception as error:  # what a client must never see
+                    self.faults.append(f"{kind}: {type(error).__name__}: {error}")
+
+    def _order(self) -> tuple[dict[str, Any], bytes]:
+        chosen = self._chance.choice(list(self._expected))
+        return dict(zip(("prompt", "seed", "quality"), chosen, strict=True)), self._expected[chosen]
+
+    def _compare(self, kind: str, found: str, wanted: bytes) -> None:
+        self.seen[kind] += 1
+        self.seen["not the one made alone"] += base64.b64decode(found) != wanted
+
+    def _picture(self) -> None:
+        body, wanted = self._order()
+        while (answer := self._http.post("/v1/images/generations", json=body)).status_code == 429:
+            self.seen["told to wait"] += 1
+            time.sleep(min(0.1, int(answer.headers["retry-after"])))
+        self._compare("pictures", answer.raise_for_status().json()["data"][0]["b64_json"], wanted)
+
+    def _stream(self, leave_at: int | None = None) -> None:
+        body, wanted = self._order()
+        body |= {"stream": True, "progress": True, "partial_images": self._chance.randrange(4)}
+        with self._http.stream("POST", "/v1/images/generations", json=body) as answer:
+            if answer.status_code == 429:
+                self.seen["told to wait"] += 1
+                return
+            for line in answer.iter_lines():
+                event = json.loads(line[6:]) if line.startswith("data: ") else {}
+                if leave_at is not None and event.get("step", -1) >= leave_at:
+                    self.seen["gone"] += 1
+                    return
+                if event.get("type") == "image_generation.completed":
+                    self._compare("streams", event["b64_json"], wanted)
+                    return
+        raise ConnectionError("the stream ended without a picture")
+
+    def _gone(self) -> None:
+        self._stream(self._chance.randrange(3))
+
+    def _bad(self) -> None:
+        body, status = self._chance.choice(BAD)
+        content = body if isinstance(body, str) else json.dumps(body)
+        answer = self._http.post("/v1/images/generations", content=content)
+        if answer.status_code != status or not answer.json()["error"]["message"]:
+            raise ValueError(f"{content} was answered with {answer.status_code}: {answer.text}")
+        self.seen["bad input"] += 1
+
+
+def soak(
+    url: str, expected: dict[tuple[str, int, str], bytes], requests: int, clients: int, seed: int
+) -> dict[str, Any]:
+    """What the clients saw, what the server counted, and its memory after each half."""
+    seen, faults, memory = Counter[str](), list[str](), list[int]()
+    for half in range(2):
+        at_work = [Client(url, requests // clients // 2, seed + 100 * half + n, expected) for n in range(clients)]
+        for client in at_work:
+            client.start()
+        for client in at_work:
+            client.join()
+            seen += client.seen
+            faults += client.faults
+        memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    left = ("num_queue_reqs", "num_running_reqs")
+    while True:
+        page = httpx.get(f"{url}/metrics").text
+        counts = {
+            name: float(value) for name, value in re.findall(r"^ertacache:diffusion_(\S+) (\S+)$", page, re.MULTILINE)
+        }
+        if not any(counts[name] for name in left):
+            break
+        time.sleep(0.05)  # those that nobody waits for end at their next step
+    ended = {key: int(value) for key, value in counts.items() if key.startswith("requests_total")}
+    return {
+        "seen": dict(sorted(seen.items())), "faults": faults, "ended": ended, "largest_memory_mib": memory,
+        "left": {name: counts[name] for name in left},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))
+    import served
+    import served_flux
+
+    service: Service = served_flux.service()
+    expected, start = alone(service.pipes[0], service.ladder), time.perf_counter()
+    with served.running(service) as url:
+        found = soak(url, expected, given.requests, given.clients, given.seed)
+    header = {
+        "requests": given.requests, "clients": given.clients, "seed": given.seed, "machine": platform.machine(),
+        "threads": torch.get_num_threads(), "seconds": round(time.perf_counter() - start),
+        **{name: importlib.metadata.version(name) for name in VERSIONS},
+    }  # fmt: skip
+    RESULT.write_text(json.dumps({"header": header, **found}, indent=1) + "\n")
+    print(RESULT.read_text())
+
+
+if __name__ == "__main__":
+    main()

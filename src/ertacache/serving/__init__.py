@@ -1,0 +1,1 @@
+"""One pipeline behind HTTP, in the words of OpenAI's images and videos."""

@@ -1,0 +1,111 @@
+"""Pictures: one answer when all are done, or a stream on the way; a client that goes away cancels them."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from ertacache.serving.job import Job
+from ertacache.serving.order import Order
+from ertacache.serving.service import Service
+
+#: Of jobs, in order: "step" with its number, "partial" with a file, "end" with a state.
+Events = asyncio.Queue[tuple[str, Any]]
+
+
+def add_images(app: FastAPI, service: Service) -> None:
+    """The route /v1/images/generations."""
+
+    @app.post("/v1/images/generations")
+    async def generate(request: Request) -> Response:
+        order = await service.read(request, clip=False)
+        events, loop = Events(), asyncio.get_running_loop()
+
+        def tell(kind: str, value: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is gone, and wants nothing
+                loop.call_soon_threadsafe(events.put_nowait, (kind, value))
+
+        jobs, expected = service.submit(order, tell)
+        if order.stream:
+            return StreamingResponse(
+                _stream(service, request, jobs[0], events, expected), media_type="text/event-stream"
+            )
+        left = len(jobs)
+        async with contextlib.aclosing(_until_gone(service, request, jobs, events)) as told:
+            async for kind, _ in told:
+                left -= kind == "end"
+                if not left:
+                    break
+        for job in jobs:
+            job.check()
+        data = [{"b64_json": _text(job.data), **service.answer(job)} for job in jobs]
+        return JSONResponse({"created": int(time.time()), "data": data, **_form(order), "expected_seconds": expected})
+
+
+async def _until_gone(
+    service: Service, request: Request, jobs: list[Job], events: Events
+) -> AsyncGenerator[tuple[str, Any]]:
+    """Events until the client closes the connection; what is not done at the end is cancelled."""
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        while True:
+            event = asyncio.ensure_future(events.get())
+            await asyncio.wait({event, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not event.done():
+                event.cancel()
+                return
+            yield event.result()
+    finally:
+        gone.cancel()
+        for job in jobs:
+            service.queue.cancel(job)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _form(order: Order) -> dict[str, Any]:
+    """What every form of an answer says of a picture's file."""
+    size = f"{order.call['width']}x{order.call['height']}"
+    return {"size": size, "quality": order.quality, "output_format": order.output_format, "background": "opaque"}
+
+
+async def _stream(service: Service, request: Request, job: Job, events: Events, expected: float) -> AsyncGenerator[str]:
+    shown, form = 0, {**_form(job.order), "created_at": int(job.created)}
+    if job.order.progress:
+        yield _event("progress", {**service.place(job), "expected_seconds": expected})
+    async with contextlib.aclosing(_until_gone(service, request, [job], events)) as told:
+        async for kind, value in told:
+            if kind == "step" and job.order.progress:
+                at = {"status": "in_progress", "step": value, "progress": job.percent(value)}
+                yield _event("progress", {**service.place(job), **at})
+            elif kind == "partial":
+                yield _event("partial_image", {**form, "b64_json": _text(value), "partial_image_index": shown})
+                shown += 1
+            elif kind == "end":
+                break
+    try:
+        job.check()
+    except HTTPException as problem:  # the status was sent long ago
+        yield f"event: error\ndata: {json.dumps({'error': {'message': problem.detail, 'type': 'server_error'}})}\n\n"
+        return
+    # No tokens are counted here; clients read the field.
+    usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    yield _event("completed", {**form, "b64_json": _text(job.data), "usage": usage, **service.answer(job)})
+
+
+def _event(name: str, facts: dict[str, Any]) -> str:
+    kind = f"image_generation.{name}"
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **facts})}\n\n"

@@ -1,0 +1,52 @@
+"""The picture that a run is heading for, at any step: x̂0 from the solver's latent and what it receives."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ertacache.pipelines.solvers import read_grid
+from ertacache.runtime.run import Run
+
+#: Cells of a side of the latent that is decoded: a preview is small.
+_CELLS = 64
+
+
+def estimate(run: Run, output: Tensor, x: Tensor) -> Tensor | None:
+    """x̂0 at the step under way; None for a solver whose outputs are of a kind that is not known.
+
+    Args:
+        output: [B, *] what the solver receives: a flow's velocity, or noise, v or sample by `prediction_type`.
+        x: [B, *] the latent before the step.
+    """
+    config, at = run.scheduler.config, float(read_grid(run.scheduler)[run.step])
+    flow = "FlowMatch" in type(run.scheduler).__name__
+    kind = "flow_prediction" if flow else config.get("prediction_type")
+    if kind == "flow_prediction":
+        return x - at * output
+    if isinstance(getattr(run.scheduler, "sigmas", None), Tensor):
+        return None  # k-diffusion's sigmas, scaled as each class likes
+    angle = torch.tensor(at)  # see `read_grid`
+    cosine, sine = float(angle.cos()), float(angle.sin())
+    if kind == "v_prediction":
+        return cosine * x - sine * output
+    return (x - sine * output) / cosine if kind == "epsilon" else output if kind == "sample" else None
+
+
+def can_preview(pipe: Any) -> bool:
+    """Whether x̂0 of a pipeline can be decoded here: those of pictures with the common autoencoder."""
+    return type(getattr(pipe, "vae", None)).__name__ == "AutoencoderKL"
+
+
+@torch.no_grad()
+def decode(pipe: Any, latents: Tensor, height: int, width: int) -> Tensor:
+    """Pictures [B, 3, h, w] in [0, 1] of latents [B, *], packed or not, at most 64 latent cells wide and high."""
+    vae = pipe.vae
+    if latents.ndim == 3:
+        latents = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
+    if (side := max(latents.shape[-2:])) > _CELLS:
+        shape = [max(1, size * _CELLS // side) for size in latents.shape[-2:]]
+        latents = torch.nn.functional.interpolate(latents, size=shape, mode="area")
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    pictures = vae.decode((latents / vae.config.scaling_factor + shift).to(vae.dtype), return_dict=False)[0]
+    return (pictures.float() / 2 + 0.5).clamp(0, 1).cpu()

@@ -1,0 +1,156 @@
+"""A server's parts: its workers, its queue, its profiles, and what it says of them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import HTTPException, Request
+
+from ertacache.errors import InvalidArgument, UnsupportedPipeline
+from ertacache.evaluation.sample_files import FPS, makes_clips, trained_fps
+from ertacache.extras import require
+from ertacache.pipelines import bundled
+from ertacache.pipelines.loading import call_arguments, with_steps
+from ertacache.pipelines.pipeline_call import defaults_of
+from ertacache.serving.job import Job, JobQueue
+from ertacache.serving.ladder import NONE, Ladder, Rung
+from ertacache.serving.meters import Meters
+from ertacache.serving.order import Limits, Order, read_body, read_order
+from ertacache.serving.preview import can_preview
+from ertacache.serving.worker import Worker
+
+
+@dataclass
+class Service:
+    """Pipelines, one a device, behind one queue.
+
+    Args:
+        model: its name to clients. pipes: the same model on each device. rungs: see `ladder.read_rungs`.
+        batch: equal requests that may be one call. api_key: what clients send as Bearer; None for everybody.
+
+    Raises:
+        ProfileMismatch: a profile of another model. UnsupportedPipeline: it takes no size or no prompt.
+        MissingExtra: clips without ffmpeg.
+    """
+
+    model: str
+    pipes: Sequence[Any]
+    rungs: tuple[Rung, ...]
+    limits: Limits = field(default_factory=Limits)
+    batch: int = 1
+    api_key: str | None = None
+
+    def __post_init__(self) -> None:
+        pipe, first = self.pipes[0], self.rungs[0].profile
+        defaults = call_arguments(self.model, {} if first is None else first.provenance.call)
+        self.ladder = Ladder(self.rungs, _sized(pipe, with_steps(pipe, defaults)))
+        self.queue, self.fps, self._takes = JobQueue(self.limits.queue), None, defaults_of(pipe)
+        if makes_clips(pipe, dict(self.ladder.defaults)):
+            require("a server of clips", "imageio_ffmpeg")
+            self.fps: float | None = FPS if self.model in bundled.NAMES else trained_fps(pipe)
+        self.meters, self._started = Meters(self.queue, self.ladder), False
+        self.workers = [Worker(each, self.ladder, self.queue, self.meters, self.batch, self.fps) for each in self.pipes]
+
+    @property
+    def ready(self) -> bool:
+        """Whether every device is warm."""
+        return all(worker.ready.is_set() for worker in self.workers)
+
+    @property
+    def broken(self) -> bool:
+        """Whether a worker has ended on its own."""
+        return self._started and not self.queue.closed and not all(worker.thread.is_alive() for worker in self.workers)
+
+    def start(self) -> None:
+        """Start the workers, which warm up first."""
+        self._started = True
+        for worker in self.workers:
+            worker.thread.start()
+
+    def stop(self) -> None:
+        """Cancel what waits and what runs, at its next step, and wait for the workers."""
+        self.queue.close()
+        for worker in self.workers:
+            worker.thread.join()
+
+    async def read(self, request: Request, *, clip: bool) -> Order:
+        """The order of a request.
+
+        Raises:
+            InvalidArgument: a body that is no order. HTTPException: too long, of another model or of the other kind.
+        """
+        data = b""
+        async for part in request.stream():
+            data += part
+            if len(data) > self.limits.body:
+                raise HTTPException(413, f"the body is over {self.limits.body} bytes; send less")
+        body = read_body(data, request.headers.get("content-type", ""))
+        if (model := body.get("model")) not in (None, self.model):
+            raise HTTPException(404, f"model is {model!r}, and this server has {self.model!r}")
+        if clip != (self.fps is not None):
+            kind = "pictures; use /v1/images/generations" if clip else "clips; use /v1/videos"
+            raise HTTPException(404, f"this model makes {kind}")
+        order = read_order(body, self.ladder.defaults, self._takes, self.limits, self.fps)
+        if order.partial_images and not can_preview(self.pipes[0]):
+            raise InvalidArgument(f"partial_images is {order.partial_images}, and this model has no previews; use 0")
+        return order
+
+    def submit(
+        self, order: Order, tell: Callable[[str, Any], None] = lambda kind, value: None
+    ) -> tuple[list[Job], float]:
+        """A job for each picture of an order, in the queue, and the seconds that all are expected to take.
+
+        Raises:
+            InvalidArgument: a profile that is not here. HTTPException: 429 or 503, with Retry-After.
+        """
+        rung, reason = self.ladder.choose(order)
+        jobs = [Job(order, rung, order.seed + n, reason, tell, self.meters.ended) for n in range(order.n)]
+        before = self.queue.ahead(self.ladder.expected) / len(self.workers)
+        if (refusal := self.queue.put(jobs)) is not None:
+            wait = {"Retry-After": str(max(1, math.ceil(before)))}
+            raise HTTPException(503 if self.queue.closed else 429, refusal, wait)
+        return jobs, before + len(jobs) * self.ladder.expected(rung, order.call) / len(self.workers)
+
+    def place(self, job: Job) -> dict[str, Any]:
+        """How far a job is, and how many are before it."""
+        waiting = list(self.queue.waiting)
+        return {
+            "id": job.id, "status": job.state, "before": waiting.index(job) if job in waiting else 0,
+            "step": job.step, "steps": job.steps, "progress": job.progress,
+            "schedule": job.rung.schedule(job.order.call["num_inference_steps"]),
+        }  # fmt: skip
+
+    def answer(self, job: Job) -> dict[str, Any]:
+        """What was done for a picture or clip, beside its file."""
+        own = {
+            "profile": None if job.rung.name == NONE else job.rung.name, "judged_psnr_db": job.rung.loss,
+            "computed": job.computed, "predicted": job.predicted, "uncached_because": job.reason,
+            "seconds": job.seconds, "queued_seconds": job.waited,
+        }  # fmt: skip
+        return {"seed": job.seed, "ertacache": own}
+
+    def facts(self) -> dict[str, Any]:
+        """The model for /v1/models, with its profiles and what a picture takes by each."""
+        call = dict(self.ladder.defaults)
+        rungs = [
+            {
+                "name": rung.name, "computed_share": rung.share, "judged_psnr_db": rung.loss,
+                "schedule": rung.schedule(call["num_inference_steps"]), "seconds": self.ladder.expected(rung, call),
+            }
+            for rung in self.ladder.rungs
+        ]  # fmt: skip
+        own = {"kind": "images" if self.fps is None else "videos", "call": call, "profiles": rungs}
+        return {"id": self.model, "object": "model", "created": 0, "owned_by": "ertacache", "ertacache": own}
+
+
+def _sized(pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """The call with its height and width: the pipeline's own where nobody said."""
+    known = defaults_of(pipe)
+    if not {"prompt", "height", "width"} <= known.keys():
+        raise UnsupportedPipeline(f"{type(pipe).__name__} takes no prompt, height and width; serve one that does")
+    cells = getattr(pipe, "default_sample_size", 0)
+    for name in ("height", "width"):
+        own = known[name] or getattr(pipe, f"default_sample_{name}", cells) * pipe.vae_scale_factor
+        call[name] = call.get(name) or own
+    return call

@@ -1,0 +1,84 @@
+"""The page of the server in Chromium: clicked through from a frame of the same server, without further packages."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+
+import pytest
+from fastapi import Response
+
+import served
+import served_flux
+from ertacache.serving import app as application
+
+CHROMIUM = shutil.which("chromium")
+#: Waits for the page, moves the budget, generates, moves the comparison; then what a person would read is written down.
+DRIVER = """<!doctype html><iframe id="f" src="/" width="WIDTH" height="900"></iframe><pre id="out"></pre><script>
+const wait = done => new Promise(go => { const ask = () => done() ? go() : setTimeout(ask, 50); ask(); });
+onload = async () => {
+  const d = document.getElementById("f").contentDocument, $ = id => d.getElementById(id), seen = {};
+  await wait(() => !$("go").disabled);
+  seen.model = $("model").textContent;
+  seen.said = [];
+  for (const at of [0, 1, 2]) {
+    $("budget").value = at; $("budget").dispatchEvent(new Event("input"));
+    seen.said.push($("said").textContent);
+  }
+  $("budget").value = 1; $("budget").dispatchEvent(new Event("input"));
+  $("go").click();
+  await wait(() => d.body.dataset.state);
+  seen.state = d.body.dataset.state;
+  seen.pictures = [...d.querySelectorAll("#view img")].map(i => [i.alt, i.naturalWidth]);
+  const strip = id => [...d.querySelectorAll(`#${id} .strip i`)].map(i => i.className).join();
+  seen.cached = strip("cached"); seen.plain = strip("plain");
+  $("at").value = 25; $("at").dispatchEvent(new Event("input"));
+  seen.clip = getComputedStyle(d.querySelector(".over")).clipPath;
+  await wait(() => $("card").textContent.includes("5 of 10"));
+  seen.wider = d.documentElement.scrollWidth > d.documentElement.clientWidth;
+  seen.right = $("right").textContent;
+  $("prompt").value = " "; delete d.body.dataset.state; $("go").click();
+  await wait(() => d.body.dataset.state);
+  seen.error = $("error").textContent;
+  document.getElementById("out").textContent = JSON.stringify(seen);
+};
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_is_clicked_through(width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = application.make_app
+
+    def with_driver(service: application.Service) -> application.FastAPI:
+        app = made(service)
+        page = DRIVER.replace("WIDTH", str(width))
+        app.get("/drive")(lambda: Response(page, media_type="text/html"))
+        return app
+
+    monkeypatch.setattr(served, "make_app", with_driver)
+    with served.running(served_flux.service()) as url:
+        command = (
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={tmp_path}", "--virtual-time-budget=60000", "--dump-dom", f"{url}/drive",
+        )  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found is not None and found[1], done.stdout[-2000:]
+    seen = json.loads(unescape(found[1]))
+    assert seen["model"] == "tiny-flux, 64 × 64"
+    plans = ["computes 3 of 10 steps", "computes 5 of 10 steps, 31.5 dB on judged prompts", "computes all 10 steps"]
+    for said, plan in zip(seen["said"], plans, strict=True):
+        assert re.fullmatch(rf"about [\d.]+ s, uncached( [\d.]+ s)?{re.escape(plan)}", said), said
+    assert seen["state"] == "done"
+    assert seen["pictures"] == [["uncached", 64], ["half", 64]]
+    assert seen["cached"] == ",".join("c done" if mark == "#" else " done" for mark in served_flux.MASKS["half"])
+    assert seen["plain"] == ",".join(["c done"] * 10)
+    assert seen["clip"] == "inset(0px 0px 0px 25%)"
+    assert re.fullmatch(r"half, [\d.]+ s: [\d.]+ × faster", seen["right"])
+    assert not seen["wider"]
+    assert seen["error"] == "prompt is missing or empty; say what to draw"
