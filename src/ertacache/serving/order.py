@@ -184,8 +184,9 @@ def read_order(
     if fps is not None and "seconds" in given and "num_frames" not in given:
         call["num_frames"] = 4 * round(float(given["seconds"]) * fps / 4) + 1  # what video autoencoders take: 4 k + 1
     _check_together(given, call, limits)
-    own = {name: given[name] for name in Order.__dataclass_fields__ if name in given}
-    return Order(**{"seed": secrets.randbelow(_LARGEST_SEED), **own, "call": call})
+    own: dict[str, Any] = {name: given[name] for name in Order.__dataclass_fields__ if name in given}
+    own.setdefault("seed", secrets.randbelow(_LARGEST_SEED))
+    return Order(**own, call=call)
 
 
 def _check_together(given: Mapping[str, Any], call: Mapping[str, Any], limits: Limits) -> None:
