@@ -81,7 +81,8 @@ def part(result: dict[str, Any]) -> str:
         f"{head['versions']['diffusers']}."
     )
     if head["not_measured"]:
-        text += f"\n\nNot measured here: {', '.join(head['not_measured'])}. [Results](results.md) has them at T/2."
+        text += f"\n\nNot measured here: {', '.join(head['not_measured'])}."
+        text += " Most have a row at T/2 in [Results](results.md)."
     sections = [f"### {name}\n\n{methods_table(result, own)}" for name, own in by_model(result).items()]
     return "\n\n".join([text, PICTURE, goals_table(result), *sections])
 

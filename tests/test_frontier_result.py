@@ -120,7 +120,7 @@ def test_the_tables_show_every_row(result: Any) -> None:
     assert "| **PLAN-BALANCED** | 44.0 ± 2.2 | 0.500 |" in text and "| PAB | 60.0 ± 0.0 | 0.560 |" in text
     assert "- T-GATE: no gate" in text and "4 calibration and 2 judged prompts in a split" in text
     (left_out,) = [line for line in text.splitlines() if line.startswith("Not measured here: ")]
-    assert "TeaCache" in left_out and "T-GATE" not in left_out and left_out.endswith("has them at T/2.")
+    assert "TeaCache" in left_out and "T-GATE" not in left_out and left_out.endswith("in [Results](results.md).")
 
 
 def test_the_readmes_table_has_plan_best_other_and_fewer_steps(result: Any) -> None:
