@@ -75,7 +75,8 @@ def test_every_link_into_this_repository_leads_somewhere():
 
 def test_the_readme_is_short_and_shows_one_picture():
     text = (ROOT / "README.md").read_text()
-    assert len(text.split()) <= 900
+    prose = [line for line in text.splitlines() if not line.startswith("|")]
+    assert len(" ".join(prose).split()) <= 900
     assert len(re.findall(r"!\[", text)) == 1
 
 

@@ -66,7 +66,7 @@ def test_predictions_follow_formula_p(pipe: Any, site: Site, make: Any) -> None:
     with ertacache.apply(pipe, wanted):
         found = latents(pipe)
     assert (expected - plain).abs().max() > 0.02  # what is compared is not just noise in the last digit
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=5e-5)  # sums in another order, T steps long
 
 
 def test_residual_reuse_is_the_same_before_and_after_guidance(flux_cfg: Any) -> None:
