@@ -92,7 +92,7 @@ def readme_part(result: dict[str, Any]) -> str:
     counts = sorted({setting["prompts"] for setting in result["settings"]})
     prompts = " or ".join(map(str, counts))
     text = (
-        "PSNR in dB against the uncached run of the **plan** / the best other method at that cost / fewer steps, and\n"
+        "PSNR in dB against the uncached run of the **plan** / the best other method measured / fewer steps, and\n"
         "the plan's lead ± its standard error, at a half, a third and a fifth of the uncached run's cost, which is\n"
         f"counted inside the denoiser. Means over {prompts} prompts that no calibration has seen."
     )

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 import cached
@@ -18,7 +20,7 @@ from ertacache.runtime.run import Controller, Run
 from ertacache.serving.job import Job, JobQueue
 from ertacache.serving.ladder import Ladder, Rung, read_rungs
 from ertacache.serving.order import QUALITIES, Order
-from ertacache.serving.preview import decode, estimate
+from ertacache.serving.preview import can_preview, decode, estimate
 from ertacache.serving.service import Service
 from pipelines import CALL, VIDEO_CALL, cogvideox
 from profile_maker import make
@@ -157,6 +159,20 @@ def test_the_estimate_of_v_prediction_is_the_solvers_own():
     for (clean, x, output, _), t in zip(seen.found, seen.scheduler.timesteps, strict=True):
         own = pipe.scheduler.step(output, t, x).pred_original_sample
         assert clean is not None and torch.allclose(clean, own, atol=1e-4)
+
+
+def test_a_solver_whose_input_does_not_tell_the_picture_has_no_previews(flux: Any):
+    """So that partial images are refused by name, and not left out."""
+    vae = type("AutoencoderKL", (), {})()
+    for scheduler, told in (
+        (FlowMatchEulerDiscreteScheduler(), True),
+        (DDIMScheduler(), True),
+        (DDIMScheduler(prediction_type="v_prediction"), True),
+        (EulerDiscreteScheduler(), False),
+    ):
+        assert can_preview(SimpleNamespace(vae=vae, scheduler=scheduler)) is told
+    assert can_preview(flux)
+    assert not can_preview(SimpleNamespace(vae=object(), scheduler=DDIMScheduler()))
 
 
 def test_large_previews_are_small(flux: Any):

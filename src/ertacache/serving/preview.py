@@ -19,13 +19,9 @@ def estimate(run: Run, output: Tensor, x: Tensor) -> Tensor | None:
         output: [B, *] what the solver receives: a flow's velocity, or noise, v or sample by `prediction_type`.
         x: [B, *] the latent before the step.
     """
-    config, at = run.scheduler.config, float(read_grid(run.scheduler)[run.step])
-    flow = "FlowMatch" in type(run.scheduler).__name__
-    kind = "flow_prediction" if flow else config.get("prediction_type")
+    kind, at = _kind(run.scheduler), float(read_grid(run.scheduler)[run.step])
     if kind == "flow_prediction":
         return x - at * output
-    if isinstance(getattr(run.scheduler, "sigmas", None), Tensor):
-        return None  # k-diffusion's sigmas, scaled as each class likes
     angle = torch.tensor(at)  # see `read_grid`
     cosine, sine = float(angle.cos()), float(angle.sin())
     if kind == "v_prediction":
@@ -33,9 +29,19 @@ def estimate(run: Run, output: Tensor, x: Tensor) -> Tensor | None:
     return (x - sine * output) / cosine if kind == "epsilon" else output if kind == "sample" else None
 
 
+def _kind(scheduler: Any) -> str | None:
+    """What a solver receives; None where x̂0 cannot be told from it."""
+    kind = "flow_prediction" if "FlowMatch" in type(scheduler).__name__ else scheduler.config.get("prediction_type")
+    if kind == "flow_prediction":
+        return kind
+    if isinstance(getattr(scheduler, "sigmas", None), Tensor):
+        return None  # k-diffusion's sigmas, scaled as each class likes
+    return kind if kind in ("epsilon", "v_prediction", "sample") else None
+
+
 def can_preview(pipe: Any) -> bool:
-    """Whether x̂0 of a pipeline can be decoded here: those of pictures with the common autoencoder."""
-    return type(getattr(pipe, "vae", None)).__name__ == "AutoencoderKL"
+    """Whether x̂0 of a pipeline can be told from its solver's input and decoded by the common autoencoder."""
+    return type(getattr(pipe, "vae", None)).__name__ == "AutoencoderKL" and _kind(pipe.scheduler) is not None
 
 
 @torch.no_grad()
