@@ -76,6 +76,10 @@ _GENERIC_TOKENS = Family("*", channel_axis=-1)
 
 #: Pipelines that take one prompt per call, and that in no list.
 _ONE_PROMPT = ("WanVACEPipeline",)
+#: What the query projection of an attention module is called, alone or with others in one.
+QUERIES = ("to_q", "qkv", "q_linear")
+#: Modules of pipelines that are no part of diffusers and are run as its own.
+PIPELINE_MODULES = ("ertacache.opensora.",)
 
 
 def denoisers_of(pipe: Any) -> tuple[nn.Module, ...]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
+from ertacache.pipelines.models import PIPELINE_MODULES
+
 #: Packages whose frames lie between a pipeline and its denoiser without being anybody's loop.
 _MACHINERY = frozenset(
     {
@@ -14,8 +16,6 @@ _MACHINERY = frozenset(
         "anyio",
     }
 )  # fmt: skip
-#: What of this package is a pipeline like those of diffusers.
-_OWN_PIPELINES = "ertacache.opensora."
 _PIPELINES = frozenset({"DiffusionPipeline", "ModularPipeline", "ModularPipelineBlocks"})
 #: Name under which a frame holds its mark, beside its variables.
 _MARK = "__ertacache_mark__"
@@ -131,7 +131,7 @@ def _outward(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _package(frame: FrameType) -> str:
     name = str(frame.f_globals.get("__name__", ""))
-    return "diffusers" if name.startswith(_OWN_PIPELINES) else name.partition(".")[0]
+    return "diffusers" if name.startswith(PIPELINE_MODULES) else name.partition(".")[0]
 
 
 def _is_machinery(frame: FrameType) -> bool:

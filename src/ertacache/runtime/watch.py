@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ertacache.errors import CalibrationError, UnsupportedPipeline
-from ertacache.pipelines.models import blocks_of, denoisers_of, unwrapped
+from ertacache.pipelines.models import QUERIES, blocks_of, denoisers_of, unwrapped
 from ertacache.pipelines.overrides import Overrides
 from ertacache.pipelines.solvers import STEP_ARGUMENTS, check_scheduler, read_grid
 from ertacache.runtime.flops import FlopCounter
-
-#: The query projection of an attention module, alone or with others in one, as diffusers and Open-Sora name it.
-_QUERIES = ("to_q", "qkv", "q_linear")
 
 
 @dataclass
@@ -162,7 +159,7 @@ def attentions_of(denoiser: nn.Module) -> Iterator[nn.Module]:
     """The query projection of every attention module."""
     for module in denoiser.modules():
         part = getattr(module, "to_qkv", None) if getattr(module, "fused_projections", False) else None
-        parts = (part, *(getattr(module, name, None) for name in _QUERIES))
+        parts = (part, *(getattr(module, name, None) for name in QUERIES))
         yield from [part for part in parts if isinstance(part, nn.Module)][:1]
 
 
