@@ -17,6 +17,7 @@ _SOURCES = {
     "matplotlib": "'ertacache[report]'",
     "prometheus_client": "'ertacache[serve]'",
     "sentencepiece": "'ertacache[opensora]'",
+    "torchao": "'ertacache[torchao]'",
     "uvicorn": "'ertacache[serve]'",
 }
 #: What pip calls those that are imported under another name.

@@ -22,6 +22,7 @@ from ertacache.cli.demo import demo
 from ertacache.cli.generate import generate
 from ertacache.cli.inspect import inspect
 from ertacache.cli.messages import in_options
+from ertacache.cli.quantize import quantize
 from ertacache.cli.reproduce import reproduce
 from ertacache.cli.serve import serve
 from ertacache.cli.vbench import vbench
@@ -30,7 +31,7 @@ from ertacache.errors import ErtacacheError
 from ertacache.files import reason
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-for function in (demo, calibrate, generate, compare, inspect, ablation, reproduce, serve, convert_open_sora):
+for function in (demo, calibrate, generate, compare, inspect, ablation, reproduce, serve, quantize, convert_open_sora):
     app.command()(command(function))
 app.add_typer(vbench(), name="vbench")
 add_zoo(app)

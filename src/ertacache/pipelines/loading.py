@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ertacache.errors import InvalidArgument, meant
+from ertacache.errors import InvalidArgument, MissingExtra, meant
 from ertacache.files import json_object
 from ertacache.pipelines import bundled
 from ertacache.pipelines.pipeline_call import defaults_of
@@ -38,12 +38,15 @@ def load_pipeline(model: str, device: str | None = None, dtype: str | None = Non
 
     Raises:
         InvalidArgument: nothing can be loaded under that name, an unknown device or dtype, or one that is not there.
+        MissingExtra: the model was quantised by a library that is not there.
     """
     place, kind = check_placement(device, dtype, offload)
     source = check_model(model)
     try:
         pipe = _loaded(source, kind)
         return _placed(pipe, place, offload)
+    except MissingExtra:
+        raise
     except Exception as error:  # foreign files and code: whatever goes wrong there, nothing was loaded
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvalidArgument(
@@ -131,8 +134,11 @@ def _device(name: str | None) -> "torch.device":
 
 
 def _placed(pipe: Any, device: "torch.device", offload: Offload) -> Any:
+    from ertacache.pipelines.quantizers.quantize import restore
+
     if device.type == "cpu":
         pipe = aligned(pipe)
+    restore(pipe)
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":

@@ -1,0 +1,48 @@
+"""Symmetric round-to-nearest in groups: what a quantiser keeps of a tensor, as numbers of the tensor's own dtype."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ertacache.core.precision import widen
+from ertacache.errors import InvalidArgument
+
+#: Bits at which nothing is rounded.
+EXACT_BITS = 16
+
+
+def check_rounding(bits: int, group: int) -> None:
+    """Refuse what is no grid of numbers.
+
+    Raises:
+        InvalidArgument: bits other than 2 to 8 or 16, or a group without entries.
+    """
+    if not (2 <= bits <= 8 or bits == EXACT_BITS):
+        raise InvalidArgument(f"bits is {bits}; use 2 to 8, or {EXACT_BITS} for no rounding")
+    if group < 1:
+        raise InvalidArgument(f"group is {group}; use 1 or more entries, such as 64")
+
+
+def rounded(x: Tensor, bits: int, group: int) -> Tensor:
+    """x [..., N] on grids of 2^bits − 1 numbers around 0, one for each `group` entries along the last axis.
+
+        scale = max |x| / (2^(bits − 1) − 1)        x̂ = scale · round(x / scale), halves to even
+
+    The last group is shorter where N is no multiple; a group of zeros stays zero. At 16 bits x itself is returned. A
+    group with NaN or infinity becomes NaN.
+
+    Args:
+        x: floating point; the arithmetic is float32 (float64 for float64), x's dtype is returned.
+
+    Raises:
+        InvalidArgument: as `check_rounding`.
+    """
+    check_rounding(bits, group)
+    if bits == EXACT_BITS or not x.numel():
+        return x
+    N, top = x.shape[-1], 2 ** (bits - 1) - 1
+    groups = F.pad(widen(x), (0, -N % group)).unflatten(-1, (-1, group))
+    scale = groups.abs().amax(-1, keepdim=True) / top
+    # Where the scale is 0 every entry is, up to numbers too small to divide by.
+    numbers = torch.where(scale == 0, 0.0, groups / scale).round().clamp(-top, top)
+    return (numbers * scale).flatten(-2)[..., :N].to(x.dtype)

@@ -1,0 +1,146 @@
+"""Quantising the denoisers of a pipeline in place, or of a copy."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ertacache.errors import InvalidArgument
+from ertacache.pipelines.models import denoisers_of, unwrapped
+from ertacache.pipelines.quantizers.fake import FakeQuantLinear
+from ertacache.pipelines.quantizers.layers import DEFAULT_SKIP, check_layers, check_skip, linears_of
+from ertacache.pipelines.quantizers.record import is_live, mark, marked, quantizer_of, unmark, words_of
+from ertacache.pipelines.quantizers.scheme import GROUP, Scheme
+
+
+def quantize(
+    target: Any, scheme: str | Scheme, *, skip: Sequence[str] = DEFAULT_SKIP, group: int = GROUP
+) -> Callable[[], None]:
+    """Quantise a pipeline's denoisers, or one denoiser, in place; before offloading, compiling and profiles.
+
+    Weights are rounded once, activations in every call. The rounding of w4a4 and its like is simulated: it shows what a
+    quantiser loses, and saves neither time nor memory; torchao's saves both.
+
+    Args:
+        target: a pipeline, or a denoiser itself.
+        scheme: see `Scheme`.
+        skip: patterns of names of linear layers that stay as they are; see `DEFAULT_SKIP`.
+        group: entries that share a scale, for the schemes that have groups.
+
+    Returns:
+        A function that undoes it, bit for bit. It keeps the original weights: drop it to free them.
+
+    Raises:
+        InvalidArgument: an unknown scheme, a denoiser that is quantised already, and as `check_layers`, `check_skip`.
+        UnsupportedPipeline: no denoiser, or no layer to quantise.
+        MissingExtra: torchao is not there.
+    """
+    kind = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
+    kind.check_here()
+    denoisers, record = planned(target, kind, skip, group)
+    undo = [step for denoiser in denoisers for step in _apply(denoiser, record, rounded=False)]
+
+    def undone() -> None:
+        for step in reversed(undo):
+            step()
+        undo.clear()
+
+    return undone
+
+
+def quantized_copy(pipe: Any, scheme: str | Scheme, *, skip: Sequence[str] = DEFAULT_SKIP, group: int = GROUP) -> Any:
+    """A pipeline that shares all but its denoisers, which are quantised copies, and its scheduler.
+
+    Raises:
+        InvalidArgument, UnsupportedPipeline, MissingExtra: as `quantize`.
+    """
+    copied = copy.copy(pipe)
+    parts = [
+        name for name in ("transformer", "transformer_2", "unet") if isinstance(getattr(pipe, name, None), nn.Module)
+    ]
+    for name in (*parts, "scheduler"):
+        setattr(copied, name, copy.deepcopy(getattr(pipe, name)))
+    quantize(copied, scheme, skip=skip, group=group)
+    return copied
+
+
+def planned(
+    target: Any, scheme: Scheme, skip: Sequence[str], group: int
+) -> tuple[tuple[nn.Module, ...], dict[str, Any]]:
+    """The denoisers and what their configurations will say; everything is checked and nothing changed.
+
+    Raises:
+        InvalidArgument, UnsupportedPipeline: as `quantize`.
+    """
+    denoisers = tuple(unwrapped(one) for one in _denoisers(target))
+    for denoiser in denoisers:
+        if (found := quantizer_of(denoiser)) is not None:
+            raise InvalidArgument(
+                f"{type(denoiser).__name__} is quantised already ({words_of(found)}); load the model that it was "
+                "made from"
+            )
+    if group < 1:
+        raise InvalidArgument(f"group is {group}; use 1 or more entries, such as {GROUP}")
+    patterns = check_skip(denoisers, skip)
+    for denoiser in denoisers:
+        check_layers(denoiser, linears_of(denoiser, patterns), scheme, group)
+    return denoisers, {"scheme": scheme.name, "group": group, "skip": list(patterns)}
+
+
+def restore(pipe: Any) -> None:
+    """Quantise what was saved quantised and has just been loaded; a plain pipeline stays as it is.
+
+    Raises:
+        InvalidArgument: a configuration that says it in other words.
+        MissingExtra: torchao is not there.
+    """
+    for denoiser in map(unwrapped, _denoisers(pipe)):
+        record = marked(denoiser)
+        if record is not None and not is_live(denoiser, record):
+            scheme = Scheme.parse(record["scheme"])
+            scheme.check_here()
+            check_layers(denoiser, linears_of(denoiser, record["skip"]), scheme, record["group"])
+            _apply(denoiser, record, rounded=scheme.bits is not None)
+
+
+def _denoisers(target: Any) -> tuple[nn.Module, ...]:
+    return (target,) if isinstance(target, nn.Module) else denoisers_of(target)
+
+
+def _apply(denoiser: nn.Module, record: Mapping[str, Any], rounded: bool) -> list[Callable[[], None]]:
+    """Quantise what was checked; returns what undoes it, to be called from the last to the first."""
+    scheme, layers = Scheme.parse(record["scheme"]), linears_of(denoiser, record["skip"])
+    before = vars(denoiser).get("_internal_dict")
+    undo: list[Callable[[], None]] = [lambda: unmark(denoiser, before)]
+    if scheme.bits is None:
+        undo += [_weight_undo(layer) for layer in set(layers.values())]
+        from torchao.quantization import quantize_
+
+        quantize_(denoiser, scheme.torchao_config(record["group"]), filter_fn=lambda module, name: name in layers)
+    else:
+        made = {
+            layer: FakeQuantLinear(layer, scheme.bits, record["group"], round_weights=not rounded)
+            for layer in dict.fromkeys(layers.values())
+        }
+        for name, layer in layers.items():
+            undo.append(_module_undo(denoiser, name, layer))
+            denoiser.set_submodule(name, made[layer])
+    mark(denoiser, record)
+    return undo
+
+
+def _module_undo(denoiser: nn.Module, name: str, layer: nn.Linear) -> Callable[[], None]:
+    return lambda: denoiser.set_submodule(name, layer)
+
+
+def _weight_undo(layer: nn.Linear) -> Callable[[], None]:
+    weight, before = layer.weight, vars(layer).get("extra_repr")
+
+    def undo() -> None:
+        layer.weight = weight
+        vars(layer).pop("extra_repr", None)
+        if before is not None:
+            vars(layer)["extra_repr"] = before
+
+    return undo
