@@ -1,6 +1,7 @@
 """`ertacache quantize`: a folder that every command takes as the quantised model."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from typer.testing import CliRunner
 
 import ertacache.cli.app as cli
 from entry_point import refused
+from ertacache.errors import MissingExtra
+from ertacache.extras import present
 from ertacache.pipelines.loading import call_arguments, load_pipeline
 from ertacache.pipelines.quantizers.layers import DEFAULT_SKIP
 from ertacache.pipelines.quantizers.quantize import quantize
-from ertacache.pipelines.quantizers.record import quantizer_of
+from ertacache.pipelines.quantizers.record import mark, quantizer_of
 from pipelines import CALL, PROMPTS, flux
 
 RUN = CliRunner()
@@ -86,3 +89,24 @@ def test_bad_input_is_refused(
     invoke("quantize", model, "--scheme", "w4a4", "--out", tmp_path / "once", "--json")
     again = says(tmp_path / "once", "--scheme", "w8a8", "--out", tmp_path / "twice")
     assert "FluxTransformer2DModel is quantised already (w4a4); load the model that it was made from" in again
+
+
+@pytest.mark.skipif(not present("torchao"), reason="torchao is not installed")
+@pytest.mark.parametrize("scheme", ["int8wo", "int8dq", "fp8wo"])
+def test_torchaos_schemes_are_applied_when_the_folder_is_loaded(model: Path, tmp_path: Path, scheme: str):
+    invoke("quantize", model, "--scheme", scheme, "--out", tmp_path / scheme, "--json")
+    plain, loaded = load_pipeline(str(model)), load_pipeline(str(tmp_path / scheme))
+    quantize(plain, scheme)
+    assert quantizer_of(loaded.transformer) == quantizer_of(plain.transformer)
+    assert torch.equal(drawn(loaded), drawn(plain))
+
+
+def test_a_folder_of_torchaos_names_it_where_it_is_missing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pipe = load_pipeline(str(model))
+    mark(pipe.transformer, {"scheme": "int8wo", "group": 64, "skip": []})
+    pipe.save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(MissingExtra, match=r"the scheme 'int8wo' needs torchao; install it with: pip install"):
+        load_pipeline(str(tmp_path))

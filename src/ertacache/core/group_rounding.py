@@ -41,8 +41,9 @@ def rounded(x: Tensor, bits: int, group: int) -> Tensor:
     if bits == EXACT_BITS or not x.numel():
         return x
     N, top = x.shape[-1], 2 ** (bits - 1) - 1
-    groups = F.pad(widen(x), (0, -N % group)).unflatten(-1, (-1, group))
+    padded = F.pad(widen(x), (0, -N % group))
+    groups = padded.reshape(*x.shape[:-1], padded.shape[-1] // group, group)
     scale = groups.abs().amax(-1, keepdim=True) / top
     # Where the scale is 0 every entry is, up to numbers too small to divide by.
     numbers = torch.where(scale == 0, 0.0, groups / scale).round().clamp(-top, top)
-    return (numbers * scale).flatten(-2)[..., :N].to(x.dtype)
+    return (numbers * scale).reshape(padded.shape)[..., :N].to(x.dtype)

@@ -208,10 +208,10 @@ def finite_difference(denoiser: Callable[[int, Tensor], Tensor], latents: Sequen
         raise InvalidArgument(f"size is {size}; give a small share of the latent, such as 1e-2 in float32")
 
     def along(i: int, delta: Tensor) -> Tensor:
-        x, norm = latents[i], float(delta.norm())
+        x, norm = latents[i], float(delta.square().sum().sqrt())
         if norm == 0:
             return torch.zeros_like(delta)
-        s = size * float(x.norm()) / norm
+        s = size * float(x.square().sum().sqrt()) / norm
         return (denoiser(i, x + s * delta) - denoiser(i, x - s * delta)) / (2 * s)
 
     return along

@@ -64,7 +64,7 @@ def check_layers(denoiser: nn.Module, layers: dict[str, nn.Linear], scheme: Sche
 def _problem(layer: nn.Linear, scheme: Scheme, group: int) -> str | None:
     """Why a layer cannot be quantised, after its name; None where it can."""
     weight = layer.weight
-    if "forward" in vars(layer) or layer._forward_pre_hooks or layer._forward_hooks:
+    if "forward" in (own := vars(layer)) or own["_forward_pre_hooks"] or own["_forward_hooks"]:
         return "has hooks, as offloading and casting set them; quantise first, then offload"
     if weight.is_meta:
         return "has no weights on this machine; quantise before offloading"

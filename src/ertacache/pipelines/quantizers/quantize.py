@@ -11,7 +11,7 @@ from ertacache.pipelines.models import denoisers_of, unwrapped
 from ertacache.pipelines.quantizers.fake import FakeQuantLinear
 from ertacache.pipelines.quantizers.layers import DEFAULT_SKIP, check_layers, check_skip, linears_of
 from ertacache.pipelines.quantizers.record import is_live, mark, marked, quantizer_of, unmark, words_of
-from ertacache.pipelines.quantizers.scheme import GROUP, Scheme
+from ertacache.pipelines.quantizers.scheme import GROUP, Scheme, torchao
 
 
 def quantize(
@@ -115,9 +115,8 @@ def _apply(denoiser: nn.Module, record: Mapping[str, Any], rounded: bool) -> lis
     undo: list[Callable[[], None]] = [lambda: unmark(denoiser, before)]
     if scheme.bits is None:
         undo += [_weight_undo(layer) for layer in set(layers.values())]
-        from torchao.quantization import quantize_
-
-        quantize_(denoiser, scheme.torchao_config(record["group"]), filter_fn=lambda module, name: name in layers)
+        config = scheme.torchao_config(record["group"])
+        torchao().quantize_(denoiser, config, filter_fn=lambda module, name: name in layers)
     else:
         made = {
             layer: FakeQuantLinear(layer, scheme.bits, record["group"], round_weights=not rounded)

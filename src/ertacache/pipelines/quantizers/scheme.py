@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from ertacache.core.group_rounding import check_rounding
@@ -103,14 +104,16 @@ class Scheme:
 
     def torchao_config(self, group: int) -> Any:
         """The configuration object for `torchao.quantization.quantize_`."""
-        from torchao import quantization
-
-        row = _TORCHAO[self.name]
-        options: dict[str, Any] = {}
+        row, options = _TORCHAO[self.name], dict[str, Any]()
         if row.grouped:
             import torch
 
-            options = {"weight_dtype": torch.int4, row.grouped: quantization.PerGroup(group)}
+            options = {"weight_dtype": vars(torch)["int4"], row.grouped: torchao().PerGroup(group)}
         else:  # what it would set for the whole process is a matter of the caller's compiler
             options = {"set_inductor_config": False}
-        return getattr(quantization, row.config)(**options)
+        return getattr(torchao(), row.config)(**options)
+
+
+def torchao() -> Any:
+    """`torchao.quantization`, which takes its time to be imported and is an extra."""
+    return import_module("torchao.quantization")
