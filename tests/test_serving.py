@@ -21,6 +21,7 @@ from ertacache.calibration.prompts import Prompts
 from ertacache.evaluation.sample_files import eight_bit
 from ertacache.pipelines.loading import load_pipeline
 from ertacache.runtime.apply import apply
+from ertacache.serving.order import Limits
 from ertacache.serving.service import Service
 from pipelines import CALL
 from served import Held, running, until
@@ -198,6 +199,11 @@ def test_a_full_queue_is_refused_with_the_time_to_wait(url: str, service: Servic
 
 SIZE = "give WIDTHxHEIGHT in pixels, multiples of 16, such as 1024x1024, or auto"
 STEPS = "from 1 to 50: the steps of the solver"
+FIELDS = (
+    "background, guidance_scale, lora, model, n, negative_prompt, num_inference_steps, output_compression, "
+    "output_format, partial_images, profile, progress, prompt, quality, response_format, seed, size, stream, "
+    "true_cfg_scale"
+)
 BAD: list[tuple[Any, int, str]] = [
     ({}, 400, "prompt is missing or empty; say what to draw"),
     ({"prompt": "  "}, 400, "prompt is missing or empty; say what to draw"),
@@ -205,9 +211,7 @@ BAD: list[tuple[Any, int, str]] = [
     ({"prompt": "a" * 201}, 400, "prompt has 201 characters; this server takes at most 200"),
     ({"prompt": "\ud800"}, 400, "prompt holds half of a character; send valid Unicode"),
     ({"prompts": "a"}, 400, "prompts is no field of this request; did you mean prompt?"),
-    ({"lora": "x"}, 400, "lora is no field of this request; there are background, guidance_scale, model, n, "
-     "negative_prompt, num_inference_steps, output_compression, output_format, partial_images, profile, progress, "
-     "prompt, quality, response_format, seed, size, stream, true_cfg_scale"),
+    ({"loras": "x"}, 400, "loras is no field of this request; did you mean lora?"),
     ({"model": "dall-e-3"}, 404, "model is 'dall-e-3', and this server has 'tiny-flux'"),
     ({"size": "64"}, 400, "size is '64'; " + SIZE),
     ({"size": "64x65"}, 400, "size is '64x65'; " + SIZE),
@@ -229,6 +233,17 @@ BAD: list[tuple[Any, int, str]] = [
      "output_compression is 101; choose a whole number from 0 to 100: the quality of jpeg and webp"),
     ({"background": "transparent"}, 400, "background is 'transparent'; choose one of opaque, auto"),
     ({"response_format": "url"}, 400, "response_format is 'url'; choose one of b64_json"),
+    ({"output_compression": 50}, 400, "output_compression is 50, and a png loses nothing; use 100, or webp or jpeg"),
+    ({"profile": "half", "quality": "low"}, 400, "profile is 'half' and quality 'low'; give one of the two"),
+    ({"guidance_scale": -0.5}, 400, "guidance_scale is -0.5; give a number from 0 to 100"),
+    ({"size": "16x10000"}, 400, "size is '16x10000'; " + SIZE),
+    ({"size": "0x0"}, 400, "size is '0x0'; " + SIZE),
+    ({"n": 0}, 400, "n is 0; choose a whole number from 1 to 3: pictures of a request"),
+    ({"n": 1e9}, 400, "n is 1000000000.0; choose a whole number from 1 to 3: pictures of a request"),
+    ({"\ud800": 1}, 400, "'\\ud800' is no field of this request; there are " + FIELDS),
+    ({"x" * 10**5: 1}, 400, "'xxxxxxxxxxxx...xxxxxxxxxxxxx' is no field of this request; there are " + FIELDS),
+    ({"model": "x" * 10**5}, 404, "model is 'xxxxxxxxxxxx...xxxxxxxxxxxxx', and this server has 'tiny-flux'"),
+    ({"lora": {"name": "ink"}}, 400, "lora 'ink' is not served here; none is, without --lora at the start"),
     ({"stream": 1}, 400, "stream is 1; choose one of True, False"),
     ({"stream": True, "n": 2}, 400, "n is 2, and a stream is of one picture; use n=1, or stream=false"),
     ({"partial_images": 4}, 400, "partial_images is 4; choose a whole number from 0 to 3: pictures on the way"),
@@ -243,7 +258,7 @@ def test_bad_input_is_answered_with_its_field_and_the_remedy(url: str, body: Any
     answer = httpx.post(url + IMAGES, content=json.dumps(given))
     error = answer.json()["error"]
     assert (answer.status_code, error["message"]) == (status, message)
-    assert error["param"] == (message.split()[0] if message.split()[0] != "prompts" else None)
+    assert error["param"] == (None if "is no field" in message else message.split()[0])
 
 
 def test_what_is_no_request_is_refused(url: str):
@@ -263,6 +278,14 @@ def test_what_is_no_request_is_refused(url: str):
     answer = httpx.post(f"{url}/v1/videos", json={"prompt": PROMPT})
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         404, "this model makes pictures; use /v1/images/generations",
+    )  # fmt: skip
+
+
+def test_more_than_may_ever_wait_is_refused_for_good(pipe: Any):
+    with running(served_flux.service(pipe, limits=Limits(queue=2))) as url:
+        answer = post(url, n=3)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        400, "n is 3, and at most 2 wait here; ask for fewer at once",
     )  # fmt: skip
 
 
@@ -342,10 +365,17 @@ def test_before_it_is_warm_and_without_the_key_nothing_is_made(pipe: Any, held: 
         bearer = {"Authorization": "Bearer secret"}
         cold = httpx.post(url + IMAGES, json={"prompt": "a"}, headers=bearer)
         assert (cold.status_code, cold.headers["retry-after"]) == (503, "5")
-        for headers in ({}, {"Authorization": "secret"}, {"Authorization": "Bearer secre"}):
+        for headers in (
+            {},
+            {"Authorization": "secret"},
+            {"Authorization": "Bearer secre"},
+            {"Authorization": b"Basic\xff secret"},
+        ):
             answer = httpx.get(f"{url}/v1/models", headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-        assert httpx.get(f"{url}/v1/models", headers=bearer).status_code == 200
+        for scheme in ("Bearer", "bearer"):
+            headers = {"Authorization": f"{scheme} secret"}
+            assert httpx.get(f"{url}/v1/models", headers=headers).status_code == 200
         threading.Timer(0.3, held.released.set).start()  # stopped while it warms up
     assert held.calls == 1
 

@@ -1,5 +1,6 @@
 """The server's parts without a server: which profile serves what, the queue, the time known in advance, previews."""
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,19 +69,26 @@ def test_a_request_that_no_profile_fits_says_why_and_a_named_one_is_taken():
         ladder(2).choose(Order("a", DEFAULTS, "low", "x"))
 
 
+def asked(**changes: int) -> Order:
+    return Order("a", {**DEFAULTS, **changes})
+
+
 def test_the_time_is_that_of_the_last_run_or_in_proportion():
     known = ladder(1)
     rung, plain = known.rungs
-    assert known.expected(plain, DEFAULTS) == 0
-    known.took(plain, DEFAULTS, 10.0)
-    assert known.expected(plain, {**DEFAULTS, "num_inference_steps": 10}) == 20
-    assert known.expected(plain, {**DEFAULTS, "width": 128}) == 20
-    assert known.expected(rung, {**DEFAULTS, "width": 128}) == 10 * 2 / 5 * 2
-    known.took(rung, DEFAULTS, 4.5)
-    assert known.expected(rung, DEFAULTS) == 4.5
+    assert known.expected(plain, asked()) == 0
+    known.took(plain, asked(), 10.0)
+    assert known.expected(plain, asked(num_inference_steps=10)) == 20
+    assert known.expected(plain, asked(width=128)) == 20
+    assert known.expected(rung, asked(width=128)) == 10 * 2 / 5 * 2
+    known.took(rung, asked(), 4.5)
+    styled = replace(asked(), lora=(("style", 1.0),))
+    assert known.expected(rung, asked()) == known.expected(rung, styled) == 4.5
+    known.took(rung, styled, 6.0)
+    assert (known.expected(rung, asked()), known.expected(rung, styled)) == (4.5, 6.0)
     for width in range(1, 400):
-        known.took(plain, {**DEFAULTS, "width": 128 + width}, 1.0)
-    assert len(known.taken) == 256 and known.expected(rung, DEFAULTS) == 4.5
+        known.took(plain, asked(width=128 + width), 1.0)
+    assert len(known.taken) == 256 and known.expected(rung, asked()) == 4.5
 
 
 def test_profiles_are_read_cheapest_first_and_by_a_name_of_their_own(tmp_path: Path):
@@ -110,6 +118,14 @@ def test_the_queue_takes_equal_ones_together_and_forgets_the_cancelled():
     queue.close()
     assert b.cancelled and queue.take(1) == []
     assert queue.put(jobs(5)) == "this server is about to stop; ask again later"
+
+
+def test_only_the_same_adapters_at_the_same_scales_go_together():
+    queue, (a, b, c, d) = JobQueue(4), jobs(5, 5, 5, 5)
+    for job, lora in ((a, (("x", 1.0),)), (b, ()), (c, (("x", 0.5),)), (d, (("x", 1.0),))):
+        job.order = replace(job.order, lora=lora)
+    assert queue.put([a, b, c, d]) is None
+    assert [queue.take(4) for _ in range(3)] == [[a, d], [b], [c]]
 
 
 def test_a_job_ends_once_and_is_at_100_percent_with_its_file_only():
@@ -192,6 +208,15 @@ def test_the_command_refuses_what_it_can_before_the_model_is_loaded(monkeypatch:
     for words, message in (
         (("tiny-fluks",), "no model 'tiny-fluks'; did you mean tiny-flux?"),
         (("tiny-flux", "--device", "cpu,abacus"), device),
+        (("tiny-flux", "--device", "cpu,"), "--device is '', which torch does not know"),
+        (("tiny-flux", "--api-key", ""), "--api-key is empty, or no header carries it"),
+        (("tiny-flux", "--api-key", "two words"), "--api-key is empty, or no header carries it"),
+        (("tiny-flux", "--lora", "ink"), "--lora is 'ink'; give NAME=PATH"),
+        (("tiny-flux", "--host", "256.0.0.1"), "--host 256.0.0.1 with --port 8000 cannot be had ("),
         (("tiny-flux", "--profile", str(tmp_path / "none.safetensors")), "there is no profile at"),
     ):
         assert message in refused(monkeypatch, capsys, "serve", *words)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = refused(monkeypatch, capsys, "serve", "tiny-flux", "--port", port)
+    assert f"--host 127.0.0.1 with --port {port} cannot be had (" in said

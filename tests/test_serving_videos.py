@@ -100,8 +100,12 @@ def test_a_deleted_clip_stops_the_denoiser_at_its_next_step(pipe: Any, service: 
         ({"seconds": "4"}, "size is 32x32, 65 frames: 66560 pixels; this server makes at most 33792"),
         ({"num_frames": "0"}, "num_frames is 0; choose a whole number of 1 or more: frames of the clip"),
         ({"num_frames": "few"}, "num_frames is 'few'; choose a whole number of 1 or more: frames of the clip"),
-        ({"n": "2"}, "n is no field of this request; there are guidance_scale, model, negative_prompt, num_frames, "
-         "num_inference_steps, profile, prompt, quality, seconds, seed, size, true_cfg_scale"),
+        ({"n": "2"}, "n is no field of this request; there are guidance_scale, lora, model, negative_prompt, "
+         "num_frames, num_inference_steps, profile, prompt, quality, seconds, seed, size, true_cfg_scale"),
+        ({"seconds": "1", "num_frames": "5"}, "num_frames is 5 and seconds '1'; give one of the two"),
+        ({"lora": '[{"name": "ink"}]'}, "lora 'ink' is not served here; none is, without --lora at the start"),
+        ({"lora": "[" * 100000}, "lora is '[[[[[[[[[[[[...[[[[[[[[[[[[['; give "
+         """{"name": "style", "scale": 1.0}, or a list of such"""),
         ({"true_cfg_scale": "2"}, "true_cfg_scale is nothing that this model takes; leave it out"),
         ({"prompt": " "}, "prompt is missing or empty; say what to draw"),
     ],
@@ -129,6 +133,9 @@ def test_files_and_fields_given_twice_are_refused(url: str):
     for path, status in (
         ("/v1/videos/none/content", 404),
         ("/v1/videos?limit=x", 400),
+        ("/v1/videos?limit=0", 400),
+        ("/v1/videos?order=down", 400),
+        ("/v1/videos?after=video_deleted", 404),
         ("/v1/images/generations", 405),
     ):
         assert httpx.get(url + path).status_code == status

@@ -15,6 +15,7 @@ _SOURCES = {
     "imageio_ffmpeg": "'ertacache[video]'",
     "jinja2": "'ertacache[report]'",
     "matplotlib": "'ertacache[report]'",
+    "peft": "'ertacache[lora]'",
     "prometheus_client": "'ertacache[serve]'",
     "sentencepiece": "'ertacache[opensora]'",
     "torchao": "'ertacache[torchao]'",

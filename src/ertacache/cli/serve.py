@@ -1,11 +1,15 @@
 """`ertacache serve`: one model behind HTTP."""
 
+import json
+import re
+import socket
 from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
 from ertacache.cli import options as given
+from ertacache.errors import InvalidArgument
 
 
 def serve(
@@ -14,6 +18,12 @@ def serve(
         list[str] | None,
         typer.Option(
             help="Profile file or Hub id; give it again for each further budget. Without one all is computed."
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=PATH (or Hub id) of a LoRA adapter that requests may name; again for each further one."
         ),
     ] = None,
     host: Annotated[
@@ -40,13 +50,14 @@ def serve(
 ) -> dict[str, Any]:
     """Serve a model over HTTP, in the words of OpenAI's images and videos; several devices separated by commas."""
     limits = {"pixels": max_pixels, "steps": max_steps, "characters": max_prompt, "queue": queue}
-    service = _service(model, tuple(profile or ()), limits, placement, batch_size, api_key)
-    return _run(service, host, port, grace)
+    with _bound(host, port) as place:
+        service = _service(model, (profile or [], lora or []), limits, placement, batch_size, api_key)
+        return _run(service, place, grace)
 
 
 def _service(
     model: str,
-    profiles: tuple[str, ...],
+    files: tuple[list[str], list[str]],
     limits: dict[str, int],
     placement: given.Placement,
     batch: int,
@@ -57,35 +68,54 @@ def _service(
     from ertacache.extras import require
 
     require("a server", "fastapi", "uvicorn", "prometheus_client")
-    places = [placement._replace(device=name) for name in (placement.device or "").split(",")]
-    places = [place._replace(device=place.device or None) for place in places]
+    if key is not None and not re.fullmatch("[!-~]+", key):
+        raise InvalidArgument("--api-key is empty, or no header carries it; use letters, digits and signs of ASCII")
+    names = [None] if placement.device is None else placement.device.split(",")
+    places = [placement._replace(device=name) for name in names]
     for place in places:
         check(model, place)
+    from ertacache.serving.adapters import read_adapters
     from ertacache.serving.ladder import read_rungs
     from ertacache.serving.order import Limits
     from ertacache.serving.service import Service
 
-    rungs = read_rungs(profiles)
-    return Service(model, [load(model, place) for place in places], rungs, replace(Limits(), **limits), batch, key)
+    rungs, adapters = read_rungs(files[0]), read_adapters(files[1])
+    pipes = [load(model, place) for place in places]
+    return Service(model, pipes, rungs, replace(Limits(), **limits), batch, key, adapters)
 
 
-def _run(service: Any, host: str, port: int, grace: int) -> dict[str, Any]:
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at that place, which does not listen yet: what cannot be had is refused before a model is loaded."""
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((host, port))
+    except (OSError, UnicodeError) as error:
+        place.close()
+        raise InvalidArgument(f"--host {host} with --port {port} cannot be had ({error}); name another") from error
+    return place
+
+
+def _run(service: Any, place: socket.socket, grace: int) -> dict[str, Any]:
     import logging
 
     import uvicorn
 
     from ertacache.serving.app import make_app
 
+    host, port = place.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     lines = logging.StreamHandler()
     log = logging.getLogger("ertacache.serving")
     log.addHandler(lines)
     log.propagate = False
     try:
-        uvicorn.run(
-            make_app(service), host=host, port=port, log_level="warning", access_log=False,
-            timeout_graceful_shutdown=grace,
-        )  # fmt: skip
+        log.info(json.dumps({"event": "start", "model": service.model, "url": url}))
+        config = uvicorn.Config(
+            make_app(service), log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=grace
+        )
+        uvicorn.Server(config).run([place])
     finally:
         log.removeHandler(lines)
         log.propagate = True
-    return {"host": host, "port": port, "text": f"served {service.model} at http://{host}:{port}"}
+    return {"host": host, "port": port, "text": f"served {service.model} at {url}"}

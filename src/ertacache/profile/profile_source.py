@@ -13,6 +13,11 @@ FILE_NAME = "profile.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a text that is no path on this disk may be a repository of the Hub, such as `org/name`."""
+    return not source.endswith(".safetensors") and _HUB_ID.fullmatch(source) is not None
+
+
 def locate(
     source: str | os.PathLike[str],
     *,
@@ -42,7 +47,7 @@ def locate(
         if revision is not None:
             raise InvalidArgument(f"revision {revision!r} was given for {path} on this disk; it is for Hub ids only")
         return _local(path, filename, subfolder)
-    if not isinstance(source, str) or source.endswith(".safetensors") or not _HUB_ID.fullmatch(source):
+    if not isinstance(source, str) or not is_hub_id(source):
         raise InvalidArgument(
             f"there is no profile at {str(source)!r}, and it is not a Hub id such as 'org/name'; "
             "check the path, or make a profile with `ertacache calibrate`"

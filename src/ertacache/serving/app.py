@@ -95,7 +95,8 @@ class Guard:
 
     def _refusal(self, scope: Any) -> Response | None:
         key, given = self._service.api_key, dict(scope["headers"]).get(b"authorization", b"")
-        if key is not None and not hmac.compare_digest(given, f"Bearer {key}".encode()):
+        bearer = given[:7].lower() == b"bearer "  # a scheme has no case, and a key has
+        if key is not None and not (hmac.compare_digest(given[7:], key.encode()) and bearer):
             return error_answer(401, "the key is missing or wrong; send Authorization: Bearer KEY")
         if not self._service.ready and scope["method"] == "POST":
             return error_answer(503, "the model is not warm yet; ask /health", {"Retry-After": "5"})

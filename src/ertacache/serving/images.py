@@ -33,9 +33,9 @@ def add_images(app: FastAPI, service: Service) -> None:
 
         jobs, expected = service.submit(order, tell)
         if order.stream:
-            return StreamingResponse(
-                _stream(service, request, jobs[0], events, expected), media_type="text/event-stream"
-            )
+            stream = _stream(service, request, jobs[0], events, expected)
+            unheld = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # by proxies, which else gather it
+            return StreamingResponse(stream, media_type="text/event-stream", headers=unheld)
         left = len(jobs)
         async with contextlib.aclosing(_until_gone(service, request, jobs, events)) as told:
             async for kind, _ in told:

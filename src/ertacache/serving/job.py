@@ -3,12 +3,13 @@
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastapi import HTTPException
 
+from ertacache.serving.adapters import Scales
 from ertacache.serving.ladder import Rung
 from ertacache.serving.order import Order
 
@@ -58,9 +59,9 @@ class Job:
         return min(99, 100 * step // max(1, self.steps))
 
     @property
-    def alike(self) -> tuple[str, list[tuple[str, Any]]]:
+    def alike(self) -> tuple[str, Scales, list[tuple[str, Any]]]:
         """Jobs that agree in this can be one call of the pipeline."""
-        return self.rung.name, sorted(self.order.call.items())
+        return self.rung.name, self.order.lora, sorted(self.order.call.items())
 
     def check(self) -> None:
         """Raises HTTPException unless its file is there."""
@@ -145,8 +146,8 @@ class JobQueue:
         for job in jobs:
             self.cancel(job)
 
-    def ahead(self, expected: Callable[[Rung, Mapping[str, Any]], float]) -> float:
+    def ahead(self, expected: Callable[[Rung, Order], float]) -> float:
         """Seconds until everything that waits or runs is done, on one device."""
         with self._changed:
             jobs = [*self.waiting, *self.running]
-        return sum(expected(job.rung, job.order.call) * (1 - job.progress / 100) for job in jobs)
+        return sum(expected(job.rung, job.order) * (1 - job.progress / 100) for job in jobs)

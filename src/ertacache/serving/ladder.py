@@ -8,8 +8,11 @@ from typing import Any
 from ertacache.errors import InvalidArgument, meant
 from ertacache.profile.foreign import number
 from ertacache.profile.profile import Profile
+from ertacache.serving.adapters import Scales
 from ertacache.serving.order import QUALITIES, Order
 
+#: What a run takes as long as: rung, steps, pixels, adapters.
+Key = tuple[str, int, int, Scales]
 #: The name of no profile.
 NONE = "none"
 
@@ -63,12 +66,12 @@ class Ladder:
     Attributes:
         rungs: from the cheapest; the last is without a profile.
         defaults: the call where a client says nothing: that of the calibration.
-        taken: seconds of a picture by rung, steps and size; the newest run tells.
+        taken: seconds of a picture by rung, steps, size and adapters; the newest run tells.
     """
 
     rungs: tuple[Rung, ...]
     defaults: Mapping[str, Any]
-    taken: dict[tuple[str, int, int], float] = field(default_factory=dict[tuple[str, int, int], float])
+    taken: dict[Key, float] = field(default_factory=dict[Key, float])
 
     def choose(self, order: Order) -> tuple[Rung, str | None]:
         """The rung of a request, and why nothing is cached where that was not what the client asked for.
@@ -97,23 +100,25 @@ class Ladder:
         at = last if order.quality == "auto" else round(QUALITIES.index(order.quality) * last / 3)
         return fitting[at], None
 
-    def expected(self, rung: Rung, call: Mapping[str, Any]) -> float:
-        """Seconds of one picture or clip: those of the last such run; of another size or step count, by proportion."""
-        if (known := self.taken.get(_key(rung, call))) is not None:
-            return known
+    def expected(self, rung: Rung, order: Order) -> float:
+        """Seconds of one picture or clip: those of the last such run; else without its adapters, or by proportion."""
+        key = _key(rung, order.call, order.lora)
+        for known in (key, (*key[:3], ())):
+            if known in self.taken:
+                return self.taken[known]
         base = self.taken.get(_key(self.rungs[-1], self.defaults), 0.0)
-        _, steps, pixels = _key(rung, call)
+        _, steps, pixels, _ = key
         computed = rung.schedule(steps).count("#") or steps
         of_default = _key(rung, self.defaults)
         return base * computed / max(1, of_default[1]) * pixels / max(1, of_default[2])
 
-    def took(self, rung: Rung, call: Mapping[str, Any], seconds: float) -> None:
+    def took(self, rung: Rung, order: Order, seconds: float) -> None:
         """Note what a whole run took; sizes that were asked for once may be many, so that the oldest are forgotten."""
-        self.taken[_key(rung, call)] = seconds
+        self.taken[_key(rung, order.call, order.lora)] = seconds
         while len(self.taken) > 256:
             self.taken.pop(next(key for key in self.taken if key[1:] != _key(rung, self.defaults)[1:]))
 
 
-def _key(rung: Rung, call: Mapping[str, Any]) -> tuple[str, int, int]:
+def _key(rung: Rung, call: Mapping[str, Any], lora: Scales = ()) -> Key:
     pixels = call.get("height", 1) * call.get("width", 1) * call.get("num_frames", 1)
-    return rung.name, call["num_inference_steps"], pixels
+    return rung.name, call["num_inference_steps"], pixels, lora

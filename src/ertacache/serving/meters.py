@@ -58,7 +58,7 @@ class Meters:
         line = {
             "event": "job", "id": job.id, "state": job.state, "profile": job.rung.name, "computed": job.computed,
             "predicted": job.predicted, "queued_seconds": round(job.waited, 4), "seconds": round(job.seconds, 4),
-            "uncached_because": job.reason, "error": job.error,
+            "lora": dict(job.order.lora), "uncached_because": job.reason, "error": job.error,
         }  # fmt: skip
         logger.info(json.dumps(line))
 

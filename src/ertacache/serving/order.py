@@ -4,7 +4,7 @@ import json
 import re
 import reprlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email import message_from_bytes
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from ertacache.calibration.checks import check_number, check_whole
 from ertacache.errors import InvalidArgument, meant
 from ertacache.files import json_object
+from ertacache.serving.adapters import Scales, read_scales
 
 #: From the cheapest to what is computed whole.
 QUALITIES = ("low", "medium", "high", "xhigh", "max")
@@ -46,6 +47,7 @@ class Order:
         call: the pipeline's arguments, with the server's own where the client said nothing.
         quality: one of `QUALITIES`, or "auto". profile: a profile's name instead, or "none"; None where not said.
         seed: of the first of `n` pictures; the next has seed + 1.
+        lora: adapters that are on, with their scales.
         partial_images: pictures to show on the way. progress: whether each step is told in the stream.
     """
 
@@ -55,6 +57,7 @@ class Order:
     profile: str | None = None
     seed: int = 0
     n: int = 1
+    lora: Scales = ()
     output_format: str = "png"
     output_compression: int = 100
     stream: bool = False
@@ -87,6 +90,10 @@ def _weight(name: str, value: Any, limits: Limits) -> None:
     check_number(name, value, "give a number from 0 to 100", lambda x: 0 <= x <= 100)
 
 
+def _later(name: str, value: Any, limits: Limits) -> None:
+    """Checked with the adapters that are served."""
+
+
 def _one_of(*known: Any) -> Check:
     def check(name: str, value: Any, limits: Limits) -> None:
         if not any(value is one or (value == one and isinstance(value, str)) for one in known):
@@ -96,7 +103,7 @@ def _one_of(*known: Any) -> Check:
 
 
 def _size(name: str, value: Any, limits: Limits) -> None:
-    found = re.fullmatch(r"([1-9]\d{1,4})x([1-9]\d{1,4})", value, re.ASCII) if isinstance(value, str) else None
+    found = re.fullmatch(r"([1-9]\d{1,3})x([1-9]\d{1,3})", value, re.ASCII) if isinstance(value, str) else None
     if value != "auto" and (found is None or any(int(side) % _CELL for side in found.groups())):
         remedy = f"give WIDTHxHEIGHT in pixels, multiples of {_CELL}, such as 1024x1024, or auto"
         raise InvalidArgument(f"size is {reprlib.repr(value)}; {remedy}")
@@ -114,7 +121,7 @@ _ARGUMENTS: dict[str, Check] = {
 }  # fmt: skip
 _BOTH: dict[str, Check] = {
     "prompt": _text, "model": _text, "profile": _text, "size": _size, "quality": _one_of(*QUALITIES, "auto"),
-    "seed": _whole(0, _LARGEST_SEED, "of the noise"), **_ARGUMENTS,
+    "seed": _whole(0, _LARGEST_SEED, "of the noise"), "lora": _later, **_ARGUMENTS,
 }  # fmt: skip
 _IMAGES: dict[str, Check] = {
     **_BOTH, "n": _whole(1, "images", "pictures of a request"), "output_format": _one_of("png", "webp", "jpeg"),
@@ -125,7 +132,7 @@ _IMAGES: dict[str, Check] = {
 _VIDEOS: dict[str, Check] = {**_BOTH, "seconds": _seconds, "num_frames": _whole(1, None, "frames of the clip")}
 #: Said of a client, or without a meaning here; the picture is the same.
 _UNUSED = {"moderation", "safety_identifier", "style", "user"}
-NAMES = frozenset({*_IMAGES, *_VIDEOS, "lora"})
+NAMES = frozenset({*_IMAGES, *_VIDEOS})
 
 
 def read_body(data: bytes, kind: str) -> dict[str, Any]:
@@ -151,18 +158,24 @@ def read_body(data: bytes, kind: str) -> dict[str, Any]:
         if (_IMAGES | _VIDEOS).get(name) not in (_text, _size, _seconds):
             try:
                 fields[name] = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 pass  # a word, which its check knows
     return fields
 
 
 def read_order(
-    body: Mapping[str, Any], defaults: Mapping[str, Any], takes: Mapping[str, Any], limits: Limits, fps: float | None
+    body: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    takes: Mapping[str, Any],
+    limits: Limits,
+    fps: float | None,
+    adapters: Sequence[str] = (),
 ) -> Order:
     """A request for pictures, or for a clip where `fps` is its rate.
 
     Args:
         defaults: the call where the client says nothing. takes: arguments that the pipeline takes.
+        adapters: names of those that are served.
 
     Raises:
         InvalidArgument: beginning with the name of the field, with its value and what it may be.
@@ -172,7 +185,7 @@ def read_order(
     for name, value in given.items():
         if name not in known:
             remedy = meant(name, known) or f"; there are {', '.join(sorted(known))}"
-            raise InvalidArgument(f"{name} is no field of this request{remedy}")
+            raise InvalidArgument(f"{_plain(name)} is no field of this request{remedy}")
         if name in _ARGUMENTS and name not in takes:
             raise InvalidArgument(f"{name} is nothing that this model takes; leave it out")
         known[name](name, value, limits)
@@ -185,8 +198,14 @@ def read_order(
         call["num_frames"] = 4 * round(float(given["seconds"]) * fps / 4) + 1  # what video autoencoders take: 4 k + 1
     _check_together(given, call, limits)
     own: dict[str, Any] = {name: given[name] for name in Order.__dataclass_fields__ if name in given}
+    own["lora"] = read_scales(given.get("lora", []), adapters)
     own.setdefault("seed", secrets.randbelow(_LARGEST_SEED))
     return Order(**own, call=call)
+
+
+def _plain(name: str) -> str:
+    """A field's name as it can be sent back."""
+    return name if name.isprintable() and len(name) <= 40 else reprlib.repr(name)
 
 
 def _check_together(given: Mapping[str, Any], call: Mapping[str, Any], limits: Limits) -> None:
@@ -196,6 +215,14 @@ def _check_together(given: Mapping[str, Any], call: Mapping[str, Any], limits: L
         raise InvalidArgument(f"size is {shape}: {pixels} pixels; this server makes at most {limits.pixels}")
     if given.get("stream") and given.get("n", 1) > 1:
         raise InvalidArgument(f"n is {given['n']}, and a stream is of one picture; use n=1, or stream=false")
+    if given.get("n", 1) > limits.queue:
+        raise InvalidArgument(f"n is {given['n']}, and at most {limits.queue} wait here; ask for fewer at once")
+    if given.get("output_compression", 100) < 100 and given.get("output_format", "png") == "png":
+        value = given["output_compression"]
+        raise InvalidArgument(f"output_compression is {value}, and a png loses nothing; use 100, or webp or jpeg")
+    for name, other in (("profile", "quality"), ("num_frames", "seconds")):
+        if name in given and other in given:
+            raise InvalidArgument(f"{name} is {given[name]!r} and {other} {given[other]!r}; give one of the two")
     for name in ("partial_images", "progress"):
         if given.get(name) and not given.get("stream"):
             raise InvalidArgument(f"{name} is {given[name]}, which comes in a stream only; set stream=true")

@@ -1,7 +1,8 @@
 """A server's parts: its workers, its queue, its profiles, and what it says of them."""
 
 import math
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from ertacache.extras import require
 from ertacache.pipelines import bundled
 from ertacache.pipelines.loading import call_arguments, with_steps
 from ertacache.pipelines.pipeline_call import defaults_of
+from ertacache.serving.adapters import load_adapters
 from ertacache.serving.job import Job, JobQueue
 from ertacache.serving.ladder import NONE, Ladder, Rung
 from ertacache.serving.meters import Meters
@@ -28,6 +30,7 @@ class Service:
     Args:
         model: its name to clients. pipes: the same model on each device. rungs: see `ladder.read_rungs`.
         batch: equal requests that may be one call. api_key: what clients send as Bearer; None for everybody.
+        adapters: see `adapters.read_adapters`.
 
     Raises:
         ProfileMismatch: a profile of another model. UnsupportedPipeline: it takes no size or no prompt.
@@ -40,6 +43,7 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     batch: int = 1
     api_key: str | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         pipe, first = self.pipes[0], self.rungs[0].profile
@@ -51,6 +55,8 @@ class Service:
             self.fps: float | None = FPS if self.model in bundled.NAMES else trained_fps(pipe)
         self.meters, self._started = Meters(self.queue, self.ladder), False
         self.workers = [Worker(each, self.ladder, self.queue, self.meters, self.batch, self.fps) for each in self.pipes]
+        for each in self.pipes:  # the profiles were compared with the weights without them
+            load_adapters(each, self.adapters)
 
     @property
     def ready(self) -> bool:
@@ -87,11 +93,11 @@ class Service:
                 raise HTTPException(413, f"the body is over {self.limits.body} bytes; send less")
         body = read_body(data, request.headers.get("content-type", ""))
         if (model := body.get("model")) not in (None, self.model):
-            raise HTTPException(404, f"model is {model!r}, and this server has {self.model!r}")
+            raise HTTPException(404, f"model is {reprlib.repr(model)}, and this server has {self.model!r}")
         if clip != (self.fps is not None):
             kind = "pictures; use /v1/images/generations" if clip else "clips; use /v1/videos"
             raise HTTPException(404, f"this model makes {kind}")
-        order = read_order(body, self.ladder.defaults, self._takes, self.limits, self.fps)
+        order = read_order(body, self.ladder.defaults, self._takes, self.limits, self.fps, [*self.adapters])
         if order.partial_images and not can_preview(self.pipes[0]):
             raise InvalidArgument(f"partial_images is {order.partial_images}, and this model has no previews; use 0")
         return order
@@ -110,7 +116,7 @@ class Service:
         if (refusal := self.queue.put(jobs)) is not None:
             wait = {"Retry-After": str(max(1, math.ceil(before)))}
             raise HTTPException(503 if self.queue.closed else 429, refusal, wait)
-        return jobs, before + len(jobs) * self.ladder.expected(rung, order.call) / len(self.workers)
+        return jobs, before + len(jobs) * self.ladder.expected(rung, order) / len(self.workers)
 
     def place(self, job: Job) -> dict[str, Any]:
         """How far a job is, and how many are before it."""
@@ -124,7 +130,8 @@ class Service:
     def answer(self, job: Job) -> dict[str, Any]:
         """What was done for a picture or clip, beside its file."""
         own = {
-            "profile": None if job.rung.name == NONE else job.rung.name, "judged_psnr_db": job.rung.loss,
+            "profile": None if job.rung.name == NONE else job.rung.name, "lora": dict(job.order.lora),
+            "judged_psnr_db": None if job.order.lora else job.rung.loss,  # it was judged without them
             "computed": job.computed, "predicted": job.predicted, "uncached_because": job.reason,
             "seconds": job.seconds, "queued_seconds": job.waited,
         }  # fmt: skip
@@ -136,11 +143,13 @@ class Service:
         rungs = [
             {
                 "name": rung.name, "computed_share": rung.share, "judged_psnr_db": rung.loss,
-                "schedule": rung.schedule(call["num_inference_steps"]), "seconds": self.ladder.expected(rung, call),
+                "schedule": rung.schedule(call["num_inference_steps"]), 
+                "seconds": self.ladder.expected(rung, Order("", call)),
             }
             for rung in self.ladder.rungs
         ]  # fmt: skip
-        own = {"kind": "images" if self.fps is None else "videos", "call": call, "profiles": rungs}
+        kind = "images" if self.fps is None else "videos"
+        own = {"kind": kind, "call": call, "profiles": rungs, "lora": [*self.adapters]}
         return {"id": self.model, "object": "model", "created": 0, "owned_by": "ertacache", "ertacache": own}
 
 

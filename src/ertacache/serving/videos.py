@@ -1,11 +1,14 @@
 """Clips as jobs that are asked after: created, listed, fetched and deleted."""
 
+import reprlib
 import time
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
+from ertacache.calibration.checks import check_whole
+from ertacache.errors import InvalidArgument
 from ertacache.serving.job import Job
 from ertacache.serving.service import Service
 
@@ -32,9 +35,14 @@ def add_videos(app: FastAPI, service: Service) -> None:
     @app.get("/v1/videos")
     async def listed(after: str | None = None, limit: int = 20, order: str = "desc") -> Response:
         _forget(jobs)
+        check_whole("limit", limit, 1, "clips of a page", 100)
+        if order not in ("asc", "desc"):
+            raise InvalidArgument(f"order is {reprlib.repr(order)}; choose one of asc, desc")
         names = list(jobs) if order == "asc" else list(reversed(jobs))
-        names = names[names.index(after) + 1 :] if after in names else names
-        page = names[: max(1, min(limit, 100))]
+        if after is not None:
+            known(after)
+            names = names[names.index(after) + 1 :]
+        page = names[:limit]
         ends = {"first_id": next(iter(page), None), "last_id": next(reversed(page), None)}
         data = [_facts(service, jobs[name]) for name in page]
         return JSONResponse({"object": "list", "data": data, "has_more": len(names) > len(page), **ends})
@@ -68,7 +76,7 @@ def _facts(service: Service, job: Job) -> dict[str, Any]:
         "expires_at": None if ended is None else ended + KEPT_SECONDS, "prompt": job.order.prompt,
         "seconds": f"{call['num_frames'] / (service.fps or 1):g}", "size": f"{call['width']}x{call['height']}",
         "error": {"code": "failed", "message": job.error or "cancelled"} if _state(job) == "failed" else None,
-        "expected_seconds": service.ladder.expected(job.rung, call), **service.answer(job),
+        "expected_seconds": service.ladder.expected(job.rung, job.order), **service.answer(job),
     }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The thread that owns a pipeline: it takes jobs from the queue and makes them, one call at a time."""
 
+import json
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ from ertacache.runtime.player import Player
 from ertacache.runtime.run import Controller, Run
 from ertacache.runtime.run_stats import RunStats, of_one_run
 from ertacache.serving import encoded, preview
+from ertacache.serving.adapters import switched_on
 from ertacache.serving.job import Job, JobQueue
 from ertacache.serving.ladder import Ladder, Rung
 from ertacache.serving.meters import Meters
@@ -103,6 +105,7 @@ class Worker:
                 logger.error("warm-up with profile %s failed: %s", rung.name, job.error)
                 return
         self.ready.set()
+        logger.info(json.dumps({"event": "warm", "device": str(getattr(self.pipe, "device", ""))}))
         while jobs := self._queue.take(self._batch):
             self._serve(jobs)
             self._queue.done(jobs)
@@ -133,14 +136,14 @@ class Worker:
         prompts = Prompts(tuple(job.order.prompt for job in jobs), 0, inputs)
         hidden = first.rung.profile is not None and first.rung.profile.site == "hidden"
         try:
-            made = run_pipeline(
-                self.pipe, prompts, Following(inner, jobs=jobs, pipe=self.pipe), dict(first.order.call), hidden=hidden
-            )
+            following = Following(inner, jobs=jobs, pipe=self.pipe)
+            with switched_on(self.pipe, first.order.lora):
+                made = run_pipeline(self.pipe, prompts, following, dict(first.order.call), hidden=hidden)
         finally:
             computed, predicted = stats.computed.total(), stats.predicted.total()
             for job in jobs:
                 job.computed, job.predicted, job.reason = computed, predicted, stats.reason or job.reason
-        self._ladder.took(first.rung, first.order.call, (time.time() - start) / len(jobs))
+        self._ladder.took(first.rung, first.order, (time.time() - start) / len(jobs))
         return [self._file(image, job.order) for image, job in zip(made, jobs, strict=True)]
 
     def _file(self, sample: Tensor, order: Order) -> bytes:
