@@ -2,17 +2,18 @@
 
     python benchmarks/serve_soak.py --requests 500 --clients 8
 
-Every picture is compared with the one that is made alone with its seed. Writes benchmarks/results/serve_soak.json.
+Every picture is compared with the one that is made alone with its seed, and no job may be lost. Prints how far it is;
+writes benchmarks/results/serve_soak.json and its table in docs/serving.md.
 """
 
 import argparse
 import base64
 import importlib.metadata
 import json
+import os
 import platform
 import random
 import re
-import resource
 import sys
 import threading
 import time
@@ -33,6 +34,11 @@ from ertacache.serving.service import Service
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "serve_soak.json"
+PAGE = ROOT / "docs" / "serving.md"
+#: What stands around the table on the page.
+MARKS = ("<!-- serve_soak -->\n", "<!-- /serve_soak -->\n")
+#: Parts of the requests, after each of which the memory is read.
+PARTS = 10
 VERSIONS = ("torch", "diffusers", "fastapi", "uvicorn", "httpx")
 PROMPTS = ("a small red ring", "a large blue square at the top left")
 SEEDS, QUALITIES = 2, ("low", "xhigh", "max")
@@ -100,7 +106,8 @@ class Client(threading.Thread):
         with self._http.stream("POST", "/v1/images/generations", json=body) as answer:
             if answer.status_code == 429:
                 self.seen["told to wait"] += 1
-                return
+                time.sleep(min(0.1, int(answer.headers["retry-after"])))
+                return self._stream(leave_at)
             for line in answer.iter_lines():
                 event = json.loads(line[6:]) if line.startswith("data: ") else {}
                 if leave_at is not None and event.get("step", -1) >= leave_at:
@@ -123,20 +130,32 @@ class Client(threading.Thread):
         self.seen["bad input"] += 1
 
 
+def resident() -> int:
+    """MiB of memory that this process, server and clients, has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def dealt(count: int, hands: int) -> list[int]:
+    """So many in equal shares, as far as that goes."""
+    return [count * (n + 1) // hands - count * n // hands for n in range(hands)]
+
+
 def soak(
     url: str, expected: dict[tuple[str, int, str], bytes], requests: int, clients: int, seed: int
 ) -> dict[str, Any]:
-    """What the clients saw, what the server counted, and its memory after each half."""
-    seen, faults, memory = Counter[str](), list[str](), list[int]()
-    for half in range(2):
-        at_work = [Client(url, requests // clients // 2, seed + 100 * half + n, expected) for n in range(clients)]
+    """What the clients saw, what the server counted, and the memory after each part of the requests."""
+    seen, faults, memory, start = Counter[str](), list[str](), list[int](), time.perf_counter()
+    for part, share in enumerate(dealt(requests, PARTS)):
+        at_work = [Client(url, count, seed + 100 * part + n, expected) for n, count in enumerate(dealt(share, clients))]
         for client in at_work:
             client.start()
         for client in at_work:
             client.join()
             seen += client.seen
             faults += client.faults
-        memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        memory.append(resident())
+        done, spent = requests * (part + 1) // PARTS, time.perf_counter() - start
+        print(f"{done} of {requests} requests, {spent:.0f} s, {memory[-1]} MiB, {len(faults)} faults", flush=True)
     left = ("num_queue_reqs", "num_running_reqs")
     while True:
         page = httpx.get(f"{url}/metrics").text
@@ -147,10 +166,45 @@ def soak(
             break
         time.sleep(0.05)  # those that nobody waits for end at their next step
     ended = {key: int(value) for key, value in counts.items() if key.startswith("requests_total")}
-    return {
-        "seen": dict(sorted(seen.items())), "faults": faults, "ended": ended, "largest_memory_mib": memory,
-        "left": {name: counts[name] for name in left},
-    }  # fmt: skip
+    return {"seen": dict(sorted(seen.items())), "faults": faults, "ended": ended, "memory_mib": memory}
+
+
+def wrong(found: dict[str, Any]) -> list[str]:
+    """What must not be: a fault, a picture that is another, a job that no client knows of or that never ended."""
+    seen, ended = found["seen"], found["ended"]
+    known = {"completed": 0, "cancelled": 0, **{key.split('"')[1]: value for key, value in ended.items()}}
+    made, gone = seen.get("pictures", 0) + seen.get("streams", 0), seen.get("gone", 0)
+    said = list(found["faults"])
+    if seen.get("not the one made alone", 0):
+        said.append(f"{seen['not the one made alone']} pictures are not the one made alone")
+    if sum(known.values()) != made + gone or not made <= known["completed"] <= made + gone:
+        said.append(f"{made} were made and {gone} went away, and the server counts {ended}")  # one gone may be done
+    return said
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures of a result file for docs/serving.md."""
+    header, seen, memory = result["header"], result["seen"], result["memory_mib"]
+    rows = (
+        ("requests, clients", f"{header['requests']}, {header['clients']}"),
+        ("pictures, and streams to their end", f"{seen.get('pictures', 0)}, {seen.get('streams', 0)}"),
+        ("of these not the one made alone, bit for bit", seen.get("not the one made alone", 0)),
+        ("clients that went away within a stream", seen.get("gone", 0)),
+        ("bad input, refused as it should be", seen.get("bad input", 0)),
+        ("told to wait by 429", seen.get("told to wait", 0)),
+        ("faults, lost jobs", len(wrong(result))),
+        ("memory of the process after each tenth, MiB", ", ".join(map(str, memory))),
+        ("seconds, threads of torch", f"{header['seconds']}, {header['threads']}"),
+        ("versions", ", ".join(f"{name} {header[name]}" for name in VERSIONS)),
+    )
+    head = (("soak of tiny-flux, ten steps", ""), ("---", "---"))
+    return "".join(f"| {name} | {value} |\n" for name, value in (*head, *rows))
+
+
+def with_table(page: str, result: dict[str, Any]) -> str:
+    """The page with the table in its place."""
+    before, rest = page.split(MARKS[0])
+    return before + MARKS[0] + table(result) + MARKS[1] + rest.split(MARKS[1])[1]
 
 
 def main() -> None:
@@ -158,6 +212,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))
     import served
@@ -169,11 +224,17 @@ def main() -> None:
         found = soak(url, expected, given.requests, given.clients, given.seed)
     header = {
         "requests": given.requests, "clients": given.clients, "seed": given.seed, "machine": platform.machine(),
-        "threads": torch.get_num_threads(), "seconds": round(time.perf_counter() - start),
+        "python": platform.python_version(), "threads": torch.get_num_threads(),
+        "seconds": round(time.perf_counter() - start),
         **{name: importlib.metadata.version(name) for name in VERSIONS},
     }  # fmt: skip
-    RESULT.write_text(json.dumps({"header": header, **found}, indent=1) + "\n")
-    print(RESULT.read_text())
+    result = {"header": header, **found}
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    if given.out == RESULT:
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
+    print(table(result))
+    if said := wrong(result):
+        raise SystemExit("\n".join(said))
 
 
 if __name__ == "__main__":

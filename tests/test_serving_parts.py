@@ -202,6 +202,15 @@ def test_a_profile_of_another_model_is_refused_before_the_server_starts(flux: An
     assert service.ladder.defaults["num_inference_steps"] == 10 and not service.ready and not service.broken
 
 
+def test_what_a_client_leaves_out_is_as_in_the_calibration(flux: Any):
+    """Where that left it out as well, it is the pipeline's own, and not what the bundled model has of its own."""
+    profile = cached.profile(flux, "output")
+    rungs = (Rung("own", replace(profile, provenance=replace(profile.provenance, call={"num_inference_steps": 10}))),)
+    with_profile, without = (Service("tiny-flux", [flux], (*own, Rung("none"))) for own in (rungs, ()))
+    assert "guidance_scale" not in with_profile.ladder.defaults
+    assert without.ladder.defaults["guidance_scale"] == 10.0
+
+
 def test_the_command_refuses_what_it_can_before_the_model_is_loaded(monkeypatch: Any, capsys: Any, tmp_path: Path):
     monkeypatch.setattr("ertacache.pipelines.loading.load_pipeline", lambda *_: pytest.fail("it was loaded"))
     device = "--device is 'abacus', which torch does not know; use cpu, cuda or mps"

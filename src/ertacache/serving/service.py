@@ -47,7 +47,8 @@ class Service:
 
     def __post_init__(self) -> None:
         pipe, first = self.pipes[0], self.rungs[0].profile
-        defaults = call_arguments(self.model, {} if first is None else first.provenance.call)
+        calibrated = {} if first is None else dict(first.provenance.call)  # what it leaves out was the pipeline's own
+        defaults = calibrated or call_arguments(self.model, {})
         self.ladder = Ladder(self.rungs, _sized(pipe, with_steps(pipe, defaults)))
         self.queue, self.fps, self._takes = JobQueue(self.limits.queue), None, defaults_of(pipe)
         if makes_clips(pipe, dict(self.ladder.defaults)):
