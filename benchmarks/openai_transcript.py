@@ -29,7 +29,7 @@ PORT = 8123
 HEAD = """# What OpenAI's client sees
 
 Written by `python benchmarks/openai_transcript.py`, which starts `ertacache serve` on loopback and runs each of these
-blocks with the official client (`openai` {version}); pictures are shortened. [Serving](serving.md) says what the fields mean.
+blocks with the official client (`openai` {version}), pictures shortened. What the fields mean: [Serving](serving.md).
 """
 #: A heading and what is run below it.
 Steps = tuple[tuple[str, str], ...]
@@ -145,11 +145,8 @@ def served(*words: str) -> Generator[openai.OpenAI]:
 
 def calibrated(folder: Path) -> list[str]:
     """The files of two profiles of ten steps, calibrated here."""
-    prompts, call = (
-        bundled.calibration_prompts(16, "tiny-flux"),
-        call_arguments("tiny-flux", {"num_inference_steps": 10}),
-    )
-    pipe = load_pipeline("tiny-flux")
+    pipe, prompts = load_pipeline("tiny-flux"), bundled.calibration_prompts(16, "tiny-flux")
+    call = call_arguments("tiny-flux", {"num_inference_steps": 10})
     profiles = ertacache.calibrate(pipe, prompts, compute_steps=[4, 7], show_progress=False, **call)
     paths = [folder / f"{name}.safetensors" for name in ("fast", "fine")]
     for path, profile in zip(paths, profiles, strict=True):
