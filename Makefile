@@ -29,7 +29,7 @@ test-all: test test-slow
 # What a profile is combined with, with the libraries that are not installed for the other tests: torchao is imported
 # by every process that imports diffusers. A file in one process: what its tests find, its page is compared with.
 test-combinations: .venv-combinations/.ok
-	PYTHONPATH=.venv-combinations $(PYTEST) --dist loadfile tests/test_combinations.py tests/test_compiled.py
+	PYTHONPATH=.venv-combinations $(PYTEST) --dist loadfile tests/test_combinations.py tests/test_compiled.py tests/test_serving_lora.py
 	PYTHONPATH=.venv-combinations $(PYTEST) -k torchao tests/test_fake_quantizer.py tests/test_quantize_cli.py
 
 # What the lower bounds of pyproject.toml promise: exactly they are installed, and it calibrates, applies and saves.
