@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ertacache.core.compensation import Compensation
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
@@ -22,7 +23,7 @@ _AGAIN = ("schedule", "site")
 #: What the profiles of one file have in common.
 _OF_ONE_MODEL = (
     "model_class", "scheduler_class", "model_config", "scheduler_config", "model_config_hash", "scheduler_config_hash",
-    "weights",
+    "weights", "quantizer", "reference_weights",
 )  # fmt: skip
 
 
@@ -201,4 +202,36 @@ def check_rectifier_rows(kappa: Tensor, beta: Tensor, schedule: Schedule, target
         if kappa[i].any() or beta[i].any():
             raise InvalidArgument(
                 f"the rectifier is not zero at step {i}, which is computed; nothing is corrected there: set it to 0"
+            )
+
+
+def check_compensation(compensation: Compensation, schedule: Schedule, site: str, facts: Provenance) -> None:
+    """It corrects computed steps of what the solver receives, from raw outputs that there are."""
+    if site != "guided":
+        raise InvalidArgument(
+            f"compensation corrects what the solver receives, and site is {site!r}; calibrate at site 'guided'"
+        )
+    axis = facts.channel_axis - (facts.channel_axis > 0)
+    sizes = {
+        "steps": (compensation.T, (schedule.T,)),
+        "channels": (compensation.channels, (1, facts.latent_shape[axis])),
+    }
+    for name, (found, fitting) in sizes.items():
+        if found not in fitting:
+            raise InvalidArgument(
+                f"compensation has {found} {name} where provenance.latent_shape {list(facts.latent_shape)} and "
+                f"'{schedule}' need {' or '.join(map(str, fitting))}; calibrate again"
+            )
+    corrected = [i for i in range(schedule.T) if not compensation.is_identity(i)]
+    if not corrected:
+        raise InvalidArgument("compensation changes nothing; leave it out")
+    for i in corrected:
+        if not schedule.computed[i]:
+            raise InvalidArgument(
+                f"compensation corrects step {i} of '{schedule}', which is predicted; leave it as it is"
+            )
+        if compensation.reads_previous(i) and (i in facts.boundaries or not schedule.computed[i - 1]):
+            raise InvalidArgument(
+                f"compensation.previous is not 0 at step {i} of '{schedule}', before which this denoiser has not "
+                "computed the output of a step; set its row to 0"
             )

@@ -6,6 +6,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
+from ertacache.core.compensation import Compensation
 from ertacache.core.predictor import Predictor, check_coefficients
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
@@ -13,6 +14,7 @@ from ertacache.profile.checks import (
     MAX_STEPS,
     check_boundaries,
     check_coefficient_shape,
+    check_compensation,
     check_finite,
     check_grids,
     check_names,
@@ -83,6 +85,8 @@ class Content:
         rectifier: None where there is no correction or where it is folded into the predictor.
         others: profiles of the same model, scheduler and site for other time grids, as other sizes have them, or for
             other guidance scales on one of these grids, with the same plan; they have no others.
+        compensation: corrects what the solver receives at computed steps of a quantised denoiser; at site guided only.
+            None where nothing is corrected.
 
     Raises:
         InvalidArgument: parts that do not fit together; ScheduleInvalid and PredictorInvalid are kinds of it.
@@ -96,6 +100,7 @@ class Content:
     rectifier: Rectifier | None
     provenance: Provenance
     others: tuple[Self, ...] = ()
+    compensation: Compensation | None = None
 
     def __post_init__(self) -> None:
         schedule, predictor, facts = self.schedule, self.predictor, self.provenance
@@ -119,6 +124,8 @@ class Content:
         if self.rectifier is not None:
             check_rectifier_rows(self.rectifier.kappa, self.rectifier.beta, schedule, len(predictor.targets))
             check_coefficient_shape(tuple(self.rectifier.kappa.shape[2:]), "rectifier", self.site, facts)
+        if self.compensation is not None:
+            check_compensation(self.compensation, schedule, self.site, facts)
         self._check_others()
 
     def _check_others(self) -> None:

@@ -18,7 +18,14 @@ from ertacache.profile.profile_html import draw_html
 from ertacache.profile.profile_source import locate, upload
 from ertacache.profile.profile_summary import one_line, summary_text
 from ertacache.profile.provenance import Provenance, names_in
-from ertacache.profile.tables import TABLES, from_rows, to_rows
+from ertacache.profile.tables import (
+    CORRECTIONS,
+    TABLES,
+    compensation_of,
+    corrected_rows,
+    from_rows,
+    to_rows,
+)
 
 __all__ = ["MAX_STEPS", "Activation", "Profile", "Provenance", "Rectifier", "Site"]
 
@@ -26,6 +33,7 @@ _DOCUMENT = {"activation", "provenance", "schedule", "site", "sources", "targets
 _GRIDS = {"base_sigmas", "sigmas"}
 _OTHERS = 4  # the first version that may hold several profiles
 _ROWS = 3  # the first version that holds the rows of predicted steps only
+_CORRECTED = 6  # the first version with corrections of a quantised denoiser, written where there is a need of it
 
 
 class Profile(Content):
@@ -77,13 +85,14 @@ class Profile(Content):
             InvalidArgument: it is over a size cap of the format.
         """
         grids = 1 + len(self.others)
-        document = _document(self)
+        version = max(map(_version, (self, *self.others)))
+        document = _document(self, version)
         if self.others:
-            document["others"] = [_document(other) for other in self.others]
+            document["others"] = [_document(other, version) for other in self.others]
         tensors = _tensors(self, grids)
         for n, other in enumerate(self.others):
             tensors |= {f"{_prefix(n)}{name}": tensor for name, tensor in _tensors(other, grids).items()}
-        return profile_file.pack(document, tensors)
+        return profile_file.pack(document, tensors, version)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "profile") -> "Profile":
@@ -94,12 +103,13 @@ class Profile(Content):
         """
         version, document, tensors = profile_file.unpack(data, name)
         documents = _others(document, name) if version >= _OTHERS else []
-        profile_file.require_keys(document, _DOCUMENT, name, "document", version)
+        keys = _DOCUMENT | {"compensation"} if version >= _CORRECTED else _DOCUMENT
+        profile_file.require_keys(document, keys, name, "document", version)
         grids = 1 + len(documents)
         others: list[Profile] = []
         for n, other in enumerate(documents):
             own = {key: tensors.pop(key) for key in sorted(tensors) if key.startswith(_prefix(n))}
-            profile_file.require_keys(other, _DOCUMENT, name, f"others[{n}]", version)
+            profile_file.require_keys(other, keys, name, f"others[{n}]", version)
             own = {key.removeprefix(_prefix(n)): tensor for key, tensor in own.items()}
             others.append(cls._read(version, other, own, name, _prefix(n), grids, ()))
         return cls._read(version, document, tensors, name, "", grids, tuple(others))
@@ -118,6 +128,7 @@ class Profile(Content):
         """One profile of a file; `prefix` names it in errors."""
         rectified = document["activation"] is not None
         tables = {table for table in TABLES if rectified or table.startswith("predictor.")}
+        tables |= set(CORRECTIONS) if document.get("compensation") is not None else set()
         profile_file.require_keys(tensors, _GRIDS | tables, name, f"{prefix}tensors", version)
         facts, field = document["provenance"], f"{prefix}provenance"
         if not profile_file.is_object(facts):
@@ -189,11 +200,20 @@ def _others(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return value
 
 
-def _document(profile: Profile) -> dict[str, Any]:
+def _version(profile: Profile) -> int:
+    """The first version that can hold a profile: one without a quantiser is what it was before there were any."""
     facts = profile.provenance
+    corrected = profile.compensation is not None or facts.quantizer or facts.reference_weights
+    return _CORRECTED if corrected else _CORRECTED - 1
+
+
+def _document(profile: Profile, version: int) -> dict[str, Any]:
+    facts, names = profile.provenance, names_in(version)
+    own = {"compensation": corrected_rows(profile.compensation)[0]} if version >= _CORRECTED else {}
     return {
+        **own,
         "activation": profile.rectifier.activation if profile.rectifier else None,
-        "provenance": {field.name: getattr(facts, field.name) for field in fields(Provenance)},
+        "provenance": {field.name: getattr(facts, field.name) for field in fields(Provenance) if field.name in names},
         "schedule": str(profile.schedule),
         "site": profile.site,
         "sources": profile.predictor.sources,
@@ -207,13 +227,15 @@ def _tensors(profile: Profile, grids: int) -> dict[str, Tensor]:
     if rectifier is not None:
         tables |= {"rectifier.beta": rectifier.beta, "rectifier.kappa": rectifier.kappa}
     own = {"base_sigmas": profile.base_sigmas, "sigmas": profile.sigmas}
-    return {**own, **to_rows(tables, profile.schedule, grids)}
+    corrections = corrected_rows(profile.compensation)[1]
+    return {**own, **corrections, **to_rows(tables, profile.schedule, grids)}
 
 
 def _parts(version: int, document: dict[str, Any], tensors: dict[str, Tensor], grids: int) -> dict[str, Any]:
     """The arguments of `Profile`."""
     schedule, targets = _schedule(document["schedule"]), _names(document["targets"], "targets")
-    tables = {name: table for name, table in tensors.items() if name not in _GRIDS}
+    tables = {name: table for name, table in tensors.items() if name in TABLES}
+    corrections = {name: table for name, table in tensors.items() if name in CORRECTIONS}
     if version >= _ROWS:
         tables = from_rows(tables, schedule, len(targets), grids)
     activation = document["activation"]
@@ -230,6 +252,7 @@ def _parts(version: int, document: dict[str, Any], tensors: dict[str, Tensor], g
         "rectifier": None
         if activation is None
         else Rectifier(tables["rectifier.kappa"], tables["rectifier.beta"], activation),
+        "compensation": compensation_of(document.get("compensation"), corrections, schedule.T, grids),
         "provenance": Provenance(**document["provenance"]),
     }
 

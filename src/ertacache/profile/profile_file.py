@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ertacache.errors import InvalidArgument, ProfileInvalid
 
-VERSION = 5
+VERSION = 6
 SIZE_CAP = 64 * 2**20
 HEADER_CAP = 2**20
 KEY = "ertacache"
@@ -41,14 +41,17 @@ def invalid(where: str, field: str, problem: str, remedy: str = _REWRITE) -> Pro
     return ProfileInvalid(f"{where}: {field}: {problem}; {remedy}")
 
 
-def pack(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+def pack(document: Mapping[str, Any], tensors: Mapping[str, Tensor], version: int = VERSION) -> bytes:
     """File bytes for a JSON document (without version and checksum) and tensors; equal input, equal bytes.
+
+    Args:
+        version: the first one that has all that is in the document.
 
     Raises:
         InvalidArgument: the result is over a cap.
     """
     # One metadata key: with several, safetensors writes them in an order that differs between processes.
-    text = json.dumps({**document, "checksum": _BLANK, "version": VERSION}, sort_keys=True, allow_nan=False)
+    text = json.dumps({**document, "checksum": _BLANK, "version": version}, sort_keys=True, allow_nan=False)
     # Copies, because safetensors refuses tensors that share memory, as an unadjusted grid does with its base.
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     data = save_tensors(owned, {KEY: text})

@@ -46,6 +46,10 @@ class Provenance:
         calls: [step, {call name: branches in its batch}] at step 0 and wherever the set of calls changes; empty
             where unknown.
         step_weights: the guidance weight of each step, None where there is none; empty where unknown.
+        quantizer: {"denoisers": [one for each]}, how each is quantised, as `pipelines.quantizers.record.quantizer_of`
+            has it, None for one that is not; empty where the profile was not calibrated against another precision.
+        reference_weights: a `Fingerprint` of the denoiser that it was calibrated against; empty where there is none or
+            it is unknown.
 
     Raises:
         InvalidArgument: a value of another type, one that JSON cannot hold, a number that is not finite (write an
@@ -80,6 +84,8 @@ class Provenance:
     step_arguments: dict[str, float] = field(default_factory=dict[str, float])
     calls: tuple[tuple[int, dict[str, int]], ...] = ()
     step_weights: tuple[float | None, ...] = ()
+    quantizer: dict[str, Any] = field(default_factory=dict[str, Any])
+    reference_weights: str = ""
 
     def __post_init__(self) -> None:
         for fact in fields(self):
@@ -169,8 +175,16 @@ class Provenance:
                 f"{short(self.model_class)}; give one denoiser's keys, or of several {{'denoisers': [...]}} with one "
                 "dict for each class"
             )
-        if self.weights:
-            Fingerprint.parse(self.weights, "provenance.weights")
+        for name in ("weights", "reference_weights"):
+            if kept := getattr(self, name):
+                Fingerprint.parse(kept, f"provenance.{name}")
+        kinds: object = self.quantizer.get("denoisers")
+        each = is_list(kinds) and len(kinds) == count and all(kind is None or is_object(kind) for kind in kinds)
+        if self.quantizer and not (each and len(self.quantizer) == 1):
+            raise InvalidArgument(
+                f"provenance.quantizer is {short(self.quantizer)} where provenance.model_class is "
+                f"{short(self.model_class)}; give {{'denoisers': [...]}} with one dict, or None, for each class"
+            )
 
     @property
     def guidance_weights(self) -> tuple[float | None, ...]:
@@ -181,7 +195,7 @@ class Provenance:
 #: The version of the file format that a field came with, where that was not the first.
 _SINCE = {
     "boundaries": 2, "later_weights": 2, "measured": 3, "model_config": 4, "scheduler_config": 4, "weights": 4,
-    "step_arguments": 4, "calls": 4, "step_weights": 4,
+    "step_arguments": 4, "calls": 4, "step_weights": 4, "quantizer": 6, "reference_weights": 6,
 }  # fmt: skip
 
 

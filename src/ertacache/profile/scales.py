@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ertacache.core.compensation import Compensation
 from ertacache.core.predictor import Predictor
 from ertacache.errors import InvalidArgument
 from ertacache.profile.profile import Profile
@@ -45,7 +46,26 @@ def between(low: Profile, high: Profile, share: float) -> Profile:
     """
     tables = (_line(getattr(low.predictor, name), getattr(high.predictor, name), share) for name in "adb")
     predictor = Predictor(low.predictor.targets, low.predictor.sources, *tables)
-    return replace(low, predictor=predictor, provenance=_facts(low.provenance, high.provenance, share), others=())
+    return replace(
+        low,
+        predictor=predictor,
+        provenance=_facts(low.provenance, high.provenance, share),
+        others=(),
+        compensation=_corrections(low, high, share),
+    )
+
+
+def _corrections(low: Profile, high: Profile, share: float) -> Compensation | None:
+    """On the line between two, of which one may correct nothing, or all channels alike."""
+    if low.compensation is None and high.compensation is None:
+        return None
+    ends = [own.compensation or Compensation.identity(own.schedule.T) for own in (low, high)]
+    channels = max(end.channels for end in ends)
+    tables = {
+        name: _line(*(getattr(end, name).expand(-1, channels) for end in ends), share)
+        for name in ("gain", "previous", "bias")
+    }
+    return Compensation(**tables)
 
 
 def _line(low: Tensor, high: Tensor, share: float) -> Tensor:

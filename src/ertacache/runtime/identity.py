@@ -1,4 +1,4 @@
-"""Whether a pipeline is the one of a profile: classes, the configuration as far as it is set, and the weights."""
+"""Whether a pipeline is the one of a profile: classes, the configuration as far as it is set, quantiser and weights."""
 
 import importlib.metadata
 import inspect
@@ -9,6 +9,7 @@ from typing import Any
 
 from ertacache.errors import ProfileMismatch
 from ertacache.pipelines.models import denoisers_of, unwrapped
+from ertacache.pipelines.quantizers.record import quantizer_of
 from ertacache.pipelines.weights import fingerprint_of
 from ertacache.profile.fingerprint import config_hash, storable
 from ertacache.profile.profile import Profile
@@ -47,7 +48,7 @@ def identity_of(pipe: Any) -> dict[str, Any]:
 
 
 def check_pipeline(profile: Profile, pipe: Any) -> None:
-    """Model and scheduler, class and configuration.
+    """Model and scheduler, class and configuration; how the model is quantised, where the profile undoes that.
 
     Raises:
         ProfileMismatch: at the first that differs.
@@ -70,6 +71,36 @@ def check_pipeline(profile: Profile, pipe: Any) -> None:
         _check_hash("scheduler config", facts.scheduler_config_hash, found, facts, remedy)
     else:
         _check_settings("scheduler config", [facts.scheduler_config], [scheduler], facts, remedy)
+    _check_quantizers(facts, pipe)
+
+
+def quantizers_of(pipe: Any) -> list[dict[str, Any] | None]:
+    """How each of a pipeline's denoisers is quantised, see `quantizer_of`; None for one that is not."""
+    return [quantizer_of(denoiser) for denoiser in _denoisers(pipe)]
+
+
+def _check_quantizers(facts: Provenance, pipe: Any) -> None:
+    """A profile that undoes what one quantiser does is for that one."""
+    if not facts.quantizer:
+        return
+    kept, found = facts.quantizer["denoisers"], quantizers_of(pipe)
+    for n, (then, now) in enumerate(zip(kept, found, strict=True)):
+        if then != now:
+            where = f"denoisers[{n}] " * (len(kept) > 1)
+            raise ProfileMismatch(
+                f"quantizer: {where}{_apart(then, now)}; the profile undoes the errors of that quantiser: quantise the "
+                "model in that way, or calibrate on this one"
+            )
+
+
+def _apart(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
+    """What differs, in words."""
+    if then is None or now is None:
+        words = ["not quantised" if one is None else short(dict(one)) for one in (then, now)]
+        return f"is {words[0]} in the profile and {words[1]} here"
+    found = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+    pairs = (f"{key} {short(then.get(key))} in the profile and {short(now.get(key))} here" for key in found[:_NAMED])
+    return f"has {', '.join(pairs)}"
 
 
 def warn_of_weights(profile: Profile, pipe: Any) -> None:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ertacache.core.history import History
-from ertacache.core.predictor import Terms
 from ertacache.errors import CacheConflict, ErtacacheError, ProfileMismatch, UnsupportedPipeline
 from ertacache.pipelines.branches import DIRECTION, split
 from ertacache.pipelines.denoiser_call import Shapes, leading
 from ertacache.pipelines.guidance import TwoBranchGuidance, Weighed
 from ertacache.pipelines.solvers import write_grid
-from ertacache.runtime.finite_watch import FiniteWatch, at_once
+from ertacache.runtime.compensating import Compensating
+from ertacache.runtime.finite_watch import FiniteWatch, Made, at_once
 from ertacache.runtime.matching import (
     check_boundary,
     check_branches,
@@ -60,8 +60,10 @@ class PlayedRun(Controller):
         profile, predictor = self.profile, scales.predictor
         self.call_names = profile.provenance.contexts
         self.placeholders = profile.site == "guided"
+        self._compensating = Compensating()
         self._levels = {i: max(1, predictor.needed_levels(i)) for i in profile.schedule.predicted_steps}
-        self._stored = set(predictor.sources)
+        # Where every step is computed nothing is predicted from anything.
+        self._stored = set(predictor.sources) if self._levels else set[str]()
         # The newest input is kept only where something is measured from it.
         self._inputs = bool(predictor.d.any())
         self._held = 0
@@ -127,6 +129,7 @@ class PlayedRun(Controller):
         if self._fresh:
             self.history.clear()
             self._held = 0
+            self._compensating.forget()
             self._serving = run.denoiser
         if not self._chosen:
             self._check_weight()
@@ -174,7 +177,8 @@ class PlayedRun(Controller):
         if stack is None:
             raise CacheConflict("site 'hidden' ran without its block stack; apply the profile again")
         like = self.history.like(context)
-        residual = self._terms(run, context)(self.history, like)  # no d term here: Profile refuses one
+        terms = self._coefficients.terms(run.step, context, self.history.device)
+        residual = terms(self.history, like)  # no d term here: Profile refuses one
         return self._finished(run.step, context, stack.with_residual(residual, compute))
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
@@ -183,7 +187,13 @@ class PlayedRun(Controller):
             return output
         self._shapes.check(run.step, "what the solver receives", output)
         if self._predicts:
+            self._compensating.forget()
             return self._predict(run, "guided", x)
+        if self._chosen:
+            raw, output = output, self._compensating.corrected(run.step, self._coefficients, output)
+            output = output if output is raw else self._watched(run.step, "correction", "guided", output)
+        if not self._stored:
+            return output
         if DIRECTION in self._stored:
             self.history.push(DIRECTION, direction_at(run, self._branches, output))
         self.history.push("guided", output, x if self._inputs else None, copy=True)
@@ -240,7 +250,8 @@ class PlayedRun(Controller):
             self._held += 1
         last = run.step == run.T - 1
         if last or not self._predicts:
-            self.stats.extra_bytes = max(self.stats.extra_bytes, self.history.nbytes + self._coefficients.nbytes)
+            kept = self.history.nbytes + self._compensating.nbytes
+            self.stats.extra_bytes = max(self.stats.extra_bytes, kept + self._coefficients.nbytes)
             self.stats.host_bytes = max(self.stats.host_bytes, self.history.host_nbytes)
         if last:
             self._finite.read(self.history)
@@ -263,6 +274,7 @@ class PlayedRun(Controller):
         """The decoder may need the room."""
         self._player.release(self._scales, self.history)
         self._weighed = None
+        self._compensating.forget()
 
     def without(self, run: Run, error: ErtacacheError, *, by_need: bool) -> Controller:
         if self._answered and not by_need:
@@ -270,16 +282,17 @@ class PlayedRun(Controller):
         return self._player.otherwise(self.stats, error, by_need=by_need)
 
     def _predict(self, run: Run, target: str, x: Tensor) -> Tensor:
-        return self._finished(run.step, target, self._terms(run, target)(self.history, x))
-
-    def _terms(self, run: Run, target: str) -> Terms:
-        return self._coefficients.terms(run.step, target, self.history.device)
+        return self._finished(
+            run.step, target, self._coefficients.terms(run.step, target, self.history.device)(self.history, x)
+        )
 
     def _finished(self, step: int, target: str, value: Tensor) -> Tensor:
         """A prediction after its rectifier; NaN and infinity are refused at once or at the next computed step."""
-        value = self._coefficients.correct(step, target, value)
+        return self._watched(step, "prediction", target, self._coefficients.correct(step, target, value))
+
+    def _watched(self, step: int, what: Made, target: str, value: Tensor) -> Tensor:
         if not self._player.keep_nan:
-            self._finite.note(step, target, value)
+            self._finite.note(step, target, value, what)
             if at_once(value):
                 self._finite.read(self.history)
         return value

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ertacache.core.compensation import Compensation
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument, ProfileMismatch
@@ -14,11 +15,11 @@ from ertacache.profile.profile import Profile, Rectifier
 
 
 def nothing_to_predict(profile: Profile, steps: int) -> str | None:
-    """Why a profile has nothing to predict in that many steps; None where it has.
+    """Why a profile has nothing to predict in that many steps; None where it has, or corrects what is computed.
 
     So it is in warm-ups of one or two steps, and wherever the share of computed steps leaves no other.
     """
-    if _computed(profile.schedule, steps) < steps:
+    if profile.compensation is not None or _computed(profile.schedule, steps) < steps:
         return None
     old = profile.schedule
     return (
@@ -61,6 +62,7 @@ def retargeted(profile: Profile, sigmas: Tensor) -> Profile:
         predictor=_predictor(profile.predictor, schedule, rows),
         base_sigmas=sigmas.detach().cpu().float(),
         sigmas=_adjusted(profile.sigmas.double().numpy(), base, grid, toward_end),
+        compensation=_compensation(profile, schedule, places),
         rectifier=None if profile.rectifier is None else _rectifier(profile.rectifier, schedule.T, rows),
         provenance=replace(
             facts,
@@ -150,6 +152,22 @@ def _predictor(old: Predictor, schedule: Schedule, rows: dict[int, int]) -> Pred
             a[i, :, :, held - 1] = a[i, :, :, held - 1 :].sum(2)
             a[i, :, :, held:] = 0
     return Predictor(old.targets, old.sources, a, d, b)
+
+
+def _compensation(profile: Profile, schedule: Schedule, places: np.ndarray) -> Compensation | None:
+    """Each computed step takes the correction of the calibrated one that is nearest; what a step owes to the one before
+    it depends on the length of both, and is left out where the steps are others."""
+    old = profile.compensation
+    if old is None or schedule == profile.schedule:
+        return old
+    known = np.array(profile.schedule.computed_steps)
+    gain, bias = (table.new_zeros(schedule.T, old.channels) for table in (old.gain, old.bias))
+    gain += 1
+    for i in schedule.computed_steps:
+        j = int(known[np.abs(known - places[i]).argmin()])
+        gain[i], bias[i] = old.gain[j], old.bias[j]
+    found = Compensation(gain, gain.new_zeros(gain.shape), bias)
+    return None if all(map(found.is_identity, range(found.T))) else found
 
 
 def _rectifier(old: Rectifier, T: int, rows: dict[int, int]) -> Rectifier:
