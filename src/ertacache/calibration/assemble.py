@@ -10,7 +10,7 @@ from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.element_rectifier import rectifier_tables, with_room
 from ertacache.calibration.method import Method
 from ertacache.calibration.reference_log import Reference
-from ertacache.calibration.solved import Solved
+from ertacache.calibration.solved import Solved, compensation_of
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
@@ -90,6 +90,7 @@ def assemble(calibrator: Calibrator, method: Method, solved: Solved, heldout: di
         base_sigmas=reference.sigmas,
         sigmas=sigmas,
         rectifier=rectifier,
+        compensation=compensation_of(solved, schedule.T),
         provenance=_provenance(calibrator, method, heldout),
     )
 
@@ -126,17 +127,19 @@ def _predictor(method: Method, schedule: Schedule, reference: Reference, solved:
 
 
 def _provenance(calibrator: Calibrator, method: Method, heldout: dict[str, Any]) -> Provenance:
-    reference, parts = calibrator.reference, calibrator.parts
+    reference, parts, teacher = calibrator.reference, calibrator.parts, calibrator.teacher
     fitted, chosen, judged = parts
     choices = {name: value for name, value in asdict(method).items() if name != "grid"}
+    if method.correcting is None:
+        del choices["correcting"]
     choices["schedule"] = str(method.schedule)
     choices["prompts"] = {"fitted": len(fitted.texts), "chosen_on": len(chosen.texts), "judged": len(judged.texts)}
-    if calibrator.teacher is not None:
-        choices["teacher_steps"] = calibrator.teacher.steps
+    choices |= {} if teacher is None else teacher.choices
     if fitted.inputs:
         choices["inputs"] = list(input_names(fitted.inputs))
     return Provenance(
         **identity_of(calibrator.pipe),
+        **({} if teacher is None else teacher.facts(calibrator.pipe)),
         weights=fingerprint_of(calibrator.pipe),
         num_inference_steps=calibrator.T,
         contexts=reference.contexts,

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 from ertacache.calibration.budget import budgets_of
 from ertacache.calibration.checks import check_number, check_whole
 from ertacache.calibration.defaults import CHOOSE, HOLDOUT, METHOD, RIDGE, Aim, Basis, MethodName, Timesteps
+from ertacache.calibration.full_precision import check_reference, full_precision
 from ertacache.calibration.guidance_scales import check_plan, check_scales, joined
 from ertacache.calibration.job import Job
 from ertacache.calibration.method import Method
@@ -21,6 +22,7 @@ from ertacache.calibration.teacher import check_teacher
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
+from ertacache.pipelines.affine_step import is_affine
 from ertacache.pipelines.inputs import Inputs, input_names
 from ertacache.profile.profile import Activation, Profile, Site
 
@@ -71,6 +73,7 @@ def calibrate(
     rectifier: Granularity | Literal["none"] | None = None,
     activation: Activation | None = None,
     teacher_steps: int | None = None,
+    reference: Any = None,
     ridge: float = RIDGE,
     choose: float = CHOOSE,
     holdout: float = HOLDOUT,
@@ -133,6 +136,10 @@ def calibrate(
             to a run of so many, on a grid that has the call's own among its nodes, so that it may be nearer to the
             exact trajectory than the uncached run. Plans are compared, and `target_psnr` is kept, to those runs, which
             cost their steps for every prompt. For aim "trajectory" on the free grid of a solver without noise.
+        reference: of a quantised pipeline, the pipeline in full precision, its denoiser, or of several denoisers a
+            dictionary by their names. The plan is fitted to the reference's trajectory, so that one table undoes
+            caching and quantisation; plans are compared, and `target_psnr` is kept, to the reference's runs. For aim
+            "trajectory"; see also `calibrate_quantized`, which corrects a model that computes every step.
         ridge: shrinkage of the fitted predictor toward residual reuse.
         choose: share of the prompts that plans are compared on; where there is one plan they are fitted.
         holdout: share of the prompts that judge the chosen plan. Both parts have four prompts or more where there are
@@ -207,6 +214,12 @@ def calibrate(
     check_number("holdout", holdout, "choose a share between 0 and 1, such as 0.2", lambda x: 0 < x < 1)
     shares: dict[str, Any] = {"choose": choose if compared else 0.0, "judge": holdout, "seed": seed, "inputs": inputs}
     parts = split_prompts(prompts, **shares)
+    full = None if reference is None else full_precision(pipe, reference)
+    if full is not None:
+        check_reference(aimed=request.aimed and is_affine(pipe.scheduler))
+        if scales is not None or teacher_steps is not None:
+            other = "guidance_scales" if scales is not None else f"teacher_steps={teacher_steps}"
+            raise InvalidArgument(f"reference and {other} aim at different runs; give one of them")
     if teacher_steps is not None and scales is not None:
         raise InvalidArgument(
             f"teacher_steps={teacher_steps} aims at a finer run of one guidance scale; calibrate each scale by itself"
@@ -218,7 +231,7 @@ def calibrate(
         check_batches(pipe, parts, batch_size, arguments)
     job = Job(
         pipe, prompts, request, budgets, parts, shares, batch_size, checkpoint, show_progress, len(calls), scales,
-        teacher_steps,
+        teacher_steps, full,
     )  # fmt: skip
     check_own_grids(pipe, parts.fitted.batches(1)[0], calls)
     by_size = [job.profiles(size, arguments) for size, arguments in calls.items()]

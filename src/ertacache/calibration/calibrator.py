@@ -116,8 +116,11 @@ class Calibrator(Recorder):
         seat = Seat(known=None if kept is None else self.kept.of(kept, n))
         if method.schedule is None:
             seat.reference_l1 = self.hidden_l1(n) if method.site == "hidden" else self.reference.guided_l1(n)
-        if method.aim == "trajectory":
+        how = method.correcting
+        if method.aim == "trajectory" or (how is not None and how.fit == "trajectory"):
             seat.trajectory = self.trajectory(method.grid, n)
+        if how is not None and how.fit == "closed-loop":
+            seat.exact = lambda i: self.taught[n].outputs[i]
         return seat
 
     def trajectory(self, grid: tuple[float, ...] | None, n: int) -> Callable[[int], Tensor]:

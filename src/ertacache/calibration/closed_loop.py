@@ -150,8 +150,9 @@ class LoopRun(Controller):
         """What the method uses in place of `truth` at this step; sums are taken on the way."""
         self._continue(target, truth)
         if self._is_computed(run, target, lambda: (self._reused(target, x), truth)):
-            self._keep(run, target, truth, x)
-            return truth
+            corrected = self._corrected(run, truth, x)
+            self._keep(run, target, corrected, x, truth)
+            return corrected
         base = self._reused(target, x)
         predicted = self._fitted(run, target, base, truth, x)
         if self._method.needs_truth:
@@ -164,8 +165,21 @@ class LoopRun(Controller):
         first = self._method.site == "guided" or len(run.contexts) == 1
         return self._solving.is_computed(run, self._seat, self._history.depth(target) == 0, first, errors)
 
-    def _keep(self, run: Run, target: str, truth: Tensor, x: Tensor) -> None:
-        """Hold a computed output, for the steps after it and for a run that will begin like this one."""
+    def _corrected(self, run: Run, truth: Tensor, x: Tensor) -> Tensor:
+        """A computed output as the profile will hand it to the solver."""
+        if (how := self._method.correcting) is None or self._method.site != "guided":
+            return truth
+
+        def exact() -> Tensor:
+            if how.fit != "trajectory" and self._seat.exact is not None:
+                return self._seat.exact(run.step).to(truth.device)
+            aimed = self._landing(run, x)
+            return truth if aimed is None else aimed
+
+        return self._solving.corrected(run.step, truth, exact)
+
+    def _keep(self, run: Run, target: str, truth: Tensor, x: Tensor, raw: Tensor) -> None:
+        """Hold a computed output, for the steps after it, and as it came for a run that will begin like this one."""
         self._history.push(target, truth, x, copy=True)  # a CUDA graph overwrites it in its next call
         self._previous[target] = truth.clone()
         kept, direction = self._seat.kept, None
@@ -173,7 +187,7 @@ class LoopRun(Controller):
             direction = self._direction(run, truth)
             self._history.push(DIRECTION, direction, copy=True)
         if kept is not None and target == "guided":
-            kept.outputs[run.step].copy_(truth)
+            kept.outputs[run.step].copy_(raw)
             if direction is not None and kept.directions is not None:
                 kept.directions[run.step].copy_(direction)
 
@@ -229,13 +243,16 @@ class LoopRun(Controller):
         """What a fit aims at: v_i, or the v with which the solver lands on the recorded next latent."""
         if self._method.aim == "step" or self._seat.trajectory is None:
             return truth
-        sigmas = run.sigmas if self._grid is None else self._grid.float()
-        x_next = self._seat.trajectory(run.step + 1).to(x.device)
-        aimed = aimed_output(run.scheduler, run.step, sigmas, x, x_next)
-        if aimed is not None:
-            return aimed
+        aimed = self._landing(run, x)
         # A step that hardly depends on what the solver receives: any output does, and reuse is one.
-        return self._reused("guided", x)
+        return self._reused("guided", x) if aimed is None else aimed
+
+    def _landing(self, run: Run, x: Tensor) -> Tensor | None:
+        """The v with which the solver lands on the recorded next latent; None where none does."""
+        if self._seat.trajectory is None:
+            return None
+        sigmas = run.sigmas if self._grid is None else self._grid.float()
+        return aimed_output(run.scheduler, run.step, sigmas, x, self._seat.trajectory(run.step + 1).to(x.device))
 
     def _rectified(self, i: int, target: str, predicted: Tensor, truth: Tensor) -> Tensor:
         if self._method.rectifier is None:

@@ -12,7 +12,6 @@ from ertacache.calibration.deviation import log10_error
 from ertacache.calibration.pipeline_run import Final
 from ertacache.calibration.prompts import Prompts
 from ertacache.calibration.recorder import UNCACHED
-from ertacache.calibration.teacher import FineRun
 from ertacache.errors import UnsupportedPipeline
 from ertacache.metrics import PairedMetrics
 from ertacache.pipelines.inputs import input_names
@@ -25,7 +24,7 @@ from ertacache.runtime.watch import now
 
 #: Prompts that candidates are compared on, or that the profile is judged on.
 Part = Literal["chosen", "judged"]
-#: The uncached run of a batch, and that of a finer teacher where there is one.
+#: The uncached run of a batch, and that of a teacher where there is one.
 _References = tuple[dict[str, Any], dict[str, Any] | None]
 
 
@@ -47,35 +46,29 @@ class Clocked(Final):
             self.latents = x_next.to("cpu", torch.float32, copy=True)
 
 
-def measure(calibrator: Calibrator, profile: Profile, part: Part) -> dict[str, list[float]]:
+def measure(calibrator: Calibrator, profile: Profile | None, part: Part) -> dict[str, list[float]]:
     """How far a profile's results on one part of the prompts are from the uncached ones, one value per prompt.
+
+    Args:
+        profile: None for the uncached runs themselves, which costs no run.
 
     Returns:
         `psnr` in dB and `ssim` (of a clip, the mean over its frames), `error`: log10 of the relative squared
         deviation of the final latent; infinite, with no psnr and ssim, for prompts that come in one batch with a
-        diverged one. With a finer teacher `teacher_psnr`, `teacher_ssim` and `teacher_error`: the same from its runs.
+        diverged one. With a teacher `teacher_psnr`, `teacher_ssim` and `teacher_error`: the same from its runs.
         Per batch: `uncached` and `cached`, seconds of all steps but the first.
     """
-    name = f"{part} {hashlib.sha256(profile.to_bytes()).hexdigest()}"
+    name = f"{part} {'uncached' if profile is None else hashlib.sha256(profile.to_bytes()).hexdigest()}"
     measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": [], "uncached": [], "cached": []}
     for n, batch in enumerate(batches_of(calibrator, part)):
         references = _references(calibrator, part, n, batch)
 
         def run(batch: Prompts = batch, references: _References = references) -> dict[str, list[float]]:
-            return _against(_play(calibrator, batch, profile), *references, len(batch.texts))
+            result = references[0] if profile is None else _play(calibrator, batch, profile)
+            return _against(result, *references, len(batch.texts))
 
         for key, values in calibrator.store.get(f"{name} {n}", run).items():
             measured.setdefault(key, []).extend(values)
-    return measured
-
-
-def measure_uncached(calibrator: Calibrator) -> dict[str, list[float]]:
-    """How far the uncached runs of the judged prompts end from those of the finer teacher: `psnr`, `ssim`, `error`."""
-    measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": []}
-    for n, batch in enumerate(batches_of(calibrator, "judged")):
-        uncached, fine = _references(calibrator, "judged", n, batch)
-        for key, values in _distances(uncached, fine or uncached, len(batch.texts)).items():
-            measured[key] += values
     return measured
 
 
@@ -113,11 +106,11 @@ def _references(calibrator: Calibrator, part: Part, n: int, batch: Prompts) -> _
         return uncached, None
 
     def run() -> dict[str, Any]:
-        clocked = Clocked(FineRun(teacher))
-        images = calibrator.run_fine(teacher, batch, clocked, decode=True)
+        clocked = Clocked(teacher.watching())
+        images = teacher.run(calibrator, batch, clocked, decode=True)
         return {"images": images, "latents": clocked.latents}
 
-    return uncached, calibrator.store.get(f"{part} fine {n}", run)
+    return uncached, calibrator.store.get(f"{part} {teacher.name} {n}", run)
 
 
 def _play(calibrator: Calibrator, batch: Prompts, profile: Profile | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ertacache.calibration.checkpoint import Cost, owned
 from ertacache.calibration.effort import Work, duration, size_in_words, work_of
 from ertacache.calibration.element_rectifier import announce_price
 from ertacache.calibration.first_steps import FirstSteps, first_steps, share_of
+from ertacache.calibration.full_precision import FullPrecision
 from ertacache.calibration.guidance_scales import (
     GuidanceScales,
     at_each_scale,
@@ -27,7 +28,8 @@ from ertacache.calibration.prompts import Parts
 from ertacache.calibration.request import Request, check_count
 from ertacache.calibration.search import Found
 from ertacache.calibration.sizes import Size, checkpoint_of, in_words
-from ertacache.calibration.teacher import FineGrid, fine_grid
+from ertacache.calibration.taught import Teacher
+from ertacache.calibration.teacher import fine_grid
 from ertacache.core.schedule import Schedule
 from ertacache.profile.profile import Profile
 from ertacache.runtime.watch import now
@@ -43,7 +45,7 @@ class Job:
     Attributes:
         parts: the prompts by their use. shares: the arguments that split them, see `prompts.split_prompts`.
         sizes: how many there are. scales: of guidance, where there are several.
-        teacher_steps: of a finer teacher, None for none.
+        teacher_steps: of a finer teacher, None for none. reference: in full precision, if that is aimed at.
     """
 
     pipe: Any
@@ -58,12 +60,13 @@ class Job:
     sizes: int
     scales: GuidanceScales | None = None
     teacher_steps: int | None = None
+    reference: FullPrecision | None = None
 
     def profiles(self, size: Size, call: dict[str, Any]) -> list[list[Profile]]:
         """Of each budget the profile at one size, or one for each guidance scale, rising."""
         tell = partial(say, title="calibrate", show=self.show)
         with owned(checkpoint_of(self.checkpoint, size)):
-            teacher = None
+            teacher: Teacher | None = self.reference
             if self.teacher_steps is not None:
                 teacher = fine_grid(self.pipe, self.parts.fitted.first(1), call, self.teacher_steps)
             calibrators = self._calibrators(size, call, teacher)
@@ -81,7 +84,7 @@ class Job:
                     warnings.warn(f"{self._where(size, n)}{text}", stacklevel=3)
         return found
 
-    def _calibrators(self, size: Size, call: dict[str, Any], teacher: FineGrid | None) -> list[Calibrator]:
+    def _calibrators(self, size: Size, call: dict[str, Any], teacher: Teacher | None) -> list[Calibrator]:
         """One for each guidance scale, rising; nothing is run yet."""
         calls = [(call, None)] if self.scales is None else [(self.scales.call(call, n), n) for n in self.scales.values]
         return [
@@ -140,7 +143,7 @@ class Job:
 
         return FirstSteps(**calibrator.store.get("first steps", run))
 
-    def _announced(self, seen: FirstSteps, size: Size, teacher: FineGrid | None, tell: Any) -> Work:
+    def _announced(self, seen: FirstSteps, size: Size, teacher: Teacher | None, tell: Any) -> Work:
         """Say what this size will take."""
         loops = [(self.request.loops(one, directed=seen.directed), one.steps(seen.steps)) for one in self.budgets]
         work = work_of(loops, self.parts, self.batch_size, seen, 0 if teacher is None else teacher.parts)

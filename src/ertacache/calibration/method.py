@@ -3,10 +3,29 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ertacache.core.compensation_fit import Estimator, Sharing
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.pipelines.branches import DIRECTION
 from ertacache.profile.profile import Activation, Site
+
+
+@dataclass(frozen=True)
+class Correcting:
+    """How the computed steps of a quantised denoiser are corrected.
+
+    Attributes:
+        estimator, sharing: see `core.compensation_fit`.
+        fit: on the latents of the full-precision run ("teacher-forced"), or on the run's own, corrected step by step:
+            to the recorded outputs ("closed-loop"), or to what brings the latent back to the recorded one
+            ("trajectory").
+        previous_weight: of the term for what the step before got wrong, 0 for none.
+    """
+
+    estimator: Estimator = "bias"
+    sharing: Sharing = "channel"
+    fit: Literal["teacher-forced", "closed-loop", "trajectory"] = "trajectory"
+    previous_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -27,6 +46,7 @@ class Method:
         rectifier: granularity of the rectifier, None for none. rectifier_ridge: its shrinkage.
         threshold: the λ that decides the schedule, or that gave it.
         grid: the time grid [T+1] to run on instead of the solver's own.
+        correcting: how computed steps are corrected where the model is quantised; None for not at all.
     """
 
     basis: Literal["reuse", "residual", "fitted"]
@@ -43,6 +63,7 @@ class Method:
     activation: Activation = "linear"
     threshold: float | None = None
     grid: tuple[float, ...] | None = None
+    correcting: Correcting | None = None
 
     @property
     def fitted(self) -> bool:
@@ -63,7 +84,7 @@ class Method:
     @property
     def nothing_to_fit(self) -> bool:
         """Whether its coefficients are known without a run."""
-        return not self.fitted and self.rectifier is None
+        return not self.fitted and self.rectifier is None and self.correcting is None
 
     def features(self, target: str, branches: tuple[str, ...], depth: int) -> list[tuple[str, int]]:
         """The history that a fit uses at a step with `depth` computed ones before it, by source and level."""

@@ -9,13 +9,15 @@ from typing import Any
 from ertacache.calibration.assemble import assemble, fit
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate, distance, heldout_figures
-from ertacache.calibration.held_out import measure, measure_fewer_steps, measure_uncached
+from ertacache.calibration.errors_by_step import errors_by_step
+from ertacache.calibration.full_precision import FullPrecision
+from ertacache.calibration.held_out import measure, measure_fewer_steps
 from ertacache.calibration.method import Method
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, UnsupportedPipeline
 from ertacache.metrics import figures, paired_gain
 from ertacache.profile.profile import Profile, Site
-from ertacache.profile.profile_summary import LEAST_CONFIDENCE, LEAST_PSNR
+from ertacache.profile.profile_summary import LEAST_CONFIDENCE, LEAST_PSNR, whose_runs
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +34,11 @@ def judge(calibrator: Calibrator, best: Candidate, tried: Sequence[Candidate] = 
     heldout, measured = judged_figures(calibrator, best.profile)
     heldout |= _reuse(calibrator, best.profile.schedule.K)
     if calibrator.parts.chosen.texts and tried:
-        rows = [_row(candidate, candidate is best) for candidate in tried]
+        rows = [candidate_row(candidate, candidate is best) for candidate in tried]
         heldout["chosen_on"] = {"prompts": len(calibrator.parts.chosen.texts), "candidates": rows}
-    times = _times(calibrator, measured)
+    if isinstance(calibrator.teacher, FullPrecision):
+        heldout["by_step"] = errors_by_step(calibrator, best.profile)
+    times = times_of(calibrator, measured)
     facts = replace(best.profile.provenance, heldout=heldout, measured=times)
     return replace(best.profile, provenance=facts)
 
@@ -53,7 +57,8 @@ def judged_figures(calibrator: Calibrator, profile: Profile) -> tuple[dict[str, 
         )
     found = heldout_figures(profile, measured)
     if (teacher := calibrator.teacher) is not None:
-        found["teacher"] |= {"steps": teacher.steps, "uncached": distance(measure_uncached(calibrator))}
+        uncached = measure(calibrator, None, "judged")
+        found["teacher"] |= {**teacher.words, "uncached": distance(uncached, "teacher_")}
     try:
         found |= _against_fewer_steps(calibrator, measured, profile.schedule.K)
     except UnsupportedPipeline as error:
@@ -61,7 +66,7 @@ def judged_figures(calibrator: Calibrator, profile: Profile) -> tuple[dict[str, 
     return found, measured
 
 
-def _row(candidate: Candidate, chosen: bool) -> dict[str, Any]:
+def candidate_row(candidate: Candidate, chosen: bool) -> dict[str, Any]:
     """A candidate by what the prompts say that chose."""
     found = candidate.profile.provenance.heldout
     psnr = {name: found["psnr"][name] for name in ("mean", "standard_error")} if "psnr" in found else None
@@ -109,7 +114,7 @@ def _reuse(calibrator: Calibrator, K: int) -> dict[str, Any]:
     return {"reuse": _pictures(measured)}
 
 
-def _times(calibrator: Calibrator, measured: dict[str, list[float]]) -> dict[str, float]:
+def times_of(calibrator: Calibrator, measured: dict[str, list[float]]) -> dict[str, float]:
     """Seconds of the denoising loop per judged prompt. The first step, whose time is not taken, is set down as one of
     the uncached run's others: both plans compute it."""
     spent = calibrator.store.spent
@@ -126,7 +131,7 @@ def _times(calibrator: Calibrator, measured: dict[str, list[float]]) -> dict[str
 def warning(profile: Profile) -> str | None:
     """What to warn of: a plan that fewer steps beat, or may beat, or whose results are far from the uncached ones."""
     held = profile.provenance.heldout
-    aimed, whose = (held["teacher"], "fine") if "teacher" in held else (held, "uncached")
+    aimed, whose = (held["teacher"], whose_runs(held["teacher"])) if "teacher" in held else (held, "uncached")
     if not held.get("wins", True):
         # One prompt has no spread.
         spread = f" ± {held['gain']['standard_error']:.2f}" if held["prompts"] > 1 else ""

@@ -17,7 +17,7 @@ from ertacache.calibration.pipeline_run import check_call, run_pipeline
 from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.calibration.recording import Recording
 from ertacache.calibration.reference_log import Reference, ReferenceLog
-from ertacache.calibration.teacher import FineGrid, FineLog
+from ertacache.calibration.taught import Teacher
 from ertacache.errors import UnsupportedPipeline
 from ertacache.pipelines.inputs import Inputs, digest
 from ertacache.pipelines.models import Family, boundary_of, denoisers_of, family_for
@@ -54,7 +54,7 @@ class Recorder:
         call: arguments of the pipeline call.
         progress: called after every pipeline run.
         hidden: measure the hidden residuals of the uncached run, which Algorithm 2 needs at site `hidden`.
-        teacher: the grid of fine runs, whose latents are aimed at in place of the uncached ones; None for those.
+        teacher: of other runs, whose latents are aimed at in place of the uncached ones; None for those.
 
     Attributes:
         store: finished runs by name, with what they cost.
@@ -75,7 +75,7 @@ class Recorder:
         call: dict[str, Any],
         progress: Progress = lambda name: None,
         hidden: bool = False,
-        teacher: FineGrid | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         check_call(pipe, call, inputs or (), texts=prompts is not None)
         self.pipe, self.call, self.seed, self.progress = pipe, call, seed, progress
@@ -93,8 +93,18 @@ class Recorder:
     @cached_property
     def aimed(self) -> tuple[Recording, ...]:
         """Of each pipeline call, the uncached run's outputs with the latents that a fit aims at: those of that run, or
-        of a finer teacher."""
-        return self.reference.recordings if self.teacher is None else self._aimed(self.teacher)
+        of a teacher."""
+        own = self.reference.recordings
+        if self.teacher is None:
+            return own
+        return tuple(replace(ran, latents=run.latents) for ran, run in zip(own, self.taught, strict=True))
+
+    @cached_property
+    def taught(self) -> tuple[Recording, ...]:
+        """Of each pipeline call, the run of the teacher; empty where there is none."""
+        if (teacher := self.teacher) is None:
+            return ()
+        return tuple(self._taught(teacher, n, batch) for n, batch in enumerate(self.batches))
 
     @property
     def T(self) -> int:
@@ -109,7 +119,7 @@ class Recorder:
                 "prompts": [*(part.texts for part in self.parts), self.seed, self.batch_size],
                 "call": self.call,
                 "inputs": digest([given for part in self.parts for given in part.inputs]),
-                **({} if self.teacher is None else {"teacher": self.teacher.steps}),
+                **({} if self.teacher is None else self.teacher.identity()),
             }
         )
 
@@ -123,29 +133,25 @@ class Recorder:
         decode: bool = False,
         share: float = 1.0,
         call: dict[str, Any] | None = None,
+        pipe: Any = None,
     ) -> Tensor:
         """One pipeline call for a result of the store, see `run_pipeline`.
 
         Args:
             share: of the uncached run's denoiser steps that it computes.
-            call: arguments, where they are not the calibration's.
+            call: arguments, where they are not the calibration's. pipe: likewise the pipeline.
 
         Raises:
             UnsupportedPipeline: the run ends before its last step.
         """
         start = now()
         followed = Followed(controller)
-        result = run_pipeline(self.pipe, prompts, followed, call or self.call, hidden=hidden, decode=decode)
+        result = run_pipeline(pipe or self.pipe, prompts, followed, call or self.call, hidden=hidden, decode=decode)
         if followed.left or not followed.steps:
             raise ended_early(name, followed.steps - followed.left, followed.steps)
         self.store.charge(Cost(len(prompts.texts) * share, now() - start))
         self.progress(name)
         return result
-
-    def run_fine(self, grid: FineGrid, prompts: Prompts, controller: Controller, *, decode: bool = False) -> Tensor:
-        """`run` of as many steps as a fine grid has, on which the controller has to put it."""
-        call = {**self.call, "num_inference_steps": grid.steps}
-        return self.run(prompts, controller, "fine run", decode=decode, share=grid.parts, call=call)
 
     def record(self, prompts: Prompts, name: str) -> tuple[Recording, dict[str, Any]]:
         """An uncached run of a batch: its recording and what it noted, see `ReferenceLog`."""
@@ -196,22 +202,12 @@ class Recorder:
             **facts,
         )
 
-    def _aimed(self, grid: FineGrid) -> tuple[Recording, ...]:
-        """The recordings of the uncached run with the latents of a fine one."""
-        own, found = self.reference, list[Recording]()
-        for n, (recording, batch) in enumerate(zip(own.recordings, self.batches, strict=True)):
-            log = FineLog(grid, self.store.file(f"fine {n}"), own.contexts, own.step_weights)
-
-            def run(log: FineLog = log, batch: Prompts = batch) -> dict[str, Any]:
-                try:
-                    self.run_fine(grid, batch, log)
-                    return log.finish()
-                finally:
-                    log.discard()
-
-            layout = self.store.get(f"fine {n}", run)
-            found.append(replace(recording, latents=self.store.opened(f"fine {n}", layout).latents))
-        return tuple(found)
+    def _taught(self, teacher: Teacher, n: int, batch: Prompts) -> Recording:
+        own, name = self.reference, f"{teacher.name} {n}"
+        layout = self.store.get(name, lambda: teacher.record(self, batch, self.store.file(name), own))
+        found = self.store.opened(name, layout)
+        teacher.check(own.recordings[n], found)
+        return found
 
 
 def ended_early(name: str, made: int, steps: int) -> UnsupportedPipeline:

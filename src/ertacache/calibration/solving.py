@@ -11,6 +11,8 @@ from ertacache.calibration.method import Method
 from ertacache.calibration.recording import Recording
 from ertacache.calibration.solved import Solved
 from ertacache.calibration.sums import Key, PhiSums, Sums
+from ertacache.core.compensation import Compensation
+from ertacache.core.compensation_fit import CompensationSums
 from ertacache.core.fit import prompt_weights
 from ertacache.core.policy import RelativeL1, decide
 from ertacache.core.precision import widen
@@ -26,6 +28,7 @@ class Seat:
     Attributes:
         reference_l1: [T, B] ‖v − x‖₁ of the uncached run; for a threshold only.
         trajectory: gives the latent [B, *] to aim at after each step; for plans that aim at it only.
+        exact: gives what the solver received at each step of the full-precision run; for corrections that aim at it.
         known: outputs of computed steps that an earlier run of the same beginning has left, or None.
         kept: where the outputs of computed steps and the final latent are kept for a later run, or None.
         final: [B, *] where the run has ended. made: how many steps it has made. steps: how many of them it computed.
@@ -33,6 +36,7 @@ class Seat:
 
     reference_l1: Tensor | None = None
     trajectory: Callable[[int], Tensor] | None = None
+    exact: Callable[[int], Tensor] | None = None
     known: Recording | None = None
     kept: Recording | None = None
     final: Tensor | None = None
@@ -54,7 +58,7 @@ class Solving:
     def __init__(
         self, method: Method, lockstep: Lockstep, channel_axis: int = -1, begun: Solved | None = None, known: int = 0
     ) -> None:
-        self.method, self.known, self._lockstep = method, known, lockstep
+        self.method, self.known, self._lockstep, self._axis = method, known, lockstep, channel_axis
         self.solved = begun or Solved()
         if method.grid is not None:
             self.solved.grid = torch.tensor(method.grid, dtype=torch.float64)
@@ -110,6 +114,20 @@ class Solving:
 
         self._lockstep.meet(solve)
         return self.solved.affine[key]
+
+    def corrected(self, i: int, output: Tensor, exact: Callable[[], Tensor]) -> Tensor:
+        """What a computed step gives the solver for its raw output [B, *], once all prompts say what is exact."""
+        if i not in self.solved.corrections:
+            self.sums.corrections.setdefault(i, CompensationSums(self._axis)).update(exact(), output)
+            self._lockstep.meet(lambda: self._solve_correction(i))
+        rows = (row.float()[None] for row in self.solved.corrections[i])
+        return Compensation(*rows).apply(0, output, None, self._axis)
+
+    def _solve_correction(self, i: int) -> None:
+        if (how := self.method.correcting) is None:
+            return
+        gain, bias = self.sums.corrections.pop(i).solve(how.estimator, how.sharing)
+        self.solved.corrections[i] = (gain, torch.zeros_like(gain), bias)
 
     def measure_phi(self, run: Run, predicted: Tensor, truth: Tensor, before: Tensor, *, more: bool) -> None:
         """Eq. 13 over all prompts, and Eq. 14 on the running grid: what lies ahead of this step moves.

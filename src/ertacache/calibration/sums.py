@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ertacache.core.compensation_fit import CompensationSums
 from ertacache.core.fit import RidgeSums
 from ertacache.core.policy import RelativeL1, l1_per_prompt
 from ertacache.core.precision import exact
@@ -33,6 +34,7 @@ class Sums:
     Attributes:
         granularity, channel_axis: of the rectifier; see `core.rectify.AffineSums`.
         ridge, affine, policy, phi: of the fitted predictor, the rectifier, Algorithm 2 and the timestep adjustment.
+        corrections: of the corrections of computed steps.
     """
 
     granularity: Granularity = "scalar"
@@ -41,6 +43,7 @@ class Sums:
     affine: dict[Key, AffineSums] = field(default_factory=dict[Key, AffineSums])
     policy: dict[int, RelativeL1] = field(default_factory=dict[int, RelativeL1])
     phi: dict[int, PhiSums] = field(default_factory=dict[int, PhiSums])
+    corrections: dict[int, CompensationSums] = field(default_factory=dict[int, CompensationSums])
 
     def ridge_at(self, key: Key, features: int) -> RidgeSums:
         """The sums of the fit at one step, empty at first."""

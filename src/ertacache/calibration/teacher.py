@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from ertacache.calibration.begun import begun
 from ertacache.calibration.checks import check_whole
 from ertacache.calibration.prompts import Prompts
 from ertacache.calibration.recording import Recording, Writing
+from ertacache.calibration.reference_log import Reference
+from ertacache.calibration.taught import Runs
 from ertacache.errors import CalibrationError, InvalidArgument, UnsupportedPipeline
 from ertacache.pipelines.affine_step import is_affine
 from ertacache.pipelines.guidance import TwoBranchGuidance
@@ -39,6 +41,47 @@ class FineGrid:
     sigmas: Tensor
     timesteps: Tensor
     parts: int
+
+    name: ClassVar[str] = "fine"
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """What figures that are measured from its runs are told of them."""
+        return {"steps": self.steps}
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What a provenance has among the choices of the method."""
+        return {"teacher_steps": self.steps}
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from others, for a checkpoint."""
+        return {"teacher": self.steps}
+
+    def facts(self, pipe: Any) -> dict[str, Any]:
+        """No further fields of a provenance."""
+        return {}
+
+    def watching(self) -> Controller:
+        """A controller that puts a run on the grid."""
+        return FineRun(self)
+
+    def run(self, recorder: Runs, prompts: Prompts, controller: Controller, *, decode: bool = False) -> Tensor:
+        """A pipeline call with as many steps as the grid has, on which the controller has to put it."""
+        call = {**recorder.call, "num_inference_steps": self.steps}
+        return recorder.run(prompts, controller, "fine run", decode=decode, share=self.parts, call=call)
+
+    def record(self, recorder: Runs, prompts: Prompts, path: Path, own: Reference) -> dict[str, Any]:
+        """Record the latents of a run at the nodes of the own grid; returns the layout of the file."""
+        log = FineLog(self, path, own.contexts, own.step_weights)
+        try:
+            self.run(recorder, prompts, log)
+            return log.finish()
+        finally:
+            log.discard()
+
+    def check(self, own: Recording, found: Recording) -> None:
+        """Nothing: it is a run of the same pipeline."""
 
     @property
     def steps(self) -> int:

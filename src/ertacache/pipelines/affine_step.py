@@ -46,6 +46,16 @@ def aimed_output(scheduler: Any, i: int, sigmas: Tensor, x: Tensor, x_next: Tens
     return (x_next - offset) / slope
 
 
+def step_factors(scheduler: Any, i: int, sigmas: Tensor) -> tuple[float, float]:
+    """A and B of step i, x' = A x + B v and what earlier steps left, for a scheduler as in `aimed_output`."""
+    if is_euler(scheduler):
+        return 1.0, float(sigmas[i + 1] - sigmas[i])
+    unit = torch.ones(1, 1, 1, dtype=torch.float64)
+    given = ((torch.zeros_like(unit), unit), (unit, torch.zeros_like(unit)))
+    scale, slope = (float(_step(_copy(scheduler, lambda kept: torch.zeros_like(unit)), i, v, x)) for v, x in given)
+    return scale, slope
+
+
 def _step(scheduler: Any, i: int, output: Tensor, x: Tensor) -> Tensor:
     # The class's own step: the copy may carry wrapped ones, which belong to the run.
     original = partial(type(scheduler).step, scheduler)

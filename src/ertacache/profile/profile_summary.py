@@ -207,19 +207,27 @@ def _quality(facts: Provenance) -> list[tuple[str, str]]:
     if gained := gain(facts):
         sure = confidence(facts)
         trust = "" if sure is None else f", {percent(sure)} confidence that it beats them"
-        rows.append(("gain", f"{gained} dB over fewer steps{' from the fine run' * ('teacher' in held)}{trust}"))
+        of = f" from the {whose_runs(held['teacher'])} run" if "teacher" in held else ""
+        rows.append(("gain", f"{gained} dB over fewer steps{of}{trust}"))
     return rows + _warnings(facts, prompts)
 
 
+def whose_runs(teacher: object) -> str:
+    """What to call the runs that a plan was fitted to and measured from, where that are not the uncached ones."""
+    return "fine" if at(teacher, "precision") is None else "full-precision"
+
+
 def _teacher(facts: Provenance, prompts: int) -> list[tuple[str, str]]:
-    """How near a plan with a finer teacher is to the exact trajectory, beside what was not fitted to be."""
+    """How near a plan with a teacher is to its runs, beside what was not fitted to be."""
     teacher, steps = facts.heldout.get("teacher"), number(facts.heldout, "teacher", "steps")
-    if steps is None or not (psnr := spread(teacher, "psnr", prompts)):
+    precision = at(teacher, "precision")
+    if (steps is None and precision is None) or not (psnr := spread(teacher, "psnr", prompts)):
         return []
-    words = f"PSNR {psnr} dB from the run of {steps:g} steps"
+    run = f"the run of {steps:g} steps" if steps is not None else f"the run in {printable(precision)}"
+    words = f"PSNR {psnr} dB from {run}"
     others = {"the uncached run": at(teacher, "uncached"), "fewer steps": at(facts.heldout, "fewer_steps", "teacher")}
     found = [f"{name} {own}" for name, part in others.items() if (own := spread(part, "psnr", prompts))]
-    return [("fine run", ", ".join([words, *found]))]
+    return [(f"{whose_runs(teacher)} run", ", ".join([words, *found]))]
 
 
 def _warnings(facts: Provenance, prompts: int) -> list[tuple[str, str]]:
@@ -232,7 +240,7 @@ def _warnings(facts: Provenance, prompts: int) -> list[tuple[str, str]]:
             f"not known to beat fewer steps: the confidence is {percent(sure)}, below {LEAST_CONFIDENCE:.0%}; judge it "
             "on more prompts, or run fewer steps"
         )
-    aimed, whose = (at(held, "teacher"), "fine") if "teacher" in held else (held, "uncached")
+    aimed, whose = (at(held, "teacher"), whose_runs(held["teacher"])) if "teacher" in held else (held, "uncached")
     if (mean := number(aimed, "psnr", "mean")) is not None and mean < LEAST_PSNR:
         found.append(f"far from the {whose} results, below {LEAST_PSNR:g} dB: compute more steps")
     if (split := _split(facts)) and split["chosen_on"] and not split["judged"]:

@@ -1,0 +1,1 @@
+"""Corrections of quantised denoisers: fitted to the full-precision run, chosen, judged."""
