@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         VBenchFailed,
     )
     from ertacache.profile.profile import Profile, Provenance
+    from ertacache.quantization.calibrate import calibrate_quantized
     from ertacache.runtime.apply import apply, disable, enable
     from ertacache.runtime.run_stats import RunStats
 
@@ -54,6 +55,7 @@ _HOME = {
     "VBenchFailed": "errors",
     "apply": "runtime.apply",
     "calibrate": "calibration.calibrate",
+    "calibrate_quantized": "quantization.calibrate",
     "disable": "runtime.apply",
     "enable": "runtime.apply",
 }
@@ -78,6 +80,7 @@ __all__ = [
     "VBenchFailed",
     "apply",
     "calibrate",
+    "calibrate_quantized",
     "disable",
     "enable",
 ]

@@ -1,5 +1,6 @@
 """How far the latents are from those of the full-precision run, step by step: where quantisation and caching show."""
 
+import hashlib
 from typing import Any
 
 from torch import Tensor
@@ -55,7 +56,8 @@ def errors_by_step(calibrator: Calibrator, profile: Profile | None) -> dict[str,
         calibrator.run(batch, seen, "run step by step", share=share)
         return seen.errors
 
-    return {**found, "profile": calibrator.store.get(f"by step {hash(profile)}", run)}
+    name = f"by step {hashlib.sha256(profile.to_bytes()).hexdigest()}"
+    return {**found, "profile": calibrator.store.get(name, run)}
 
 
 def _recorded(own: Recording, aimed: Tensor, prompts: int) -> list[float]:

@@ -139,7 +139,8 @@ def full_precision(pipe: Any, reference: Any) -> FullPrecision:
         raise InvalidArgument(
             f"reference is quantised as the pipeline is, {short(found[0])}; give the model in full precision"
         )
-    dtype = next((weight.dtype for weight in theirs[0].parameters() if weight.is_floating_point()), None)
+    held = (*theirs[0].parameters(), *theirs[0].buffers())
+    dtype = next((weight.dtype for weight in held if weight.is_floating_point()), torch.float32)
     return FullPrecision(full, str(dtype).removeprefix("torch."))
 
 

@@ -3,17 +3,17 @@
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from ertacache.calibration import outcome
 from ertacache.calibration.budget import Budget
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.checkpoint import Cost, owned
+from ertacache.calibration.checkpoint import owned
 from ertacache.calibration.effort import Work, duration, size_in_words, work_of
 from ertacache.calibration.element_rectifier import announce_price
-from ertacache.calibration.first_steps import FirstSteps, first_steps, share_of
+from ertacache.calibration.first_steps import FirstSteps
 from ertacache.calibration.full_precision import FullPrecision
 from ertacache.calibration.guidance_scales import (
     GuidanceScales,
@@ -32,7 +32,6 @@ from ertacache.calibration.taught import Teacher
 from ertacache.calibration.teacher import fine_grid
 from ertacache.core.schedule import Schedule
 from ertacache.profile.profile import Profile
-from ertacache.runtime.watch import now
 
 #: Runs shorter than this have few steps to spare: each is too far from the last to be predicted well.
 _FEW_STEPS = 8
@@ -119,7 +118,7 @@ class Job:
 
     def _seen(self, calibrators: list[Calibrator]) -> FirstSteps:
         """The first steps at the middle scale, of runs that all show their guidance where there are several."""
-        seen = [self._first_steps(calibrator) for calibrator in calibrators]
+        seen = [calibrator.first_steps for calibrator in calibrators]
         if self.scales is not None:
             check_guidance(self.scales, seen)
         middle = seen[len(seen) // 2]
@@ -132,21 +131,16 @@ class Job:
             warnings.warn(f"{middle.steps} steps leave caching little to save; use it on longer runs", stacklevel=4)
         return middle
 
-    def _first_steps(self, calibrator: Calibrator) -> FirstSteps:
-        """What all of a run will take."""
-
-        def run() -> dict[str, Any]:
-            start = now()
-            found = first_steps(self.pipe, self.parts.fitted, calibrator.call)
-            calibrator.store.charge(Cost(share_of(found.steps), now() - start))
-            return asdict(found)
-
-        return FirstSteps(**calibrator.store.get("first steps", run))
-
     def _announced(self, seen: FirstSteps, size: Size, teacher: Teacher | None, tell: Any) -> Work:
         """Say what this size will take."""
         loops = [(self.request.loops(one, directed=seen.directed), one.steps(seen.steps)) for one in self.budgets]
+        if self.reference is not None and self.parts.chosen.texts:  # once more, with computed steps corrected
+            loops = [(replace(one, cheap=one.cheap + 1, measured=one.measured + 1), K) for one, K in loops]
         work = work_of(loops, self.parts, self.batch_size, seen, 0 if teacher is None else teacher.parts)
+        if self.reference is not None:  # and the plan once on a call of fitted prompts, to see the errors of its steps
+            first = len(self.parts.fitted.batches(self.batch_size)[0].texts)
+            shares = [(K or seen.steps // 2) / seen.steps for _, K in loops]
+            work = replace(work, calls=work.calls + len(loops), runs=work.runs + first * sum(shares))
         if self.scales is not None:
             steps = [K for _, K in loops]
             work = further_work(self.scales, self.request, steps, work, self.parts, self.batch_size, seen)

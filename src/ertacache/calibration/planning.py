@@ -1,17 +1,22 @@
 """From a request and a budget to a plan: the search, or the choices of an expert."""
 
+import logging
 from dataclasses import replace
 from typing import Any
 
 from ertacache.calibration.budget import Budget
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate, evaluate, fitted_candidate, options_of
-from ertacache.calibration.method import Method
+from ertacache.calibration.full_precision import FullPrecision
+from ertacache.calibration.method import Correcting, Method
 from ertacache.calibration.request import Request
 from ertacache.calibration.search import Found, choose, search
 from ertacache.calibration.target import fewest_steps, reaches, steps_within
+from ertacache.calibration.tie import simpler_on_a_tie
 from ertacache.core.schedule import Schedule
-from ertacache.errors import InvalidArgument
+from ertacache.errors import CalibrationError, InvalidArgument, PredictorInvalid
+
+logger = logging.getLogger(__name__)
 
 #: Share of the steps with which a searched plan may keep what an even one keeps with all of them.
 _LEANER = 0.85
@@ -27,7 +32,7 @@ def plan(calibrator: Calibrator, request: Request, budget: Budget) -> Found:
         budget = Budget(compute_steps=steps_within(calibrator, budget.max_seconds))
     target = budget.target_psnr
     if target is None:
-        return _planned(calibrator, request, budget)
+        return with_corrections(calibrator, _planned(calibrator, request, budget))
     even = request.even(calibrator)
 
     def uniform(K: int) -> Candidate:
@@ -40,7 +45,29 @@ def plan(calibrator: Calibrator, request: Request, budget: Budget) -> Found:
     if request.effort not in (None, "fast") and (fewer := max(2, int(K * _LEANER))) < K:
         leaner = _planned(calibrator, request, Budget(compute_steps=fewer))
         found = leaner if reaches(leaner.best, target) else found
-    return found
+    return with_corrections(calibrator, found)
+
+
+def with_corrections(calibrator: Calibrator, found: Found) -> Found:
+    """The plan with its computed steps corrected too, where it aims at the full-precision run of a quantised model and
+    the prompts that choose say that it is better."""
+    best = found.best
+    if not corrects(calibrator, best.method):
+        return found
+    method = replace(best.method, correcting=Correcting())
+    try:
+        corrected = evaluate(calibrator, method, f"{best.name}, computed steps corrected".removeprefix(", "))
+    except (PredictorInvalid, CalibrationError) as error:
+        logger.info("computed steps are not corrected: %s", error)
+        return found
+    chosen = (best, corrected)[simpler_on_a_tie([best.errors, corrected.errors])]
+    return Found(chosen, (*found.measured, corrected))
+
+
+def corrects(calibrator: Calibrator, method: Method) -> bool:
+    """Whether corrections of computed steps are tried beside a plan."""
+    aimed = method.site == "guided" and method.aim == "trajectory" and method.grid is None
+    return aimed and isinstance(calibrator.teacher, FullPrecision) and bool(calibrator.parts.chosen.texts)
 
 
 def _planned(calibrator: Calibrator, request: Request, budget: Budget) -> Found:

@@ -3,7 +3,7 @@
 import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ertacache.calibration.checkpoint import Cost, RunStore
+from ertacache.calibration.first_steps import FirstSteps, first_steps, share_of
 from ertacache.calibration.followed import Followed
 from ertacache.calibration.lockstep import uneven
 from ertacache.calibration.pipeline_run import check_call, run_pipeline
@@ -89,6 +90,18 @@ class Recorder:
     def family(self) -> Family:
         """What is known of the denoiser, for latents of these dimensions."""
         return family_for(denoisers_of(self.pipe)[0], self.reference.recordings[0].latents.ndim - 1)
+
+    @cached_property
+    def first_steps(self) -> FirstSteps:
+        """What all of a run will take."""
+
+        def run() -> dict[str, Any]:
+            start = now()
+            found = first_steps(self.pipe, self.parts.fitted, self.call)
+            self.store.charge(Cost(share_of(found.steps), now() - start))
+            return asdict(found)
+
+        return FirstSteps(**self.store.get("first steps", run))
 
     @cached_property
     def aimed(self) -> tuple[Recording, ...]:

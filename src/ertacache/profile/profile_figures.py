@@ -30,7 +30,7 @@ class Table:
 
 def tables(profile: Content) -> list[Table]:
     """What the prompts said of one plan: judged, and what it was chosen from."""
-    return [*_judged(profile), *_candidates(profile.provenance)]
+    return [*_judged(profile), *_candidates(profile.provenance), *_by_step(profile.provenance)]
 
 
 def judged_plans(facts: Provenance) -> list[tuple[str, object]]:
@@ -40,11 +40,11 @@ def judged_plans(facts: Provenance) -> list[tuple[str, object]]:
     if not _figure(held, "psnr", "p10", 1) or number(facts.method, "prompts", "judged") == 0:
         return []
     steps = number(held, "fewer_steps", "steps")
-    named = [
-        ("this plan", held),
-        ("fewer steps" if steps is None else f"{steps:g} solver steps", held.get("fewer_steps")),
-        ("residual reuse", held.get("reuse")),
-    ]
+    shorter = "fewer steps" if steps is None else f"{steps:g} solver steps"
+    named = [("this plan", held), (shorter, held.get("fewer_steps")), ("residual reuse", held.get("reuse"))]
+    if at(held, "teacher", "precision") is not None:  # what counts is how near each is to the full-precision run
+        named = [(name, at(part, "teacher")) for name, part in named]
+        named.insert(1, ("quantised, every step computed", at(held, "teacher", "uncached")))
     return [(name, part) for name, part in named if spread(part, "psnr", 1)]
 
 
@@ -177,6 +177,25 @@ def _candidates(facts: Provenance) -> list[Table]:
     remark = f"the best of several looks better than it is: these figures flatter the chosen plan{left_out}"
     marked = None if chosen is None else shown.index(chosen)
     return [Table(title, ("plan", "steps", "PSNR, dB", "log10 error"), rows, marked, remark)]
+
+
+def _by_step(facts: Provenance) -> list[Table]:
+    """How far the latents are from those of the full-precision run, after some of the steps, the last among them."""
+    found = [at(facts.heldout, "by_step", name) for name in ("quantised", "profile")]
+    columns = [cast("list[object]", part) for part in found if isinstance(part, list)]
+    T = min(map(len, columns), default=0)
+    if not T:
+        return []
+    shown = sorted({round((n + 1) * T / min(T, _MOST)) - 1 for n in range(min(T, _MOST))})
+    cells = [[number({"error": column[i]}, "error") for column in columns] for i in shown]
+    rows = [
+        (str(i), *(_NONE if error is None else f"{10 * error:.1f}" for error in row))
+        for i, row in zip(shown, cells, strict=True)
+    ]
+    head = ("step", "quantised, dB", "with the profile, dB")[: 1 + len(columns)]
+    prompts = number(facts.heldout, "by_step", "prompts") or 0
+    remark = f"squared deviation over that of the latent, mean of {prompts:g} fitted prompt{'s' * (prompts != 1)}"
+    return [Table("off the full-precision run after a step", head, rows, remark=remark)]
 
 
 def _figure(table: object, name: str | None, key: str, digits: int, unbounded: str = "∞") -> str:

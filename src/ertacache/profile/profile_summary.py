@@ -199,6 +199,7 @@ def _quality(facts: Provenance) -> list[tuple[str, str]]:
     count = f"{prompts} {'judged' if judged else 'held-out'} prompt{'s' * (prompts != 1)}"
     rows.append(("quality", f"PSNR {psnr} dB{_ssim(held, prompts)} on {count} (± standard error)"))
     fewer = held.get("fewer_steps")
+    rows += _correction(facts)
     rows += _teacher(facts, prompts)
     if not judged and (reached := spread(fewer, "psnr", prompts)):
         steps = number(fewer, "steps")
@@ -210,6 +211,18 @@ def _quality(facts: Provenance) -> list[tuple[str, str]]:
         of = f" from the {whose_runs(held['teacher'])} run" if "teacher" in held else ""
         rows.append(("gain", f"{gained} dB over fewer steps{of}{trust}"))
     return rows + _warnings(facts, prompts)
+
+
+def _correction(facts: Provenance) -> list[tuple[str, str]]:
+    """What the correction of a quantised model gains, or that there is none."""
+    held, name = facts.heldout, at(facts.heldout, "correction", "name")
+    if name is None:
+        return []
+    mean, error = (number(held, "correction", "gain", key) for key in ("mean", "standard_error"))
+    gained = "" if mean is None else f", {mean:+.2f} ± {error or 0:.2f} dB to the quantised run"
+    if at(held, "correction", "installed") is not True:
+        return [("correction", f"none, since {printable(name)} is the best there is{gained}")]
+    return [("correction", f"{printable(name)}{gained}")]
 
 
 def whose_runs(teacher: object) -> str:

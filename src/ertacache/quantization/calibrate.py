@@ -1,4 +1,4 @@
-"""`calibrate_quantized`: from a quantised pipeline, its full-precision model and prompts to a profile of corrections."""
+"""`calibrate_quantized`: from a quantised pipeline, the model in full precision and prompts to corrections."""
 
 import inspect
 import math
@@ -12,12 +12,12 @@ from typing import Any
 
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate, distance, heldout_figures
-from ertacache.calibration.checkpoint import Cost, owned
+from ertacache.calibration.checkpoint import owned
 from ertacache.calibration.checks import check_number, check_whole
 from ertacache.calibration.defaults import CHOOSE, HOLDOUT
 from ertacache.calibration.effort import Work, duration, size_in_words
 from ertacache.calibration.errors_by_step import errors_by_step
-from ertacache.calibration.first_steps import FirstSteps, first_steps, share_of
+from ertacache.calibration.first_steps import FirstSteps, share_of
 from ertacache.calibration.full_precision import FullPrecision, full_precision
 from ertacache.calibration.held_out import measure
 from ertacache.calibration.outcome import candidate_row, times_of
@@ -32,7 +32,6 @@ from ertacache.pipelines.affine_step import is_affine
 from ertacache.pipelines.inputs import Inputs
 from ertacache.profile.profile import Profile
 from ertacache.quantization.corrections import Options, candidates, options_of
-from ertacache.runtime.watch import now
 
 
 def calibrate_quantized(
@@ -55,8 +54,9 @@ def calibrate_quantized(
 ) -> Profile:
     """Calibrate corrections of a quantised pipeline that computes every step.
 
-    At every step the profile corrects what the solver receives by a gain and a bias, o' = gain õ + bias, so that the run
-    comes nearer to the one in full precision. A correction is installed only where it wins on the prompts that judge.
+    At every step the profile corrects what the solver receives by a gain and a bias, o' = gain õ + bias, so that the
+    run comes nearer to the one in full precision. A correction is installed only where it wins on the prompts that
+    judge.
 
     Args:
         pipe: a pipeline with a quantised denoiser, by whatever quantiser.
@@ -115,30 +115,22 @@ def calibrate_quantized(
 
 
 def _announced(calibrator: Calibrator, options: Options, tell: Any) -> Work:
-    """Say what it will take: at most, where a correction has coefficients that no profile can hold."""
+    """Say what it will take."""
 
-    def run() -> dict[str, Any]:
-        start = now()
-        found = first_steps(calibrator.pipe, calibrator.parts.fitted, calibrator.call)
-        calibrator.store.charge(Cost(share_of(found.steps), now() - start))
-        return vars(found) | {}
-
-    seen = FirstSteps(
-        **{name: value for name, value in calibrator.store.get("first steps", run).items() if name[0] != "_"}
-    )
+    seen = calibrator.first_steps
     work = work_of_corrections(options, calibrator, seen)
     fitted, chosen, judged = (len(part.texts) for part in calibrator.parts)
     tell(
-        f"{fitted} prompts to fit, {chosen} to choose and {judged} to judge on; {work.calls} pipeline calls, the work of "
-        f"{work.runs:.1f} uncached runs of one prompt: about {duration(work.seconds)} and {size_in_words(work.bytes)} on "
-        "the disk"
+        f"{fitted} prompts to fit, {chosen} to choose and {judged} to judge on; {work.calls} pipeline calls, the work "
+        f"of {work.runs:.1f} uncached runs of one prompt: about {duration(work.seconds)} and "
+        f"{size_in_words(work.bytes)} on the disk"
     )
     return work
 
 
 def work_of_corrections(options: Options, calibrator: Calibrator, seen: FirstSteps) -> Work:
-    """Every part is run once quantised and once in full precision, and then as often as there are corrections for it;
-    and the first call of fitted prompts once more, to take down the errors of its steps."""
+    """At most: every part is run once quantised and once in full precision, then as often as there are corrections for
+    it; and the first call of fitted prompts once more, to take down the errors of its steps."""
     each = (2 + options.forced + options.loops, 2 + options.measured, 3)
     parts = calibrator.parts
     calls = [len(part.batches(calibrator.batch_size)) for part in parts]

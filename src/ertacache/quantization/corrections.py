@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -93,8 +93,6 @@ def uncorrected(calibrator: Calibrator) -> Candidate:
 
 
 def _told(candidate: Candidate, measured: dict[str, list[float]]) -> Candidate:
-    from dataclasses import replace
-
     facts = replace(candidate.profile.provenance, heldout=heldout_figures(candidate.profile, measured))
     return replace(candidate, measured=measured, profile=replace(candidate.profile, provenance=facts))
 

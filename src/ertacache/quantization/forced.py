@@ -1,4 +1,4 @@
-"""Teacher forcing: a quantised denoiser on the latents of the full-precision run, for the errors that it makes there."""
+"""Teacher forcing: a quantised denoiser on the latents of the full-precision run, and the errors it makes there."""
 
 from typing import Any
 
