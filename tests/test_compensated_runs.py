@@ -64,6 +64,7 @@ def test_every_step_of_a_formula_by_hand():
     pipe, sigmas = off_pipeline(), grid()
     table = with_tables(gain=1 + rows(s1=0.5), previous=rows(s2=0.25, s4=-0.5), bias=rows(s0=0.125, s4=1.0))
     seen = play(played(pipe, sigmas, table))
+    pipe.scheduler.set_timesteps(T)
     x, before = None, None
     for i, used in enumerate(seen.outputs):
         if x is None:

@@ -99,6 +99,7 @@ def _told(candidate: Candidate, measured: dict[str, list[float]]) -> Candidate:
 
 def candidates(calibrator: Calibrator, options: Options) -> list[Candidate]:
     """All that are compared, each measured on the prompts that choose; no correction comes first."""
+    _ = calibrator.taught  # what cannot be aimed at is refused before the other runs
     found = [uncorrected(calibrator)]
     forced, pairs = list[tuple[Candidate, Compensation]](), options.pairs
     factors = list[tuple[float, float]]()
