@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import test_profile
+import test_profile_compensation
 import test_profile_others
 import test_profile_scales
 import test_profile_shapes
@@ -92,6 +93,9 @@ def test_every_rule_of_the_specification_names_its_test() -> None:
         *INCONSISTENT,
         *globals(),
         *vars(test_profile),
+        *vars(test_profile_compensation),
+        *test_profile_compensation.HOSTILE,
+        *test_profile_compensation.UNFIT,
         *vars(test_profile_others),
         *vars(test_profile_scales),
         *vars(test_profile_shapes),
@@ -104,7 +108,7 @@ def test_every_rule_of_the_specification_names_its_test() -> None:
         cases = set(re.findall(r"`([^`]+)`", evidence))
         assert cases and cases <= known, f"{rule}: {cases - known}"
         named |= cases
-    unnamed = {*HOSTILE, *INCONSISTENT} - named
+    unnamed = {*HOSTILE, *INCONSISTENT, *test_profile_compensation.HOSTILE, *test_profile_compensation.UNFIT} - named
     assert not unnamed, unnamed
 
 

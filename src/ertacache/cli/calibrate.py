@@ -95,6 +95,13 @@ def calibrate(
         int | None,
         typer.Option(callback=given.whole(2), help="Steps of a finer run to aim at, such as 4 times the own."),
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Of a quantised model, the one in full precision, whose runs are aimed at."),
+    ] = None,
+    correct_only: Annotated[
+        bool, typer.Option(help="Compute every step of a quantised model, and correct it: no budget.")
+    ] = False,
     *,
     calls: dict[str, Any],
     placement: given.Placement,
@@ -112,7 +119,7 @@ def calibrate(
         "choose": choose, "holdout": holdout, "seed": seed, "batch_size": batch_size, "checkpoint": checkpoint,
         "teacher_steps": teacher_steps,
     }  # fmt: skip
-    asked = _Asked(model, out, budgets, method, effort, expert, more, size, calls)
+    asked = _Asked(model, out, budgets, method, effort, expert, more, size, calls, reference, correct_only)
     return asked.run(prompt or [], prompts, placement)
 
 
@@ -124,6 +131,7 @@ class _Asked:
         budgets: of each option its values, None where it was not given.
         expert: the choices that fix a plan. more: further arguments of `calibrate`.
         call: the options that are the pipeline's; `guidance_scale` may be several.
+        reference: the model in full precision. correct_only: nothing is predicted.
     """
 
     model: str
@@ -135,6 +143,8 @@ class _Asked:
     more: dict[str, Any]
     sizes: Any
     call: dict[str, Any]
+    reference: str | None = None
+    correct_only: bool = False
 
     def run(self, texts: list[str], file: Path | None, placement: given.Placement) -> dict[str, Any]:
         """Check, load, calibrate, save."""
@@ -144,14 +154,46 @@ class _Asked:
         check(self.model, placement)
         prompts = prompts_of(self.model, file, bundled.calibration_prompts, "--prompts", texts)
         budgets, paths = self._checked(prompts), self._paths()
+        if self.reference is not None:
+            check(self.reference, placement)
         pipe = load(self.model, placement)
+        full = None if self.reference is None else load(self.reference, placement)
+        if self.correct_only:
+            return _saved(paths, [self._corrected(pipe, prompts, full)])
         from ertacache.calibration.calibrate import calibrate as run
 
         asked: dict[str, Any] = {**budgets, **self.expert, **self.more, "method": self.method, "effort": self.effort}
+        asked["reference"] = full
         found: Any = run(
             pipe, prompts, show_progress=shows_progress(), sizes=self.sizes, **asked, **self._arguments(pipe)
         )
         return _saved(paths, found if len(paths) > 1 else [found])
+
+    def _corrected(self, pipe: Any, prompts: list[str], full: Any) -> "Profile":
+        """The profile that corrects every step of a quantised model."""
+        from ertacache.quantization.calibrate import calibrate_quantized
+
+        own = {name: value for name, value in self.more.items() if name != "teacher_steps"}
+        return calibrate_quantized(
+            pipe, prompts, reference=full, show_progress=shows_progress(), **own, **self._arguments(pipe)
+        )
+
+    def _check_correction(self) -> None:
+        """Refuse what no correction of every step can have.
+
+        Raises:
+            InvalidArgument: naming the option.
+        """
+        from ertacache.errors import InvalidArgument
+
+        if self.reference is None:
+            raise InvalidArgument("--correct-only needs --reference, the model in full precision")
+        given: dict[str, Any] = {**self.budgets, **self.expert, "effort": self.effort, "size": self.sizes}
+        given |= {"teacher_steps": self.more["teacher_steps"], "method": None if self.method == METHOD else self.method}
+        given |= {"guidance_scale": len(self.call.get("guidance_scale", ())) > 1 or None}
+        if named := [name for name, value in given.items() if value is not None]:
+            option = named[0].replace("_", "-")
+            raise InvalidArgument(f"--correct-only computes every step, of one size and scale; leave --{option} out")
 
     def _checked(self, prompts: list[str]) -> dict[str, Any]:
         """The budgets, a number or a list of them each; what is wrong by itself is said before anything is loaded."""
@@ -162,6 +204,9 @@ class _Asked:
         from ertacache.calibration.request import check_request
 
         split_prompts(prompts, self.more["choose"], self.more["holdout"], self.more["seed"])
+        if self.correct_only:
+            self._check_correction()
+            return {}
         values = {
             name: value[0] if isinstance(value, list) and len(value) == 1 else value
             for name, value in self.budgets.items()
