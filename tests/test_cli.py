@@ -22,6 +22,7 @@ from ertacache.core.rectify import Granularity
 from ertacache.pipelines.loading import Offload
 from ertacache.profile.profile import Activation, Profile, Site
 from pipelines import CALL, PROMPTS, flux
+from profile_maker import make
 
 RUN = CliRunner()
 
@@ -187,6 +188,38 @@ def test_a_finer_run_is_aimed_at(model: Path, tmp_path: Path):
     given = ("calibrate", model, "--prompts", model / "prompts.txt", "--effort", "fast", "--speedup", 2)
     facts = invoke(*given, "--teacher-steps", 2 * steps, "--out", tmp_path / "p", "--json")
     assert facts["heldout"]["teacher"]["steps"] == 2 * steps
+
+
+def test_a_quantised_model_is_corrected(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: dict[str, Any] = {}
+
+    def kept(pipe: Any, prompts: list[str], **options: Any) -> Profile:
+        asked.update(options, pipe=pipe, prompts=prompts)
+        return make()
+
+    monkeypatch.setattr("ertacache.quantization.calibrate.calibrate_quantized", kept)
+    given = ("calibrate", model, "--prompts", model / "prompts.txt", "--out", tmp_path / "p", "--seed", 3, "--json")
+    invoke(*given, "--reference", model, "--correct-only")
+    assert Profile.load(tmp_path / "p") == make()
+    assert asked["reference"] is not asked["pipe"] and asked["seed"] == 3 and len(asked["prompts"]) == len(PROMPTS)
+    assert asked["num_inference_steps"] == CALL["num_inference_steps"] and "teacher_steps" not in asked
+
+
+def test_what_a_correction_contradicts_is_refused(model: Path, monkeypatch, capsys, tmp_path: Path):
+    given = ("calibrate", model, "--prompts", model / "prompts.txt", "--out", tmp_path / "p", "--correct-only")
+    said = fails(monkeypatch, capsys, *given)
+    assert said.startswith("ertacache: --correct-only needs --reference, the model in full precision")
+    for option, value in (
+        ("speedup", 2),
+        ("basis", "reuse"),
+        ("teacher-steps", 20),
+        ("effort", "fast"),
+        ("size", "64x64"),
+    ):
+        said = fails(monkeypatch, capsys, *given, "--reference", model, f"--{option}", value)
+        assert said.startswith(
+            f"ertacache: --correct-only computes every step, of one size and scale; leave --{option} out"
+        )
 
 
 def test_what_sizes_and_scales_contradict_is_refused(model: Path, monkeypatch, capsys, tmp_path: Path):
