@@ -38,9 +38,7 @@ IMAGES: Steps = (
     (
         "A picture at each quality",
         """for quality in ("low", "medium", "high", "xhigh", "max", "auto"):
-    answer = client.images.generate(
-        prompt="a small red ring", quality=quality, size="64x64", extra_body={"seed": 7}
-    )
+    answer = client.images.generate(prompt="a small red ring", quality=quality, size="64x64", extra_body={"seed": 7})
     own = answer.data[0].ertacache
     print(quality, own["profile"], own["computed"], "computed", own["predicted"], "predicted")
 show(answer)""",

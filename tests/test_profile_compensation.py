@@ -170,9 +170,7 @@ def test_no_step_is_owed_anything_by_another_denoiser():
     own = facts(quantizer=QUANTIZER, boundaries=[3], later_weights=[7.0], method=method)
     fits = corrected(schedule=whole, predictor=zero, provenance=own, compensation=table(previous={2: 1.0}))
     assert Profile.from_bytes(fits.to_bytes()) == fits
-    with pytest.raises(
-        InvalidArgument, match=r"compensation.previous is not 0 at step 3 of '#####', before which"
-    ):
+    with pytest.raises(InvalidArgument, match=r"compensation.previous is not 0 at step 3 of '#####', before which"):
         replace(fits, compensation=table(previous={3: 1.0}))
 
 
