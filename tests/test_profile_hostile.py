@@ -14,7 +14,7 @@ import test_profile_shapes
 import test_profile_versions
 import test_provenance
 from ertacache.errors import InvalidArgument, ProfileInvalid
-from ertacache.profile import profile_file
+from ertacache.profile import profile_file, sealed
 from ertacache.profile.profile import Profile, Provenance
 from hostile_contents import INCONSISTENT, Case, told
 from hostile_profiles import HOSTILE
@@ -67,8 +67,8 @@ def test_caps_are_checked_before_anything_is_parsed(monkeypatch: pytest.MonkeyPa
 
     build, message = HOSTILE[case]
     data = build()
-    monkeypatch.setattr(profile_file.json, "loads", parsed)
-    monkeypatch.setattr(profile_file, "load_tensors", parsed)
+    monkeypatch.setattr(sealed.json, "loads", parsed)
+    monkeypatch.setattr(sealed, "load_tensors", parsed)
     with pytest.raises(ProfileInvalid, match=message):
         Profile.from_bytes(data)
 

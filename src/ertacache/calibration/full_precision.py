@@ -16,7 +16,7 @@ from ertacache.calibration.taught import Runs
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.models import denoisers_of
 from ertacache.pipelines.weights import fingerprint_of, weights_hash
-from ertacache.profile.profile_file import short
+from ertacache.profile.sealed import short
 from ertacache.runtime.identity import identity_of, quantizers_of
 from ertacache.runtime.run import Controller
 

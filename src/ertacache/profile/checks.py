@@ -9,8 +9,8 @@ from ertacache.core.compensation import Compensation
 from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
-from ertacache.profile.profile_file import short
 from ertacache.profile.provenance import Provenance
+from ertacache.profile.sealed import short
 
 MAX_STEPS = 4096  # checking a schedule takes time that grows with its square
 MAX_GRIDS = 16  # in one file

@@ -25,8 +25,8 @@ from ertacache.profile.checks import (
     check_told_again,
 )
 from ertacache.profile.guidance_scale import scale_that_differs
-from ertacache.profile.profile_file import short
 from ertacache.profile.provenance import Provenance
+from ertacache.profile.sealed import short
 
 #: What profiles on one grid have in common, see `Content._plan`.
 _OF_ONE_PLAN = (

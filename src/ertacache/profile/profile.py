@@ -18,6 +18,7 @@ from ertacache.profile.profile_html import draw_html
 from ertacache.profile.profile_source import locate, upload
 from ertacache.profile.profile_summary import one_line, summary_text
 from ertacache.profile.provenance import Provenance, names_in
+from ertacache.profile.sealed import is_list, is_object, short
 from ertacache.profile.tables import (
     CORRECTIONS,
     TABLES,
@@ -131,8 +132,8 @@ class Profile(Content):
         tables |= set(CORRECTIONS) if document.get("compensation") is not None else set()
         profile_file.require_keys(tensors, _GRIDS | tables, name, f"{prefix}tensors", version)
         facts, field = document["provenance"], f"{prefix}provenance"
-        if not profile_file.is_object(facts):
-            raise profile_file.invalid(name, field, f"is {profile_file.short(facts)}, not an object")
+        if not is_object(facts):
+            raise profile_file.invalid(name, field, f"is {short(facts)}, not an object")
         profile_file.require_keys(facts, names_in(version), name, field, version)
         try:
             return cls(**_parts(version, document, tensors, grids), others=others)
@@ -193,8 +194,8 @@ def _others(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
     if "others" not in document:
         return []
     value = document.pop("others")
-    if not profile_file.is_list(value) or not value or not all(map(profile_file.is_object, value)):
-        raise profile_file.invalid(name, "others", f"is {profile_file.short(value)}, not a list of objects")
+    if not is_list(value) or not value or not all(map(is_object, value)):
+        raise profile_file.invalid(name, "others", f"is {short(value)}, not a list of objects")
     if len(value) >= MAX_GRIDS:
         raise profile_file.invalid(name, "others", f"has {len(value)} profiles, over the cap of {MAX_GRIDS - 1}")
     return value
@@ -266,11 +267,11 @@ def _schedule(value: object) -> Schedule:
 
 def _text(value: object, key: str) -> str:
     if not isinstance(value, str):
-        raise InvalidArgument(f"{key} is {profile_file.short(value)}; it must be a text")
+        raise InvalidArgument(f"{key} is {short(value)}; it must be a text")
     return value
 
 
 def _names(value: object, key: str) -> tuple[str, ...]:
-    if not profile_file.is_list(value):
-        raise InvalidArgument(f"{key} is {profile_file.short(value)}; it must be a list of texts")
+    if not is_list(value):
+        raise InvalidArgument(f"{key} is {short(value)}; it must be a list of texts")
     return tuple(_text(item, key) for item in value)

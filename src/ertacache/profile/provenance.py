@@ -7,7 +7,7 @@ from reprlib import repr as short  # values from a file may be long
 from typing import Any, cast
 
 from ertacache.errors import InvalidArgument
-from ertacache.profile.profile_file import is_list, is_object
+from ertacache.profile.sealed import is_list, is_object
 from ertacache.profile.weights import Fingerprint
 
 _MAX_DEPTH = 16  # far below the recursion limit, which a hostile file could reach

@@ -14,7 +14,8 @@ from torch import Tensor
 from ertacache.core.compensation import Compensation
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
-from ertacache.profile.profile_file import SIZE_CAP, is_list, short
+from ertacache.profile.profile_file import SIZE_CAP
+from ertacache.profile.sealed import is_list, short
 
 TABLES = ("predictor.a", "predictor.b", "predictor.d", "rectifier.beta", "rectifier.kappa")
 CORRECTIONS = ("compensation.bias", "compensation.gain", "compensation.previous")
