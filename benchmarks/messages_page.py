@@ -55,6 +55,8 @@ MEANING = {
     "The text names the file and the field of [the format](profile-format.md).",
     "ProfileMismatch": "The profile is sound and belongs to something else. "
     "[Sizes, steps, guidance](sizes-steps-guidance.md) has the whole list of what is compared, and when.",
+    "HandoverInvalid": "Nothing of the bytes reached a pipeline. [The format](split.md#what-is-handed-over).",
+    "SplitMismatch": "The two sides of [a split run](split.md) must share latents, text and solver.",
     "UnsupportedPipeline": "[Supported pipelines](supported-pipelines.md), [Solvers](solvers.md): what is served.",
     "CacheConflict": "Two things want to answer for one denoiser: "
     "[one at a time](compile-quantise-lora-offload.md#another-cache).",
@@ -65,7 +67,7 @@ MEANING = {
 AREAS = {
     "core": "mathematics", "metrics": "metrics", "profile": "profile files", "pipelines": "pipelines and solvers",
     "runtime": "runs under a profile", "calibration": "calibration", "baselines": "compared methods",
-    "evaluation": "comparisons and reports", "serving": "server", "cli": "command line", "opensora": "Open-Sora",
+    "evaluation": "comparisons and reports", "split": "split runs", "serving": "server", "cli": "command line", "opensora": "Open-Sora",
     "ertacache_zoo": "bundled models", "comfyui-ertacache": "ComfyUI nodes",
 }  # fmt: skip
 

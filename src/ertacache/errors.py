@@ -7,6 +7,8 @@ ErtacacheError
 ├── CalibrationError    calibration cannot reach a result from what it was given
 ├── ProfileInvalid      a profile file that is damaged, hostile or of another version
 ├── ProfileMismatch     a sound profile that belongs to another model, solver or call
+├── HandoverInvalid     bytes of a handover that are damaged, hostile or of another version
+├── SplitMismatch       two models, or a handover and a pipeline, that do not belong together
 ├── PredictionDiverged  a predicted step gave NaN or infinity
 ├── UnsupportedPipeline a pipeline, denoiser or scheduler that cannot be served
 ├── CacheConflict       something already caches or predicts on this denoiser
@@ -44,6 +46,14 @@ class ProfileInvalid(ErtacacheError):
 
 class ProfileMismatch(ErtacacheError):
     """A sound profile that belongs to another model, solver or call."""
+
+
+class HandoverInvalid(ErtacacheError):
+    """Bytes of a handover that are damaged, hostile or of another version."""
+
+
+class SplitMismatch(ErtacacheError):
+    """Two models, or a sound handover and a pipeline, that do not belong together."""
 
 
 class PredictionDiverged(ErtacacheError):

@@ -144,7 +144,7 @@ class Sealed:
             raise self.invalid(where, "tensors", str(error), self.damaged) from error
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
-                problem = "holds NaN or infinity, so every prediction would be lost"
+                problem = "holds NaN or infinity, which would spoil the whole run"
                 raise self.invalid(where, f"tensor {short(name)}", problem)
         return tensors
 

@@ -38,12 +38,12 @@ def identity_of(pipe: Any) -> dict[str, Any]:
     out, since nothing reads them, and so are private ones and what loaders put in.
     """
     denoisers, scheduler = _denoisers(pipe), pipe.scheduler
-    settings = [_set(denoiser) for denoiser in denoisers]
+    settings = [settings_of(denoiser) for denoiser in denoisers]
     return {
         "model_class": _names(denoisers),
         "model_config": settings[0] if len(settings) == 1 else {"denoisers": settings},
         "scheduler_class": type(scheduler).__name__,
-        "scheduler_config": _set(scheduler),
+        "scheduler_config": settings_of(scheduler),
     }
 
 
@@ -167,7 +167,7 @@ def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in storable(config).items() if key not in _LOADED}
 
 
-def _set(part: Any) -> dict[str, Any]:
+def settings_of(part: Any) -> dict[str, Any]:
     """What differs from the defaults. A key without one that is None counts as not there, as in an older release."""
     values, defaults = _values(part)
     return {key: value for key, value in values.items() if value != defaults.get(key)}
@@ -209,7 +209,7 @@ def _differences(kept: Mapping[str, Any], part: Any) -> list[str]:
     return [
         f"{short(key)[1:-1]} is {short(then.get(key, _NOT_SET))} in the profile and "
         f"{short(now.get(key, _NOT_SET))} here"
-        for key in sorted(kept.keys() | _set(part).keys())
+        for key in sorted(kept.keys() | settings_of(part).keys())
         if then.get(key) != now.get(key)
     ]
 
