@@ -70,7 +70,7 @@ class Overrides:
     def covered(self) -> bool:
         """Whether a module's wrapper is passed over, or would be traced, since the module was compiled later on."""
         return any(
-            vars(instance).get(name) is not bound if name == _CALL else vars(instance).get(_CALL) is not None
+            _foreign(vars(instance).get(name), bound) if name == _CALL else vars(instance).get(_CALL) is not None
             for instance, name, bound in self._put_on
             if isinstance(instance, nn.Module) and name in (_CALL, "forward") and not hasattr(instance, "_orig_mod")
         )
@@ -130,6 +130,11 @@ class Overrides:
                 setattr(instance, name, before)
 
         self._undo.append(undo)
+
+
+def _foreign(method: Any, bound: MethodType) -> bool:
+    """Whether somebody else's method is where `bound` was put; other overrides pass calls on to it."""
+    return method is not bound and not hasattr(method, _OWNER)
 
 
 def _taken_from_below(instance: Any, method: MethodType, original: Callable[..., Any]) -> bool:

@@ -141,7 +141,7 @@ class Handover:
         row = memory_of(self.solver.scheduler)
         if row is None or not 1 <= self.step <= self.steps or (row.even and self.step % 2 and self.step < self.steps):
             raise InvalidArgument(
-                f"step is {self.step} of {self.steps}, where {self.solver.scheduler} is never between"
+                f"step is {self.step} of {self.steps}, and a run of {self.solver.scheduler} is not cut there"
             )
         if not 0 <= self.calls < 2**31:
             raise InvalidArgument(f"calls is {short(self.calls)}, which no run makes")

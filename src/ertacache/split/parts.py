@@ -86,7 +86,8 @@ def second_part(pipe: Any, handover: Handover, call: Mapping[str, Any] | None = 
     check_handover(handover, pipe)
     given = arguments.own(pipe, call or {})
     generators = [torch.Generator("cpu").set_state(state) for state in handover.generators]
-    full = {**handover.call, **handover.embeddings, **given}
+    sent = {name: tuple(value) if name in arguments.PAIRS else value for name, value in handover.call.items()}
+    full = {**sent, **handover.embeddings, **given}
     known = arguments.defaults_of(pipe)
     for name in full:
         if name not in known:
