@@ -67,8 +67,8 @@ MEANING = {
 AREAS = {
     "core": "mathematics", "metrics": "metrics", "profile": "profile files", "pipelines": "pipelines and solvers",
     "runtime": "runs under a profile", "calibration": "calibration", "baselines": "compared methods",
-    "evaluation": "comparisons and reports", "split": "split runs", "serving": "server", "cli": "command line", "opensora": "Open-Sora",
-    "ertacache_zoo": "bundled models", "comfyui-ertacache": "ComfyUI nodes",
+    "evaluation": "comparisons and reports", "split": "split runs", "serving": "server", "cli": "command line",
+    "opensora": "Open-Sora", "ertacache_zoo": "bundled models", "comfyui-ertacache": "ComfyUI nodes",
 }  # fmt: skip
 
 

@@ -50,9 +50,9 @@ def problem_of(name: str, value: object) -> str | None:
         fits = is_list(value) and len(value) == 2 and all(type(n) is int and abs(n) <= 2**15 for n in value)
         return None if fits else f"is {short(value)} where two whole numbers up to {2**15} belong"
     if is_text(name):
-        texts = value if is_list(value) else [value]
-        fits = 0 < len(texts) <= _TEXTS and all(isinstance(text, str) for text in texts)
-        if fits and sum(map(len, texts)) <= _CHARACTERS:
+        given: list[Any] = value if is_list(value) else [value]
+        texts = [text for text in given if isinstance(text, str)]
+        if 0 < len(texts) == len(given) <= _TEXTS and sum(map(len, texts)) <= _CHARACTERS:
             return None
         return f"is {short(value)} where up to {_TEXTS} texts of together {_CHARACTERS} characters belong"
     return f"is none of the arguments that cross a split ({', '.join((*NUMBERS, *WHOLE, *PAIRS))} and texts)"
@@ -83,7 +83,7 @@ def sent(pipe: Any, call: Mapping[str, Any], *, texts: bool) -> dict[str, Any]:
             continue
         if (problem := problem_of(name, given)) is not None:
             raise InvalidArgument(f"{name} {problem}; run this call in one part, or leave {name} out")
-        found[name] = int(given) if name in WHOLE else given
+        found[name] = given
     return found
 
 
