@@ -72,14 +72,14 @@ AREAS = {
 }  # fmt: skip
 
 
-def raised(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """Class and text of every message that a module makes."""
+def raised(tree: ast.AST, unsound: str) -> Iterator[tuple[str, str]]:
+    """Class and text of every message that a module makes; `unsound` is the class of those that `invalid` makes."""
     known = {*MEANING, "invalid"}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not node.args:
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        name = {"warn": "UserWarning", "invalid": "ProfileInvalid"}.get(name, name)
+        name = {"warn": "UserWarning", "invalid": unsound}.get(name, name)
         parts = [text for text in map(template, node.args) if text]
         if name in known and parts and len(" ".join(parts)) > 3:
             yield name, ": ".join(parts)
@@ -121,7 +121,8 @@ def messages() -> dict[str, dict[str, list[str]]]:
             parts = path.relative_to(folder).parts
             own = folder.name if len(parts) == 1 else parts[0]
             area = AREAS.get(parts[1] if own == "ertacache" else own, "all parts")
-            for name, text in raised(ast.parse(path.read_text(encoding="utf-8"))):
+            unsound = "HandoverInvalid" if area == AREAS["split"] else "ProfileInvalid"
+            for name, text in raised(ast.parse(path.read_text(encoding="utf-8")), unsound):
                 if text not in found[name][area]:
                     found[name][area].append(text)
     return found
