@@ -23,9 +23,9 @@ from ertacache.runtime.hooks import attachment_of
 
 #: Distributions whose versions matter.
 BESIDE = {"sglang": ("diffusers",), "vllm-omni": ("vllm", "diffusers")}
-#: torchvision has no ops for this torch; neither adapter calls it with an image that diffusers returns as a tensor.
-_TORCHVISION = ("torchvision", "torchvision.io", "torchvision.transforms", "torchvision.transforms.functional")
-STUBBED = {"sglang": ("torchvision",), "vllm-omni": ("torchvision",)}
+#: The compiled ops of torchvision do not load beside this torch. Modules that the adapters import name it; what runs
+#: here asks it for nothing. Of vllm, what is compiled cannot be loaded either; it says so itself and goes on.
+STUBBED = ("torchvision", "torchvision.io", "torchvision.transforms", "torchvision.transforms.functional")
 _SGLANG = "sglang.multimodal_gen"
 _ADAPTER = "vllm_omni.diffusion.models.diffusers_adapter.pipeline_diffusers_adapter"
 
@@ -114,7 +114,7 @@ class Sglang(Loaded):
 @contextmanager
 def sglang(folder: str, profile: Path | None) -> Iterator[Sglang]:
     """SGLang's `DiffusersPipeline`, with the plug-in's hook applied as a worker does."""
-    stub(*_TORCHVISION)
+    stub(*STUBBED)
     os.environ[sglang_plugin.VARIABLE] = "" if profile is None else str(profile)
     sglang_plugin.register()
     importlib.import_module(f"{_SGLANG}.runtime.platforms.plugins").HookRegistry.apply_hooks()
@@ -150,7 +150,7 @@ class VllmOmni(Loaded):
 @contextmanager
 def vllm_omni(folder: str, profile: Path | None) -> Iterator[VllmOmni]:
     """vLLM-Omni's `DiffusersAdapterPipeline`, with the plug-in registered as a worker does."""
-    stub(*_TORCHVISION)
+    stub(*STUBBED)
     vllm_omni_plugin.register()
     arguments = {} if profile is None else {vllm_omni_plugin.ARGUMENT: str(profile)}
     loaded = VllmOmni(folder, **arguments)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload_with_hook
 
 import fake_engines as fake
 import pipelines
@@ -223,6 +224,15 @@ def test_requests_that_do_not_suit_the_profile_are_computed(flux: Any, file: Pat
     check_played(flux, file)
 
 
+def test_offloading_that_is_put_on_later_goes_inside(flux: Any, file: Path, adapter: Any):
+    vllm_omni.register()
+    fake.load_with_vllm_omni(adapter, flux, ertacache_profile=str(file))
+    expected = latents(flux)
+    _, hook = cpu_offload_with_hook(flux.transformer, execution_device="cpu")
+    assert torch.equal(latents(flux), expected)
+    hook.remove()
+
+
 def test_another_cache_is_refused(flux: Any, file: Path, adapter: Any):
     from diffusers import FirstBlockCacheConfig
 
@@ -242,7 +252,8 @@ def test_the_entry_points_are_there_and_load_no_torch():
         "import os, sys; os.environ.pop('ERTACACHE_PROFILE', None)\n"
         "from ertacache.integrations import sglang, vllm_omni\n"
         "sglang.register()\n"
-        "assert not {'torch', 'diffusers', 'numpy', 'sglang', 'ertacache.runtime'} & set(sys.modules)"
+        "vllm_omni.register()\n"
+        "assert not {'torch', 'diffusers', 'numpy', 'sglang', 'vllm_omni', 'ertacache.runtime'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     groups = {"vllm_omni.general_plugins": vllm_omni.register, "sglang.multimodal_gen.plugins": sglang.register}

@@ -9,6 +9,7 @@ without that argument it is what it was.
 """
 
 import logging
+import sys
 from importlib import import_module
 from typing import Any, cast
 
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 def register() -> None:
     """The entry point, called in every process of the engine, and more than once in some."""
+    # Whoever may load a diffusers pipeline has imported diffusers by then; text and speech stages have not.
+    if "diffusers" not in sys.modules:
+        return
     try:
         adapter = import_module(_MODULE)
         registry, plain = adapter.PIPELINE_UTILS_REGISTRY, adapter.BasePipelineUtils
