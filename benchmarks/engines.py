@@ -72,7 +72,7 @@ def measure(engine: str, profile: Path) -> dict[str, Any]:
             "again_bit_equal": torch.equal(image, again),
         },
         "another number of steps": {"calls": more, "reason": reason, "finite": bool(other.isfinite().all())},
-        "refused": cached.refusals(folder, profile),
+        "refused": {what: text.replace(str(profile), profile.name) for what, text in cached.refusals(folder).items()},
     }
 
 

@@ -80,7 +80,7 @@ class Loaded:
         finally:
             handle.remove()
 
-    def refusals(self, folder: str, profile: Path) -> dict[str, str]:
+    def refusals(self, folder: str) -> dict[str, str]:
         """What the engine's own loading ends with where the profile cannot be applied."""
         raise NotImplementedError
 
@@ -107,7 +107,7 @@ class Sglang(Loaded):
         )
         return self.adapter.forward(batch, self.args).output
 
-    def refusals(self, folder: str, profile: Path) -> dict[str, str]:
+    def refusals(self, folder: str) -> dict[str, str]:
         return {"--cache-dit-config": refused(lambda: Sglang(folder, cache_dit_config="cache.yaml"))}
 
 
@@ -143,7 +143,7 @@ class VllmOmni(Loaded):
         batch = importlib.import_module("vllm_omni.diffusion.worker.request_batch").DiffusionRequestBatch([one])
         return self.adapter.forward(batch).output
 
-    def refusals(self, folder: str, profile: Path) -> dict[str, str]:
+    def refusals(self, folder: str) -> dict[str, str]:
         return {"no such profile": refused(lambda: VllmOmni(folder, ertacache_profile="nowhere.safetensors"))}
 
 
