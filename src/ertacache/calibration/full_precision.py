@@ -36,7 +36,11 @@ class FullPrecision:
     precision: str
 
     name: ClassVar[str] = "full precision"
-    parts: ClassVar[int] = 1
+
+    @property
+    def parts(self) -> int:
+        """A run of it is as long as an uncached one."""
+        return 1
 
     @property
     def words(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -26,8 +26,7 @@ class Teacher(Protocol):
         name: of its results in a store. parts: uncached runs that one of its own takes.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
 
     @property
     def parts(self) -> int: ...

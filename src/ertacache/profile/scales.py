@@ -62,7 +62,7 @@ def _corrections(low: Profile, high: Profile, share: float) -> Compensation | No
     ends = [own.compensation or Compensation.identity(own.schedule.T) for own in (low, high)]
     channels = max(end.channels for end in ends)
     tables = {
-        name: _line(*(getattr(end, name).expand(-1, channels) for end in ends), share)
+        name: _line(getattr(ends[0], name).expand(-1, channels), getattr(ends[1], name).expand(-1, channels), share)
         for name in ("gain", "previous", "bias")
     }
     return Compensation(**tables)
