@@ -25,6 +25,7 @@ from gpu_measure import (
     warm_up,
 )
 from gpu_models import COGVIDEOX, FLUX, MODELS, OPEN_SORA, WAN
+from gpu_quantised import corrections
 from gpu_report import Report
 from gpu_variants import VARIANTS
 
@@ -34,7 +35,7 @@ WORK = (*VARIANTS, PEERS, CALIBRATION)
 #: What is worth most comes first; whatever is not named here follows, model by model.
 FIRST = (
     (FLUX, "eager"), (FLUX, PEERS), (FLUX, CALIBRATION), (FLUX, "compiled"), (WAN, "eager"), (FLUX, "group offload"),
-    (FLUX, "CUDA graphs"), (COGVIDEOX, "eager"), (OPEN_SORA, "eager"),
+    (FLUX, "CUDA graphs"), (FLUX, "int8dq"), (FLUX, "fp8wo"), (COGVIDEOX, "eager"), (OPEN_SORA, "eager"),
     (FLUX, "model offload"),
 )  # fmt: skip
 #: Seconds to build a model of full size.
@@ -135,6 +136,8 @@ class Session:
             yield from peer_rows(built, self.uncached[model], self.left, self.seed)
         elif name == CALIBRATION:
             yield calibration_row(built, self.uncached[model], self.seed)
+        elif VARIANTS[name].scheme:
+            yield from corrections(built, step, self.left, self.seed)
         else:
             for row in plans(built, step, self.left, self.seed):
                 if name == "eager" and row["plan"] == "uncached":
@@ -164,6 +167,8 @@ class Session:
         setup = 0.0 if self.tiny else made + (VARIANTS[name].seconds if name in VARIANTS else 0.0)
         if name == CALIBRATION:
             return setup + 4 * CALIBRATION_STEPS * step
+        if name in VARIANTS and VARIANTS[name].scheme:
+            return setup + WARM_UP * step + 2 * loop * repetitions(loop)
         plans_cost = sum(computed(T, part) for part in PARTS) / T
         if name == PEERS:  # four methods, and the search of one
             return setup + loop * (4 * plans_cost * repetitions(loop, of_peers=True) + 4)

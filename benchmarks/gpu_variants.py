@@ -1,11 +1,17 @@
-"""Ways in which people run a pipeline: as it is, compiled, with CUDA graphs, with weights that wait elsewhere."""
+"""Ways in which people run a pipeline: as it is, compiled, with CUDA graphs, with weights that wait elsewhere or are
+quantised."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from gpu_build import Built, gib
+
+from ertacache.errors import InvalidArgument, MissingExtra
+from ertacache.pipelines.quantizers.quantize import quantize
+from ertacache.pipelines.quantizers.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,7 @@ class Variant:
         seconds: that this and the first run take beyond the steps at full size, roughly.
         needs_cuda: whether it means nothing on the CPU.
         needs_host: whether the weights have to fit into the host's memory.
+        scheme: by which it is quantised, empty for none; it is then run with and without a correction, not with plans.
     """
 
     name: str
@@ -24,6 +31,7 @@ class Variant:
     seconds: float = 0.0
     needs_cuda: bool = False
     needs_host: bool = False
+    scheme: str = ""
 
     def refusal(self, built: Built, host: int) -> str | None:
         """Why it cannot be measured; None where it can.
@@ -33,6 +41,11 @@ class Variant:
         """
         if self.needs_cuda and built.device.type != "cuda":
             return "needs CUDA"
+        if self.scheme:
+            try:
+                Scheme.parse(self.scheme).check_here()
+            except (InvalidArgument, MissingExtra) as error:
+                return str(error)
         # Once where they wait, and once more while they are pinned.
         if self.needs_host and 2 * built.weights > host:
             return f"its weights need {gib(2 * built.weights)} of the host's memory, and {gib(host)} are free"
@@ -77,6 +90,11 @@ def _model_offload(built: Built) -> str:
     return "the weights come to the device within the first step"
 
 
+def _quantised(scheme: str, built: Built) -> str:
+    quantize(built.pipe, scheme)  # what undoes it would keep the original weights, and is dropped
+    return ""
+
+
 def _backend(built: Built) -> tuple[str, str]:
     """The compiler's backend, and what has to be said about it."""
     if built.device.type == "cuda":
@@ -92,5 +110,7 @@ VARIANTS = {
         Variant("CUDA graphs", _graphs, seconds=120, needs_cuda=True),
         Variant("group offload", _group_offload, seconds=40, needs_host=True),
         Variant("model offload", _model_offload, seconds=30, needs_cuda=True, needs_host=True),
+        Variant("int8dq", partial(_quantised, "int8dq"), seconds=30, scheme="int8dq"),
+        Variant("fp8wo", partial(_quantised, "fp8wo"), seconds=30, scheme="fp8wo"),
     )
 }

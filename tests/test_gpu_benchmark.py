@@ -1,16 +1,19 @@
 """benchmarks/gpu.py on the CPU at tiny sizes: everything but what a GPU alone can say."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from gpu_scripts import build, clock, gpu, measure, models, run, variants
+from ertacache.extras import present
+from gpu_scripts import build, clock, gpu, measure, models, quantised, run, variants
 
 CPU = torch.device("cpu")
 PLAN = {
@@ -53,16 +56,19 @@ def test_the_header_names_machine_seed_and_goals(result: Any) -> None:
     assert (header["seed"], header["minutes"], header["tiny"]) == (3, 8.0, True)
     assert {"device", "torch", "diffusers", "transformers", "accelerate"} <= set(header["machine"])
     assert header["machine"]["device"] == "CPU" and header["machine"]["torch"] == torch.__version__
-    assert header["goals"] == {"share_of_ideal": 0.98, "predicted_share": 0.01}
+    assert header["goals"] == {"share_of_ideal": 0.98, "predicted_share": 0.01, "correction_share": 0.005}
     assert "No figure here says anything about a real model or a GPU" in header["note"]
 
 
 def test_every_entry_is_there_once_and_says_what_became_of_it(result: Any) -> None:
     entries = {(entry["model"], entry["variant"]): (entry["status"], entry["reason"]) for entry in result[0]["entries"]}
-    assert len(entries) == len(result[0]["entries"]) == 4 * 7
+    assert len(entries) == len(result[0]["entries"]) == 4 * 9
     for (_, variant), (status, reason) in entries.items():
-        needs = variant in ("CUDA graphs", "model offload")
-        assert (status, reason) == (("skipped", "needs CUDA") if needs else ("measured", ""))
+        if variant in ("int8dq", "fp8wo") and not present("torchao"):
+            assert status == "skipped" and reason.startswith(f"the scheme {variant!r} needs torchao")
+        else:
+            needs = variant in ("CUDA graphs", "model offload")
+            assert (status, reason) == (("skipped", "needs CUDA") if needs else ("measured", ""))
 
 
 @pytest.mark.parametrize("variant", ["eager", "compiled", "group offload"])
@@ -92,6 +98,42 @@ def test_a_denoiser_without_repeated_blocks_is_compiled_whole_and_says_so(result
         "backend 'eager' makes no kernels",
         "Open-Sora 1.2": "backend 'eager' makes no kernels",
     }
+
+
+def test_a_quantised_model_is_run_with_and_without_a_correction(tmp_path: Path, monkeypatch: Any) -> None:
+    variant = variants.Variant("w8a8", partial(variants._quantised, "w8a8"), scheme="w8a8")
+    monkeypatch.setitem(run.VARIANTS, "w8a8", variant)
+    monkeypatch.setattr(measure, "REPETITIONS", 2)
+    monkeypatch.setattr(run, "ordered", lambda chosen: [(model, "w8a8") for model in chosen])
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--tiny", "--device", "cpu", "--out", str(out)], machine()) == 0
+    data = json.loads(out.read_text())
+    assert [(entry["status"], entry["reason"]) for entry in data["entries"]] == [("measured", "")] * 4
+    assert [row["plan"] for row in data["rows"]] == ["uncached", "corrected"] * 4
+    for row in data["rows"]:
+        assert (row["variant"], row["K"], row["cost"], row["repetitions"]) == ("w8a8", 12, 1.0, 2)
+    for plain, row in zip(data["rows"][::2], data["rows"][1::2], strict=True):
+        assert set(plain) == PLAN and set(row) == PLAN | {
+            "ratio", "share_of_ideal", "correction_share", "held_bytes", "more_bytes",
+        }  # fmt: skip
+        channels = {"FLUX.1-dev": 64, "Open-Sora 1.2": 4}.get(row["model"], 16)
+        assert row["calls"] == plain["calls"] and row["held_bytes"] == 2 * 12 * channels * 4  # gain and bias, float32
+        share = row["step_seconds"] / plain["step_seconds"] - 1
+        assert row["correction_share"] == pytest.approx(share, rel=1e-3, abs=1e-5)
+
+
+def test_a_hand_made_correction_changes_every_step_as_it_says() -> None:
+    built = tiny(models.FLUX)
+    profile = quantised.corrected_by_hand(built, clock.timed(built, 0))
+    table = profile.compensation
+    assert profile.schedule.K == profile.schedule.T == table.T == 12 and table.channels == 64
+    assert (table.gain == 0.99).all() and (table.bias == 0.01).all() and not table.previous.any()
+
+
+def test_a_quantiser_that_is_not_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    reason = variants.VARIANTS["fp8wo"].refusal(tiny(models.FLUX), 2**40)
+    assert reason.startswith("the scheme 'fp8wo' needs torchao") and "ertacache[torchao]" in reason
 
 
 @pytest.mark.parametrize("part", [2, 3])
@@ -153,7 +195,7 @@ def test_the_minutes_are_kept_by_the_clock(tmp_path: Path) -> None:
     first, *others = data["entries"]
     assert first["status"] == "in part"
     assert first["reason"] == "a run of 6 computed steps needs about 0 s, and 0 s are left"
-    assert [entry["status"] for entry in others] == ["not reached"] * 6
+    assert [entry["status"] for entry in others] == ["not reached"] * 8
 
 
 def test_full_size_is_the_published_size() -> None:

@@ -15,6 +15,7 @@ what it costs beside the calls that it makes, never by quality.
 | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | M (9 of 19 layers) | eager | uncached | 1.000 | 6.000 s |  |  | 214.00 ms |  | 31 GiB |
 | M (9 of 19 layers) | eager | T/2 | 0.500 | 3.030 s | 1.98× | 0.990 | 215.00 ms | 0.215 ms, 0.10 % | + 2 MiB of 2 MiB |
+| M (9 of 19 layers) | fp8wo | corrected | 1.000 | 6.010 s | 1.00× | 0.998 | 214.10 ms, +0.05 % |  | + 2 MiB |
 | M (9 of 19 layers) | other caches | MagCache, T/2 | 0.510 | 3.200 s | 1.88× | 0.956 |  |  | + 30 MiB |
 | M (9 of 19 layers) | other caches | DBCache, T/2 | it is not there |  |  |  |  |  |  |
 
@@ -41,6 +42,11 @@ def test_the_table_word_by_word(tmp_path: Path) -> None:
     }  # fmt: skip
     made.row(cached)
     made.row({
+        **whole, "variant": "fp8wo", "plan": "corrected", "seconds": 6.01, "step_seconds": 0.2141, "ratio": 0.9983,
+        "share_of_ideal": 0.9983, "correction_share": 0.00047, "held_bytes": 2**14, "peak_bytes": 31 * 2**30,
+        "more_bytes": 2**21,
+    })  # fmt: skip
+    made.row({
         **base, "variant": "other caches", "plan": "MagCache, T/2", "K": 14, "cost": 0.51, "seconds": 3.2,
         "ratio": 1.875, "share_of_ideal": 0.9561, "peak_bytes": 31 * 2**30, "more_bytes": 30 * 2**20,
     })  # fmt: skip
@@ -53,5 +59,5 @@ def test_the_table_word_by_word(tmp_path: Path) -> None:
     made.entry("M", "eager", "measured")
     made.entry("M", "compiled", "not reached", "it needs about 90 s, and 12 s are left")
     assert made.table() == (tmp_path / "gpu.md").read_text() == TABLE
-    assert len(json.loads((tmp_path / "gpu.json").read_text())["rows"]) == 5
+    assert len(json.loads((tmp_path / "gpu.json").read_text())["rows"]) == 6
     assert said[-1] == "-- M, compiled: not reached: it needs about 90 s, and 12 s are left"
