@@ -15,14 +15,12 @@ from typing import Any
 from kept import arguments_of, kept, names
 from quantised_page import merged, write
 from quantised_rows import ROWS, figures
-from quantised_setting import FULL, SCHEMES, Counts, Setting
+from quantised_setting import FULL, MODELS, SCHEMES, Counts, Setting
 
 from ertacache.calibration.first_steps import first_steps
 from ertacache.errors import InvalidArgument, meant
 from ertacache.evaluation.row_figures import made_with
 from ertacache.pipelines.loading import load_pipeline
-
-MODELS = ("tiny-flux", "tiny-flux-base", "tiny-wan", "tiny-cogvideox")
 
 
 def settings_of(given: argparse.Namespace) -> Iterator[tuple[Setting, list[str]]]:
@@ -55,6 +53,7 @@ def measure(given: argparse.Namespace) -> list[str]:
     """Measure what is missing; returns what failed, which is tried again the next time."""
     failed = list[str]()
     for setting, rows in settings_of(given):
+        setting.check()
         files = {row: setting.folder / f"{row}.json" for row in rows}
         missing = [row for row in rows if not files[row].is_file()]
         if missing:

@@ -10,7 +10,7 @@ from typing import Any
 
 from frontier_merge import mean_and_error
 from quantised_rows import ROWS
-from quantised_setting import FULL, SCHEMES
+from quantised_setting import FULL, MODELS, SCHEMES
 
 from ertacache.files import write_atomic
 
@@ -37,18 +37,12 @@ def merged(files: Sequence[Path], facts: dict[str, Any]) -> dict[str, Any]:
         if own != settings[0]:
             raise SystemExit(f"{path} was made with {own}, not {settings[0]} as {files[0]}; choose another --work")
     by = {(cell["model"], cell["scheme"], cell["row"]): cell for cell in cells}
-    order = {name: n for n, name in enumerate((*SCHEMES, FULL))}
-    rows = list(ROWS)
-    keys = sorted(by, key=lambda key: (_place(key[0]), order[key[1]], rows.index(key[2])))
+    order = MODELS, (*SCHEMES, FULL), tuple(ROWS)
+    keys = sorted(by, key=lambda key: [known.index(one) for known, one in zip(order, key, strict=True)])
     return {
         "header": {**facts, **(settings[0] if settings else {}), "goals": GOALS, "behind": BEHIND},
         "rows": [_row(by[key], by) for key in keys],
     }
-
-
-def _place(model: str) -> int:
-    """Pictures before clips."""
-    return ("tiny-flux", "tiny-flux-base", "tiny-wan", "tiny-cogvideox").index(model)
 
 
 def _row(cell: dict[str, Any], by: dict[tuple[str, str, str], dict[str, Any]]) -> dict[str, Any]:
@@ -57,11 +51,12 @@ def _row(cell: dict[str, Any], by: dict[tuple[str, str, str], dict[str, Any]]) -
     found |= {"prompts": len(cell["psnr"]), "psnr": psnr, "standard_error": error}
     found["ssim"] = round(sum(cell["ssim"]) / len(cell["ssim"]), 4)
     found["latent_error_dB"] = round(10 * sum(cell["error"]) / len(cell["error"]), 2)
-    plain = {
-        **dict.fromkeys(_CORRECTIONS, (cell["scheme"], "quantised")),
-        **dict.fromkeys(_PLANS, (FULL, "full-cached")),
-    }.get(cell["row"])
-    if plain is not None and (other := by.get((cell["model"], *plain))) is not None:
+    other = None
+    if cell["row"] in _CORRECTIONS:
+        other = by.get((cell["model"], cell["scheme"], "quantised"))
+    elif cell["row"] in _PLANS:
+        other = by.get((cell["model"], FULL, "full-cached"))
+    if other is not None:
         gains = [a - b for a, b in zip(cell["psnr"], other["psnr"], strict=True)]
         found |= dict(zip(("gain", "gain_error"), mean_and_error(gains), strict=True))
     if cell["price"] is not None:

@@ -1,5 +1,6 @@
 """What is compared on a quantised model: corrections of every computed step, and plans at T/2, one row each."""
 
+import math
 import statistics
 import time
 import warnings
@@ -17,6 +18,7 @@ from ertacache.calibration.held_out import measure, measure_fewer_steps
 from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.core.compensation import Compensation
 from ertacache.core.compensation_fit import Estimator, Sharing
+from ertacache.errors import CalibrationError
 from ertacache.profile.profile import Profile
 from ertacache.quantization.calibrate import calibrate_quantized
 from ertacache.quantization.corrections import WEIGHTS, Options, candidates, options_of
@@ -55,11 +57,17 @@ class Row:
 
 
 def figures(setting: Setting, name: str) -> dict[str, Any]:
-    """What a row is worth: distances to the full-precision run of each judged prompt, and what it costs."""
+    """What a row is worth: distances to the full-precision run of each judged prompt, and what it costs.
+
+    Raises:
+        CalibrationError: a judged run diverges.
+    """
     begun, row = time.process_time(), ROWS[name]
     made = row.make(setting)
     with setting.owned():
         found = made.measured or measure(setting.calibrator, made.profile, "judged")
+    if not all(map(math.isfinite, found["error"])):
+        raise CalibrationError(f"{made.words}: judged runs end in NaN or infinity")
     prefix = "" if setting.scheme == FULL else "teacher_"
     values = {key: [round(one, 5) for one in found[prefix + key]] for key in ("psnr", "ssim", "error")}
     corrected = made.profile is not None and made.profile.compensation is not None

@@ -19,6 +19,8 @@ from ertacache.files import write_atomic
 from ertacache.pipelines.loading import call_arguments, with_steps
 from ertacache.pipelines.quantizers.quantize import quantized_copy
 
+#: Pictures before clips.
+MODELS = ("tiny-flux", "tiny-flux-base", "tiny-wan", "tiny-cogvideox")
 #: The scheme of a model that is not quantised.
 FULL = "full"
 SCHEMES = ("w4a4", "w4a8", "w8a8")
@@ -55,9 +57,22 @@ class Setting:
         return self.work / self.model / self.scheme
 
     @property
+    def pool(self) -> Path:
+        """Where the full-precision runs of all schemes are kept."""
+        return self.work / self.model / "full-precision"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What its figures depend on beside model, scheme and row."""
         return {**self.counts._asdict(), "seed": SEED, "call": self.call, "torch": torch.__version__}
+
+    def check(self) -> None:
+        """Refuse a folder of other settings.
+
+        Raises:
+            SystemExit: naming both.
+        """
+        kept(self.pool / "settings.json", self.settings, dict)
 
     @cached_property
     def pipe(self) -> Any:
@@ -102,8 +117,7 @@ class Setting:
         found = self._calibrator(self.runs, self.teacher)
         if self.teacher is None:
             return found
-        pool, name = self.work / self.model / "full-precision", self.teacher.name
-        kept(pool / "settings.json", self.settings, dict)
+        pool, name = self.pool, self.teacher.name
         calls = range(len(found.batches)), *(range(-(-count // BATCH)) for count in self.counts[1:])
         names = [f"{part}{name} {n}" for part, part_calls in zip(_PARTS, calls, strict=True) for n in part_calls]
         copied(names, found.store, pool, found.store.folder)
@@ -121,7 +135,7 @@ class Setting:
             copied(names, found.store, self.runs, folder)
         return folder
 
-    def _calibrator(self, folder: Path, teacher: FullPrecision | None) -> Calibrator:
+    def _calibrator(self, folder: Path, teacher: Any) -> Calibrator:
         judge = self.counts.judged / sum(self.counts)
         return Calibrator(self.pipe, self.texts, judge=judge, checkpoint=folder, teacher=teacher, **self.options)
 

@@ -12,6 +12,7 @@ from typing import Any
 import calibration_tables
 import features
 import frontier_page
+import quantised_page
 
 from ertacache.cli.ablation import group_name
 from ertacache.evaluation.report.comparison_file import ComparisonFile, Result, Section, read_comparison
@@ -146,6 +147,7 @@ def parts() -> dict[str, dict[str, str]]:
             "zoo": zoo_table(catalogue.IMAGE_NAMES),
             "zoo-video": zoo_table(catalogue.VIDEO_NAMES),
         },
+        "docs/quantised-models.md": {"quantised": quantised_page.part(_result("quantised"))},
         "docs/sizes-steps-guidance.md": {"flux-grids": flux_grids_table(), "size-losses": size_losses_table()},
     }
 

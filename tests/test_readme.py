@@ -16,7 +16,8 @@ def script() -> Any:
 
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("choosing-a-plan", "frontier", "results", "sizes-steps-guidance")),
+    *(f"docs/{name}.md" for name in ("choosing-a-plan", "frontier", "quantised-models", "results")),
+    "docs/sizes-steps-guidance.md",
 )
 
 
