@@ -1,13 +1,16 @@
 """A fitted method as a profile."""
 
 import importlib.metadata
+from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.element_rectifier import rectifier_tables, with_room
+from ertacache.calibration.kept import loop_name
 from ertacache.calibration.method import Method
 from ertacache.calibration.reference_log import Reference
 from ertacache.calibration.solved import Solved, compensation_of
@@ -34,10 +37,7 @@ def fit(calibrator: Calibrator, method: Method, after: Method | None = None, *, 
             this pipeline do not leave.
     """
     _check(calibrator, method)
-    # What only says where the method comes from, or is of another basis, makes no other fit.
-    method = replace(method, threshold=None)
-    if not method.fitted:
-        method = replace(method, levels=0, directions=0, branches=False, ridge=0.0, aim="step")
+    method = _plain(method)
     if method.nothing_to_fit and method.strength == 0:
         return Solved(grid=None if method.grid is None else torch.tensor(method.grid, dtype=torch.float64))
     if method.site == "guided" or method.fitted:
@@ -47,6 +47,33 @@ def fit(calibrator: Calibrator, method: Method, after: Method | None = None, *, 
         grid = calibrator.solve(method.grid_plan()).grid
         method = replace(method, strength=0.0, grid=None if grid is None else tuple(grid.tolist()))
     return Solved(grid=grid) if method.nothing_to_fit else calibrator.solve(method)
+
+
+def fit_ahead(
+    calibrator: Calibrator, methods: Iterable[Method], after: Method | None = None, *, keep: bool = False
+) -> None:
+    """Where runs are spread, fit all of these methods side by side: see `fit`."""
+    _ = calibrator.aimed
+    loops = [(_first_loop(method), method) for method in methods]
+    calibrator.ahead(
+        {loop_name(loop): partial(fit, method=own, after=after, keep=keep) for loop, own in loops if loop is not None}
+    )
+
+
+def _first_loop(method: Method) -> Method | None:
+    """What the first closed loop of a fit solves; None where there is none."""
+    method = _plain(method)
+    if method.nothing_to_fit and method.strength == 0:
+        return None
+    return method if method.site == "guided" or method.fitted or not method.strength else method.grid_plan()
+
+
+def _plain(method: Method) -> Method:
+    """Without what only says where the method comes from, or is of another basis, which makes no other fit."""
+    method = replace(method, threshold=None)
+    if not method.fitted:
+        method = replace(method, levels=0, directions=0, branches=False, ridge=0.0, aim="step")
+    return method
 
 
 def _check(calibrator: Calibrator, method: Method) -> None:

@@ -18,6 +18,7 @@ from ertacache.calibration.prompts import split_prompts
 from ertacache.calibration.proposals import Effort
 from ertacache.calibration.request import check_steps, requested
 from ertacache.calibration.sizes import check_own_grids, check_sizes, sized
+from ertacache.calibration.spread import Map
 from ertacache.calibration.teacher import check_teacher
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
@@ -83,6 +84,7 @@ def calibrate(
     sizes: Sequence[Sequence[int]] | None = None,
     guidance_scales: Sequence[float] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    map: Map | None = None,
     show_progress: bool = True,
     call: Mapping[str, Any] | None = None,
     **more: Any,
@@ -161,6 +163,8 @@ def calibrate(
             what that loses is measured half way (`heldout["between"]`).
         checkpoint: folder in which finished runs are kept, made if it is missing; an interrupted calibration continues
             from it. Of several sizes or guidance scales each has its own inside.
+        map: spreads the runs over processes with a pipeline each, such as `ertacache.ray.map(num_gpus=1)`; those on
+            other machines need a `checkpoint` that all of them see. The result is the same.
         show_progress: say on standard error what will be done, how far it is and what came of it. The log has it all.
         call: arguments of the pipeline call, `num_inference_steps`, `guidance_scale`, `height` and so on; the only
             place for one that has the name of an argument above, such as `call={"timesteps": [999, 845, ...]}`.
@@ -216,7 +220,7 @@ def calibrate(
     parts = split_prompts(prompts, **shares)
     full = None if reference is None else full_precision(pipe, reference)
     if full is not None:
-        check_reference(aimed=request.aimed and is_affine(pipe.scheduler))
+        check_reference(aimed=request.aimed and is_affine(pipe.scheduler), spread=map is not None)
         if scales is not None or teacher_steps is not None:
             other = "guidance_scales" if scales is not None else f"teacher_steps={teacher_steps}"
             raise InvalidArgument(f"reference and {other} aim at different runs; give one of them")
@@ -231,7 +235,7 @@ def calibrate(
         check_batches(pipe, parts, batch_size, arguments)
     job = Job(
         pipe, prompts, request, budgets, parts, shares, batch_size, checkpoint, show_progress, len(calls), scales,
-        teacher_steps, full,
+        teacher_steps, full, map,
     )  # fmt: skip
     check_own_grids(pipe, parts.fitted.batches(1)[0], calls)
     by_size = [job.profiles(size, arguments) for size, arguments in calls.items()]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ertacache.calibration.checkpoint import Cost, RunStore
+from ertacache.calibration.checkpoint import Cost
 from ertacache.calibration.closed_loop import ClosedLoop
 from ertacache.calibration.deviation import log10_error
 from ertacache.calibration.kept import Kept, loop_name, shared_steps
@@ -43,7 +43,7 @@ class Calibrator(Recorder):
         """The same prompts at another call on the same grid, to judge a profile there: nothing is recorded for it."""
         other = copy(self)
         other.call = call
-        other.store = RunStore(checkpoint, other._identity() if checkpoint is not None else "")
+        other.store = other._store(checkpoint)
         return other
 
     def solve(self, method: Method, after: Method | None = None, *, keep: bool = False) -> Solved:
@@ -55,6 +55,7 @@ class Calibrator(Recorder):
             keep: leave the outputs for others.
         """
         _ = self.aimed  # results of their own, whatever is solved first
+        self.ahead({loop_name(method): partial(Calibrator.solve, method=method, after=after, keep=keep)})
         name, begun, known = loop_name(method), Solved(), 0
         if after is not None and name not in self.store and loop_name(after) in self.kept:
             known = shared_steps(method, after)

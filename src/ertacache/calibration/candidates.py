@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ertacache.calibration.assemble import assemble, fit
+from ertacache.calibration.assemble import assemble, fit, fit_ahead
 from ertacache.calibration.budget import Budget
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.defaults import Aim, Choices, Timesteps
@@ -196,6 +196,7 @@ def fitted_candidates(calibrator: Calibrator, methods: Mapping[str, Method], *, 
         PredictorInvalid: that is all of them.
     """
     found, refused = list[Candidate](), list[PredictorInvalid]()
+    fit_ahead(calibrator, methods.values(), keep=keep)
     for name, method in methods.items():
         try:
             found.append(fitted_candidate(calibrator, method, name, keep=keep))

@@ -64,6 +64,7 @@ class RunStore:
     Args:
         path: folder to continue from and to write to, or None for this process only.
         identity: fingerprint of everything that the runs depend on.
+        shared: other processes add results, in files even where no path is given.
 
     Attributes:
         folder: for files that runs leave beside their results; a temporary one where no path is given.
@@ -73,21 +74,22 @@ class RunStore:
         InvalidArgument: it is none, or could not be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, identity: str) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, identity: str, *, shared: bool = False) -> None:
         self._results: dict[str, Any] = {}
         self._costs: dict[str, Cost] = {}
         self._running: list[str] = []
         self._used: set[str] = set()
         self._told = False
-        self._kept = path is not None
+        self._kept = path is not None or shared
         if path is None:
             self.folder = Path(tempfile.mkdtemp(prefix="ertacache-"))
             # With the store, or at the end of the process.
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-            return
-        self.folder = Path(path)
-        _check_folder(self.folder)
-        self._begin(identity)
+        else:
+            self.folder = Path(path)
+            _check_folder(self.folder)
+        if self._kept:
+            self._begin(identity)
 
     @property
     def spent(self) -> Cost:
@@ -137,8 +139,13 @@ class RunStore:
         except (OSError, KeyError, TypeError, AttributeError) as error:
             raise self._unreadable(path, error) from error
 
+    @property
+    def identity(self) -> Path:
+        """The file by which the folder is known to belong to a calibration."""
+        return self.folder / _IDENTITY
+
     def _begin(self, identity: str) -> None:
-        path = self.folder / _IDENTITY
+        path = self.identity
         if path.exists():
             try:
                 found = json_object(path.read_bytes()).get("identity")

@@ -172,15 +172,20 @@ def _pipeline(pipe: Any, own: tuple[nn.Module, ...], reference: Any) -> Any:
     return full
 
 
-def check_reference(*, aimed: bool) -> None:
+def check_reference(*, aimed: bool, spread: bool) -> None:
     """What rules a reference out for a plan.
 
     Args:
-        aimed: whether every plan is fitted to the trajectory.
+        aimed: whether every plan is fitted to the trajectory. spread: whether runs are made in other processes.
 
     Raises:
-        InvalidArgument: a plan that aims at something else.
+        InvalidArgument: a plan that aims at something else, or processes that do not have the reference.
     """
+    if spread:
+        raise InvalidArgument(
+            "map makes runs in other processes, and reference is a model of this one, which cannot be sent to them; "
+            "leave map out and calibrate here"
+        )
     if not aimed:
         raise InvalidArgument(
             "reference needs a plan that aims at the trajectory (site 'guided', aim='trajectory', no rectifier, the "

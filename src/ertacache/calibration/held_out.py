@@ -1,7 +1,9 @@
 """Runs of prompts that nothing was fitted to: uncached, under a profile, with fewer steps; each is made once."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -58,18 +60,40 @@ def measure(calibrator: Calibrator, profile: Profile | None, part: Part) -> dict
         diverged one. With a teacher `teacher_psnr`, `teacher_ssim` and `teacher_error`: the same from its runs.
         Per batch: `uncached` and `cached`, seconds of all steps but the first.
     """
-    name = f"{part} {'uncached' if profile is None else hashlib.sha256(profile.to_bytes()).hexdigest()}"
+    measure_ahead(calibrator, [profile], part)
     measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": [], "uncached": [], "cached": []}
-    for n, batch in enumerate(batches_of(calibrator, part)):
-        references = _references(calibrator, part, n, batch)
-
-        def run(batch: Prompts = batch, references: _References = references) -> dict[str, list[float]]:
-            result = references[0] if profile is None else _play(calibrator, batch, profile)
-            return _against(result, *references, len(batch.texts))
-
-        for key, values in calibrator.store.get(f"{name} {n}", run).items():
+    for n in range(len(batches_of(calibrator, part))):
+        for key, values in _measured(calibrator, profile=profile, part=part, n=n).items():
             measured.setdefault(key, []).extend(values)
     return measured
+
+
+def measure_ahead(calibrator: Calibrator, profiles: Iterable[Profile | None], part: Part) -> None:
+    """Where runs are spread, `measure` all of these profiles side by side."""
+    _references_ahead(calibrator, part)
+    calibrator.ahead(
+        {
+            _name(profile, part, n): partial(_measured, profile=profile, part=part, n=n)
+            for profile in profiles
+            for n in range(len(batches_of(calibrator, part)))
+        }
+    )
+
+
+def _name(profile: Profile | None, part: Part, n: int) -> str:
+    return f"{part} {'uncached' if profile is None else hashlib.sha256(profile.to_bytes()).hexdigest()} {n}"
+
+
+def _measured(calibrator: Calibrator, *, profile: Profile | None, part: Part, n: int) -> dict[str, list[float]]:
+    """`measure` on the n-th batch."""
+    batch = batches_of(calibrator, part)[n]
+    references = _references(calibrator, part, n)
+
+    def run() -> dict[str, list[float]]:
+        result = references[0] if profile is None else _play(calibrator, batch, profile)
+        return _against(result, *references, len(batch.texts))
+
+    return calibrator.store.get(_name(profile, part, n), run)
 
 
 def batches_of(calibrator: Calibrator, part: Part) -> list[Prompts]:
@@ -84,15 +108,13 @@ def measure_fewer_steps(calibrator: Calibrator, K: int) -> dict[str, list[float]
     Raises:
         UnsupportedPipeline: the pipeline cannot make that run.
     """
-    call = shorter_call(calibrator, K)
+    shorter_call(calibrator, K)
+    count = range(len(batches_of(calibrator, "judged")))
+    _references_ahead(calibrator, "judged")
+    calibrator.ahead({f"fewer steps {K} {n}": partial(_fewer_steps, K=K, T=calibrator.T, n=n) for n in count})
     measured: dict[str, list[float]] = {"psnr": [], "ssim": [], "error": []}
-    for n, batch in enumerate(batches_of(calibrator, "judged")):
-        references = _references(calibrator, "judged", n, batch)
-
-        def run(batch: Prompts = batch, references: _References = references) -> dict[str, list[float]]:
-            return _against(_shorter(calibrator, batch, call, K), *references, len(batch.texts))
-
-        part = calibrator.store.get(f"fewer steps {K} {n}", run)
+    for n in count:
+        part = _fewer_steps(calibrator, K=K, T=calibrator.T, n=n)
         if not part["psnr"]:
             raise UnsupportedPipeline(f"{K} solver steps end in NaN or infinity")
         for key, values in part.items():
@@ -100,7 +122,26 @@ def measure_fewer_steps(calibrator: Calibrator, K: int) -> dict[str, list[float]
     return measured
 
 
-def _references(calibrator: Calibrator, part: Part, n: int, batch: Prompts) -> _References:
+def _fewer_steps(calibrator: Calibrator, *, K: int, T: int, n: int) -> dict[str, list[float]]:
+    """`measure_fewer_steps` on the n-th batch."""
+    batch = batches_of(calibrator, "judged")[n]
+    references = _references(calibrator, "judged", n)
+
+    def run() -> dict[str, list[float]]:
+        return _against(_shorter(calibrator, batch, K, T), *references, len(batch.texts))
+
+    return calibrator.store.get(f"fewer steps {K} {n}", run)
+
+
+def _references_ahead(calibrator: Calibrator, part: Part) -> None:
+    """Where runs are spread, make those that others are held against side by side."""
+    last = "reference" if calibrator.teacher is None else calibrator.teacher.name
+    count = range(len(batches_of(calibrator, part)))
+    calibrator.ahead({f"{part} {last} {n}": partial(_references, part=part, n=n) for n in count})
+
+
+def _references(calibrator: Calibrator, part: Part, n: int) -> _References:
+    batch = batches_of(calibrator, part)[n]
     uncached = calibrator.store.get(f"{part} reference {n}", lambda: _play(calibrator, batch))
     if (teacher := calibrator.teacher) is None:
         return uncached, None
@@ -163,11 +204,10 @@ def shorter_call(calibrator: Calibrator, K: int) -> dict[str, Any]:
     return {**call, "num_inference_steps": K}
 
 
-def _shorter(calibrator: Calibrator, batch: Prompts, call: dict[str, Any], K: int) -> dict[str, Any]:
-    clocked = Clocked()
-    share = K / calibrator.T
+def _shorter(calibrator: Calibrator, batch: Prompts, K: int, T: int) -> dict[str, Any]:
+    clocked, call = Clocked(), shorter_call(calibrator, K)
     try:
-        images = calibrator.run(batch, clocked, "fewer steps", decode=True, share=share, call=call)
+        images = calibrator.run(batch, clocked, "fewer steps", decode=True, share=K / T, call=call)
     except (IndexError, TypeError, ValueError, UnsupportedPipeline) as error:  # what pipelines answer to an argument
         raise UnsupportedPipeline(f"the call with num_inference_steps={K} failed: {error}") from error
     if (made := len(clocked.sigmas) - 1) != K:

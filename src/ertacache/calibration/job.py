@@ -28,6 +28,7 @@ from ertacache.calibration.prompts import Parts
 from ertacache.calibration.request import Request, check_count
 from ertacache.calibration.search import Found
 from ertacache.calibration.sizes import Size, checkpoint_of, in_words
+from ertacache.calibration.spread import Map
 from ertacache.calibration.taught import Teacher
 from ertacache.calibration.teacher import fine_grid
 from ertacache.core.schedule import Schedule
@@ -45,6 +46,7 @@ class Job:
         parts: the prompts by their use. shares: the arguments that split them, see `prompts.split_prompts`.
         sizes: how many there are. scales: of guidance, where there are several.
         teacher_steps: of a finer teacher, None for none. reference: in full precision, if that is aimed at.
+        spread: makes runs in other processes, None for this one.
     """
 
     pipe: Any
@@ -60,6 +62,7 @@ class Job:
     scales: GuidanceScales | None = None
     teacher_steps: int | None = None
     reference: FullPrecision | None = None
+    spread: Map | None = None
 
     def profiles(self, size: Size, call: dict[str, Any]) -> list[list[Profile]]:
         """Of each budget the profile at one size, or one for each guidance scale, rising."""
@@ -93,6 +96,7 @@ class Job:
                 batch_size=self.batch_size,
                 call=at,
                 teacher=teacher,
+                spread=self.spread,
                 **self.shares,
                 checkpoint=checkpoint_of(self.checkpoint, size, scale),
                 hidden=self.request.choices.site == "hidden" and self.request.choices.schedule == "policy",

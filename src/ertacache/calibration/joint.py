@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,8 +95,24 @@ def derivatives(
         name: of the loop in which `solved` was played, which is kept.
     """
 
-    def run(n: int) -> dict[str, Tensor]:
-        recorded, kept = calibrator.aimed[n], calibrator.kept.of(name, n)
+    part = partial(_derivatives, method=method, solved=solved, name=name, coefficients=tuple(coefficients))
+    count = range(len(calibrator.batches))
+    calibrator.ahead({_derivatives_name(n, name): partial(part, n=n) for n in count})
+    return Linearised.joined([Linearised(**part(calibrator, n=n)) for n in count])
+
+
+def _derivatives_name(n: int, name: str) -> str:
+    return f"derivatives {n} of {name}"
+
+
+def _derivatives(
+    calibrator: Calibrator, *, n: int, method: Method, solved: Solved, name: str, coefficients: Sequence[Coefficient]
+) -> dict[str, Tensor]:
+    """Those of the n-th pipeline call, as `Linearised` holds them."""
+    recorded = calibrator.aimed[n]
+
+    def run() -> dict[str, Tensor]:
+        kept = calibrator.kept.of(name, n)
         end, columns = kept.latents[-1].float(), list[Tensor]()
         for coefficient in coefficients:
             columns.append(torch.zeros_like(end))
@@ -105,16 +122,15 @@ def derivatives(
                 columns[-1] = end if seat.final is None else (seat.final - end) / nudge
         return vars(Linearised.of(end - recorded.latents[-1].float(), columns, len(calibrator.batches[n].texts)))
 
-    parts = [
-        calibrator.store.get(f"derivatives {n} of {name}", lambda n=n: run(n)) for n in range(len(calibrator.batches))
-    ]
-    return Linearised.joined([Linearised(**part) for part in parts])
+    return calibrator.store.get(_derivatives_name(n, name), run)
 
 
 def played(calibrator: Calibrator, method: Method, solved: Solved) -> tuple[Solved, str]:
     """A pass over the fitted prompts with all weights given: with the errors, and the name under which it is kept."""
     weights = b"".join(solved.weights[key].numpy().tobytes() for key in sorted(solved.weights))
     name = f"{loop_name(method)} with {hashlib.sha256(weights).hexdigest()}"
+    _ = calibrator.aimed  # recordings are results of their own
+    calibrator.ahead({name: partial(played, method=method, solved=solved)})
 
     def run() -> dict[str, Any]:
         seats = {n: Seat() for n in range(len(calibrator.batches))}

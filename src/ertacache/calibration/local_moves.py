@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import replace
 
+from ertacache.calibration.assemble import fit_ahead
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate, fitted_candidate
 from ertacache.calibration.kept import loop_name
@@ -38,6 +39,7 @@ def improved(calibrator: Calibrator, best: Candidate, costs: SegmentCosts, tries
     for _ in range(rounds):
         near = _by_price(calibrator, best, costs, tried)[:tries]
         tried.update(near)
+        fit_ahead(calibrator, [replace(best.method, schedule=one) for one in near], best.method, keep=True)
         better = best
         for schedule in near:
             candidate = fitted_candidate(

@@ -1,5 +1,7 @@
 """How much an error of one step has grown or shrunk by the end of a run, measured on runs with one early error."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -43,15 +45,21 @@ def growth_of_runs(calibrator: Calibrator) -> Tensor:
 
     Runs that end in NaN or infinity tell nothing: every factor is 1.
     """
-    fitted = calibrator.parts.fitted
-    recorded = [run.latents[:, n] for run in calibrator.reference.recordings for n in range(run.latents.shape[1])]
+    count = range(min(PROMPTS, len(calibrator.parts.fitted.texts)))
+    _ = calibrator.reference
+    calibrator.ahead({f"one error {n}": partial(_squares, n=n) for n in count})
+    deviation = torch.stack([_squares(calibrator, n) for n in count]).mean(0).sqrt()
+    return growth_of(deviation if bool(deviation.isfinite().all()) else torch.zeros_like(deviation))
 
-    def run(n: int) -> Tensor:
+
+def _squares(calibrator: Calibrator, n: int) -> Tensor:
+    """Those of `HeldOnce` for the n-th fitted prompt."""
+    recordings = calibrator.reference.recordings
+
+    def run() -> Tensor:
+        recorded = [run.latents[:, k] for run in recordings for k in range(run.latents.shape[1])]
         held = HeldOnce(recorded[n])
-        calibrator.run(fitted.part(n, n + 1), held, "run with one error")
+        calibrator.run(calibrator.parts.fitted.part(n, n + 1), held, "run with one error")
         return held.squares
 
-    count = min(PROMPTS, len(fitted.texts))
-    squares = [calibrator.store.get(f"one error {n}", lambda n=n: run(n)) for n in range(count)]
-    deviation = torch.stack(squares).mean(0).sqrt()
-    return growth_of(deviation if bool(deviation.isfinite().all()) else torch.zeros_like(deviation))
+    return calibrator.store.get(f"one error {n}", run)

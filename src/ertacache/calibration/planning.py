@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+from ertacache.calibration.assemble import fit_ahead
 from ertacache.calibration.budget import Budget
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate, evaluate, fitted_candidate, options_of
@@ -77,6 +78,7 @@ def _planned(calibrator: Calibrator, request: Request, budget: Budget) -> Found:
             raise InvalidArgument("say how much to compute: speedup=2.0 or compute_steps=K")
         return search(calibrator, request.even(calibrator), K, request.effort)
     options = _options(calibrator, request, budget, K)
+    fit_ahead(calibrator, options)
     fitted = [fitted_candidate(calibrator, option, _name(option)) for option in options]
     return choose(calibrator, fitted, len(fitted))
 

@@ -2,9 +2,9 @@
 
 import importlib.metadata
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,13 +18,12 @@ from ertacache.calibration.pipeline_run import check_call, run_pipeline
 from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.calibration.recording import Recording
 from ertacache.calibration.reference_log import Reference, ReferenceLog
+from ertacache.calibration.spread import Elsewhere, Made, Map, pipeline_hash, wait_for
 from ertacache.calibration.taught import Teacher
 from ertacache.errors import UnsupportedPipeline
 from ertacache.pipelines.inputs import Inputs, digest
-from ertacache.pipelines.models import Family, boundary_of, denoisers_of, family_for
-from ertacache.pipelines.weights import weights_hash
+from ertacache.pipelines.models import Family, denoisers_of, family_for
 from ertacache.profile.fingerprint import config_hash
-from ertacache.runtime.identity import identity_of
 from ertacache.runtime.run import Controller
 from ertacache.runtime.watch import now
 
@@ -56,6 +55,7 @@ class Recorder:
         progress: called after every pipeline run.
         hidden: measure the hidden residuals of the uncached run, which Algorithm 2 needs at site `hidden`.
         teacher: of other runs, whose latents are aimed at in place of the uncached ones; None for those.
+        spread: makes runs in other processes, to which the teacher is sent; None for this one.
 
     Attributes:
         store: finished runs by name, with what they cost.
@@ -77,14 +77,19 @@ class Recorder:
         progress: Progress = lambda name: None,
         hidden: bool = False,
         teacher: Teacher | None = None,
+        spread: Map | None = None,
     ) -> None:
         check_call(pipe, call, inputs or (), texts=prompts is not None)
         self.pipe, self.call, self.seed, self.progress = pipe, call, seed, progress
         self.parts = split_prompts(prompts, choose, judge, seed, inputs)
         self.batch_size, self.teacher = batch_size, teacher
         self.batches = self.parts.fitted.batches(batch_size)
-        self.store = RunStore(checkpoint, self._identity() if checkpoint is not None else "")
-        self._hidden = hidden
+        self._hidden, self._spread = hidden, spread
+        self._arguments = {
+            "prompts": prompts, "choose": choose, "judge": judge, "seed": seed, "batch_size": batch_size,
+            "inputs": inputs, "hidden": hidden, "teacher": teacher,
+        }  # fmt: skip
+        self.store = self._store(checkpoint)
 
     @cached_property
     def family(self) -> Family:
@@ -117,18 +122,43 @@ class Recorder:
         """Of each pipeline call, the run of the teacher; empty where there is none."""
         if (teacher := self.teacher) is None:
             return ()
-        return tuple(self._taught(teacher, n, batch) for n, batch in enumerate(self.batches))
+        count = range(len(self.reference.recordings))
+        self.ahead({f"{teacher.name} {n}": partial(Recorder.taught_by, teacher=teacher, n=n) for n in count})
+        return tuple(self.taught_by(teacher, n) for n in count)
 
     @property
     def T(self) -> int:
         """Number of steps."""
         return len(self.reference.sigmas) - 1
 
+    def ahead(self, results: Mapping[str, Callable[[Any], object]]) -> None:
+        """Where runs are spread, make these results of the store now, side by side; elsewhere each is made when it is
+        asked for.
+
+        Args:
+            results: by name what leaves it in the store of a calibrator; it can be pickled and needs no other of them.
+        """
+        if self._spread is None:
+            return
+        missing = {name: leave for name, leave in results.items() if name not in self.store}
+        if not missing:
+            return
+        elsewhere = Elsewhere(type(self), {**self._arguments, "call": self.call}, self.store.identity.absolute())
+        units = [Made(leave) for leave in missing.values()]
+        for name, runs in zip(missing, self._spread(self.pipe, elsewhere, units), strict=True):
+            wait_for(partial(self.store.__contains__, name), f"{self.store.file(name, 'pt')}")
+            for run in runs:
+                self.progress(run)
+
+    def _store(self, checkpoint: str | os.PathLike[str] | None) -> RunStore:
+        shared = self._spread is not None
+        return RunStore(checkpoint, self._identity() if shared or checkpoint is not None else "", shared=shared)
+
     def _identity(self) -> str:
         return config_hash(
             {
                 "version": importlib.metadata.version("ertacache"),
-                "pipeline": [identity_of(self.pipe), weights_hash(self.pipe), boundary_of(self.pipe)],
+                "pipeline": pipeline_hash(self.pipe),
                 "prompts": [*(part.texts for part in self.parts), self.seed, self.batch_size],
                 "call": self.call,
                 "inputs": digest([given for part in self.parts for given in part.inputs]),
@@ -184,6 +214,10 @@ class Recorder:
         recording = self.store.opened(name, found["layout"])
         return recording if found["facts"]["directed"] else replace(recording, directions=None), found
 
+    def recorded(self, n: int) -> tuple[Recording, dict[str, Any]]:
+        """The uncached run of the n-th batch of fitted prompts, see `record`."""
+        return self.record(self.batches[n], f"reference {n}")
+
     def hidden_l1(self, n: int) -> Tensor:
         """[T, B] of the hidden residuals, from a run of their own where the recorded one did not measure them."""
         if len(found := self.reference.hidden_l1[n]):
@@ -204,7 +238,9 @@ class Recorder:
         Raises:
             UnsupportedPipeline: its calls make different numbers of steps.
         """
-        parts = [self.record(batch, f"reference {n}") for n, batch in enumerate(self.batches)]
+        count = range(len(self.batches))
+        self.ahead({f"reference {n}": partial(Recorder.recorded, n=n) for n in count})
+        parts = [self.recorded(n) for n in count]
         if len({recording.T for recording, _ in parts}) > 1:
             raise uneven()
         facts = {name: value for name, value in parts[0][1]["facts"].items() if name != "directed"}
@@ -215,9 +251,10 @@ class Recorder:
             **facts,
         )
 
-    def _taught(self, teacher: Teacher, n: int, batch: Prompts) -> Recording:
+    def taught_by(self, teacher: Teacher, n: int) -> Recording:
+        """The run of the teacher on the n-th batch of fitted prompts."""
         own, name = self.reference, f"{teacher.name} {n}"
-        layout = self.store.get(name, lambda: teacher.record(self, batch, self.store.file(name), own))
+        layout = self.store.get(name, lambda: teacher.record(self, self.batches[n], self.store.file(name), own))
         found = self.store.opened(name, layout)
         teacher.check(own.recordings[n], found)
         return found

@@ -10,6 +10,7 @@ from ertacache.calibration import joint
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate, compared, fitted_candidates
 from ertacache.calibration.coarse_grid import coarse_grid
+from ertacache.calibration.held_out import measure_ahead
 from ertacache.calibration.kept import loop_name
 from ertacache.calibration.local_moves import improved
 from ertacache.calibration.method import Method
@@ -125,6 +126,8 @@ def choose(calibrator: Calibrator, fitted: Sequence[Candidate], count: int) -> F
     """
     ranked = sorted(fitted[1:], key=lambda candidate: candidate.deviation)[: count - 1]
     taking = [candidate for candidate in fitted if candidate is fitted[0] or candidate in ranked]
+    if calibrator.parts.chosen.texts:
+        measure_ahead(calibrator, [candidate.profile for candidate in taking], "chosen")
     measured = [compared(calibrator, candidate) for candidate in taking]
     best = measured[simpler_on_a_tie([candidate.evidence for candidate in measured])]
     if best.deviation == math.inf:

@@ -23,7 +23,7 @@ class Folder:
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path = path
-        self._results = Lines(path / "results.jsonl")
+        self._results = Lines(results_file(path))
         self._timings = Lines(path / "timings.jsonl")
         if not self._results.lines:
             self._results.append(header)
@@ -91,10 +91,6 @@ class Folder:
         """A file beside the results, such as TeaCache's calibration."""
         write_atomic(self.path / name, json.dumps(note).encode())
 
-    def reference(self, prompt: int, seed: int) -> Path:
-        """File of an uncached run."""
-        return self.path / "references" / f"{prompt}-{seed}.safetensors"
-
     def _read_entrants(self) -> dict[str, dict[str, Any]]:
         path = self.path / "entrants.json"
         if not path.is_file():
@@ -107,3 +103,13 @@ class Folder:
     def _damaged(self, reason: str) -> InvalidArgument:
         path = self.path / "entrants.json"
         return InvalidArgument(f"{path} is damaged ({reason[:200]}); delete it: every method is tuned again")
+
+
+def results_file(folder: Path) -> Path:
+    """The file of the rows."""
+    return folder / "results.jsonl"
+
+
+def reference_file(folder: Path, prompt: int, seed: int) -> Path:
+    """File of an uncached run."""
+    return folder / "references" / f"{prompt}-{seed}.safetensors"

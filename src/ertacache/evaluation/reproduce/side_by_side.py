@@ -8,7 +8,8 @@ from typing import Any
 
 from ertacache.evaluation.comparison.entrant import Entrant
 from ertacache.evaluation.comparison.job import Job
-from ertacache.evaluation.comparison.run import NO_CACHE, run_comparison
+from ertacache.evaluation.comparison.maker import NO_CACHE
+from ertacache.evaluation.comparison.run import run_comparison
 from ertacache.evaluation.report.comparison_file import Result, read_comparison
 from ertacache.evaluation.report.embedded import is_pixel_art
 from ertacache.evaluation.report.samples import Sample, open_frames
