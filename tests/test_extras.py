@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import ertacache
+import ertacache.ray
 from entry_point import refused
 from ertacache.baselines import catalogue
 from ertacache.baselines.db_cache import DBCache
@@ -65,8 +66,8 @@ def test_the_version_is_written_in_one_place(package: str):
 
 @pytest.mark.parametrize("module", _SOURCES)
 def test_each_module_comes_with_what_its_message_names(module: str, without: Any):
-    # Every process that imports diffusers would import these too: they are in no environment of the other tests.
-    assert present(module) or module in ("peft", "torchao")
+    # Every process that imports diffusers would import two of these, and Ray is large: they are installed elsewhere.
+    assert present(module) or module in ("peft", "ray", "torchao")
     without(module)
     assert not present(module)
     name = _NAMES.get(module, module.replace("_", "-"))
@@ -75,7 +76,8 @@ def test_each_module_comes_with_what_its_message_names(module: str, without: Any
     assert str(missing.value) == f"the moon needs {name}; install it with: pip install {_SOURCES[module]}"
     if module != "ertacache_zoo":
         extra = _SOURCES[module].removeprefix("'ertacache[").removesuffix("]'")
-        assert any(line.startswith(f"{name}>=") for line in PROJECT["optional-dependencies"][extra])
+        lines = PROJECT["optional-dependencies"][extra]
+        assert any(re.match(rf"{name}(\[[\w,]+\])?>=", line) for line in lines)
 
 
 def test_of_several_the_first_that_is_missing_is_named(without: Any):
@@ -149,3 +151,14 @@ def test_the_commands_of_the_zoo_without_the_zoo(arguments: list[str]):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"ertacache: `ertacache zoo` needs ertacache-zoo; {ZOO}\n"
+
+
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [(lambda: ertacache.ray.map(), "map"), (lambda: ertacache.ray.generate(None, "tiny-flux", "p"), "generate")],
+)
+def test_ray_is_asked_for_before_anything_else(use: Any, name: str, without: Any):
+    without("ray")
+    with pytest.raises(MissingExtra) as missing:
+        use()
+    assert str(missing.value) == f"ertacache.ray.{name} needs ray; install it with: pip install 'ertacache[ray]'"

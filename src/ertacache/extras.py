@@ -17,6 +17,7 @@ _SOURCES = {
     "matplotlib": "'ertacache[report]'",
     "peft": "'ertacache[lora]'",
     "prometheus_client": "'ertacache[serve]'",
+    "ray": "'ertacache[ray]'",
     "sentencepiece": "'ertacache[opensora]'",
     "torchao": "'ertacache[torchao]'",
     "uvicorn": "'ertacache[serve]'",

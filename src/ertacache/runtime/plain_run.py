@@ -16,6 +16,12 @@ logger = logging.getLogger(__name__)
 OnMismatch = Literal["refuse", "compute"]
 
 
+def check_on_mismatch(value: str) -> None:
+    """Refuse any other word: `InvalidArgument`."""
+    if value not in get_args(OnMismatch):
+        raise InvalidArgument(f"on_mismatch is {value!r}; choose 'refuse' or 'compute'")
+
+
 class PlainRun(Controller):
     """Computes every call and counts it.
 
@@ -49,8 +55,7 @@ class Otherwise:
     """
 
     def __init__(self, stats: RunStats, on_mismatch: OnMismatch) -> None:
-        if on_mismatch not in get_args(OnMismatch):
-            raise InvalidArgument(f"on_mismatch is {on_mismatch!r}; choose 'refuse' or 'compute'")
+        check_on_mismatch(on_mismatch)
         self._stats, self._on_mismatch = stats, on_mismatch
         self._warned: set[str] = set()
 
