@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+#: Where the deployment of Ray Serve lies.
+EXAMPLES = str(Path(__file__).parents[1] / "examples")
+
 
 @contextmanager
 def started(folder: Path) -> Iterator[Any]:
@@ -20,7 +23,7 @@ def started(folder: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         # Ray asks for a token unless it is told not to; the home folder is only where it keeps one by default.
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (*sys.path, os.environ.get("PYTHONPATH")))))
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (EXAMPLES, *sys.path))))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         (folder / "token").write_text("0123456789abcdef" * 4)
         patch.setitem(os.environ, "RAY_AUTH_MODE", "")  # so that it is put back as it was

@@ -19,6 +19,8 @@ from PIL import Image
 import cached
 import ertacache.ray
 import pipelines
+from benchmark_scripts import ROOT
+from doc_blocks import blocks, compiled
 from dummy_pipeline import DummyPipeline, mixture_pipeline
 from ertacache.calibration.calibrate import calibrate
 from ertacache.errors import CalibrationError, InvalidArgument
@@ -28,7 +30,7 @@ from ertacache.profile.profile import Profile
 from ertacache.ray.dataset import eight_bit_samples
 from ertacache.runtime.apply import apply
 from ertacache_zoo import catalogue
-from on_ray import started
+from on_ray import EXAMPLES, started
 from test_spread import CALL, ENTRANTS, JOB, KINDS, files, plain
 
 pytestmark = [
@@ -40,7 +42,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-STEPS = {"num_inference_steps": 6}
+STEPS = {"num_inference_steps": 8}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def test_ray_asks_for_a_token_and_leaves_none_at_home(ray: Any):
 
 def test_a_calibration_of_a_loaded_pipeline_needs_no_word_about_it(ray: Any, tmp_path: Path):
     pipe, prompts = load_pipeline("tiny-flux"), catalogue.calibration_prompts(6)
-    options = {"compute_steps": 3, "effort": "fast", "batch_size": 1, "show_progress": False}
+    options = {"compute_steps": 4, "effort": "fast", "batch_size": 1, "show_progress": False}
     options |= {"call": call_arguments("tiny-flux", STEPS)}
     alone = calibrate(pipe, prompts, **options)
     spread = calibrate(pipe, prompts, **options, map=on_cpus(), checkpoint=tmp_path / "runs")
@@ -228,7 +230,7 @@ def _lock() -> Any:
 def test_ray_serve_answers_with_the_profile_of_the_budget(ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from ray import serve
 
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    monkeypatch.syspath_prepend(EXAMPLES)
     from ray_serve import app
 
     pipe = load_pipeline("tiny-flux")
@@ -251,3 +253,11 @@ def test_ray_serve_answers_with_the_profile_of_the_budget(ray: Any, tmp_path: Pa
         assert (wrong.status_code, wrong.text) == (400, "prompt is missing; give a text")
     finally:
         serve.shutdown()
+
+
+def test_the_page_does_what_it_says(ray: Any, capsys: pytest.CaptureFixture[str]):
+    page, namespace = ROOT / "docs" / "many-machines.md", dict[str, Any](__name__="page")
+    for block in blocks(page, "python"):
+        exec(compiled(page, block), namespace)
+    assert capsys.readouterr().out.count("(64, 64, 3) 4 4 None") == 4
+    assert plain(namespace["again"]) == plain(namespace["profile"])

@@ -73,8 +73,8 @@ def test_without_a_checkpoint_the_runs_meet_in_a_folder_that_goes():
     assert plain(calibrate(mixture_pipeline(), prompts, **CALL, **options, map=spread)) == plain(expected)
     gc.collect()
     assert set(Path(tempfile.gettempdir()).glob("ertacache-*")) <= before
-    # The fitted prompts, their closed loop, the references of those that judge, the plan, fewer steps, reuse.
-    assert spread.units == [3, 1, 1, 1, 1, 1]
+    # All uncached runs, the closed loop, what the plan, fewer steps and reuse make of the prompts that judge.
+    assert spread.units == [4, 1, 1, 1, 1]
 
 
 def test_progress_names_every_run_wherever_it_was_made():

@@ -1,7 +1,7 @@
 """Runs of prompts that nothing was fitted to: uncached, under a profile, with fewer steps; each is made once."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -135,9 +135,19 @@ def _fewer_steps(calibrator: Calibrator, *, K: int, T: int, n: int) -> dict[str,
 
 def _references_ahead(calibrator: Calibrator, part: Part) -> None:
     """Where runs are spread, make those that others are held against side by side."""
+    calibrator.ahead(_units(calibrator, part))
+
+
+def _units(calibrator: Calibrator, part: Part) -> dict[str, Callable[[Any], object]]:
     last = "reference" if calibrator.teacher is None else calibrator.teacher.name
     count = range(len(batches_of(calibrator, part)))
-    calibrator.ahead({f"{part} {last} {n}": partial(_references, part=part, n=n) for n in count})
+    return {f"{part} {last} {n}": partial(_references, part=part, n=n) for n in count}
+
+
+def uncached_ahead(calibrator: Calibrator) -> None:
+    """Where runs are spread, make those that need no other one side by side: the uncached runs of all prompts."""
+    fitted = {f"reference {n}": partial(Calibrator.recorded, n=n) for n in range(len(calibrator.batches))}
+    calibrator.ahead({**fitted, **_units(calibrator, "chosen"), **_units(calibrator, "judged")})
 
 
 def _references(calibrator: Calibrator, part: Part, n: int) -> _References:

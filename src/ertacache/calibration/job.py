@@ -22,6 +22,7 @@ from ertacache.calibration.guidance_scales import (
     further_work,
     joined,
 )
+from ertacache.calibration.held_out import uncached_ahead
 from ertacache.calibration.planning import plan
 from ertacache.calibration.progress import run_progress, say
 from ertacache.calibration.prompts import Parts
@@ -106,6 +107,7 @@ class Job:
 
     def _found(self, size: Size, calibrators: list[Calibrator]) -> list[list[Profile]]:
         middle = calibrators[len(calibrators) // 2]
+        uncached_ahead(middle)
         found: list[tuple[Found, Profile]] = []
         for budget in self.budgets:
             one = plan(middle, self.request, budget)

@@ -1,6 +1,5 @@
 """How an actor comes to its pipeline, and what can be sent to it."""
 
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +54,8 @@ def source_of(pipeline: Any, num_gpus: float, dtype: str | None = None) -> Sourc
         check_model(pipeline)
     elif not callable(pipeline) or hasattr(pipeline, "scheduler"):
         raise InvalidArgument(
-            f"pipeline is {_named(pipeline)}, which cannot be sent to actors; give its folder or Hub id, or a function "
-            "without arguments that makes it"
+            f"pipeline is a {type(pipeline).__name__}, which cannot be sent to actors; give its folder or Hub id, or a "
+            "function without arguments that makes it"
         )
     check_sendable("pipeline", pipeline)
     return Source(pipeline, None if num_gpus else "cpu", dtype)
@@ -94,7 +93,9 @@ def check_sendable(name: str, value: Any) -> None:
         for inner, part in parts.items():
             check_sendable(str(inner), part)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InvalidArgument(f"{name} is {_named(value)}, which cannot be sent to actors ({first})") from error
+        raise InvalidArgument(
+            f"{name} is a {type(value).__name__}, which cannot be sent to actors ({first})"
+        ) from error
 
 
 def needs_ray(what: str) -> None:
@@ -108,10 +109,6 @@ def needs_ray(what: str) -> None:
 
     if not ray.is_initialized():
         ray.init()
-
-
-def _named(value: Any) -> str:
-    return f"a {type(value).__name__}" if hasattr(value, "__dict__") else reprlib.repr(value)
 
 
 def _share(value: float) -> bool:
