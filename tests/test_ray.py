@@ -202,6 +202,7 @@ def test_what_cannot_be_sent_or_is_another_is_refused_by_name(ray: Any):
             lambda: ertacache.ray.generate(dataset, pipelines.flux, profile, call={"lock": _lock()}),
         ),
         ("num_gpus is -1; give the GPUs of each actor", lambda: ertacache.ray.map(num_gpus=-1)),
+        ("num_cpus is 0; give the CPUs of each actor, 1 or more", lambda: on_cpus(num_cpus=0)),
         ("actors is 0; choose a whole number of 1 or more", lambda: on_cpus(actors=0)),
         (
             "concurrency is 1; choose a whole number of 2 or more",

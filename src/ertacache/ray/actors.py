@@ -8,7 +8,16 @@ from typing import Any
 from ertacache.calibration.checks import check_whole
 from ertacache.calibration.spread import Bench, Result, pipeline_hash
 from ertacache.errors import CalibrationError, InvalidArgument
-from ertacache.ray.source import Pipeline, Source, check_sendable, needs_ray, source_like, source_of
+from ertacache.ray.source import (
+    Pipeline,
+    Source,
+    check_sendable,
+    check_shares,
+    needs_ray,
+    ray_module,
+    source_like,
+    source_of,
+)
 
 #: How often a unit may end its actor before it is given up.
 _TRIES = 3
@@ -40,6 +49,7 @@ class ActorMap:
 
     def __init__(self, pipeline: Pipeline | None, num_gpus: float, num_cpus: float, actors: int | None) -> None:
         needs_ray("ertacache.ray.map")
+        check_shares(num_gpus, num_cpus)
         if pipeline is not None:
             source_of(pipeline, num_gpus)
         if actors is not None:
@@ -52,9 +62,8 @@ class ActorMap:
     def __call__(
         self, pipe: Any, make: Callable[[Any], Bench], units: Sequence[Callable[[Bench], Result]]
     ) -> Iterator[Result]:
-        import ray
-
         check_sendable("map", make)
+        ray = ray_module()
         actors, shared = self._started(pipe), [ray.put(make)]  # in a list Ray leaves it to the actor to fetch it
         waiting, free = deque(enumerate(units)), deque(actors)
         running, done = dict[Any, tuple[int, Any]](), dict[int, Result]()
@@ -76,10 +85,8 @@ class ActorMap:
 
     def close(self) -> None:
         """End the actors; the next call starts others."""
-        import ray
-
         for actor in self._actors:
-            ray.kill(actor)
+            ray_module().kill(actor)
         self._actors = []
 
     def _started(self, pipe: Any) -> list[Any]:
@@ -87,10 +94,8 @@ class ActorMap:
         if self._actors and identity != self._identity:
             self.close()
         if not self._actors:
-            import ray
-
             source = source_like(pipe, self._pipeline, self._share["num_gpus"])
-            kind = ray.remote(**self._share, max_restarts=-1, max_task_retries=_TRIES - 1)(Worker)
+            kind = ray_module().remote(**self._share, max_restarts=-1, max_task_retries=_TRIES - 1)(Worker)
             self._actors = [kind.remote(source, identity) for _ in range(self._room())]
             self._identity = identity
         return self._actors
@@ -101,9 +106,7 @@ class ActorMap:
         Raises:
             InvalidArgument: not even one fits into the cluster, in which it would be waited for without an end.
         """
-        import ray
-
-        there = ray.cluster_resources()
+        there = ray_module().cluster_resources()
         rooms = [
             int(there.get(name, 0) // share)
             for name, share in (("GPU", self._share["num_gpus"]), ("CPU", self._share["num_cpus"]))
@@ -121,8 +124,7 @@ class ActorMap:
 
 def _result(reference: Any) -> Any:
     """What a unit returned, or the error that it raised itself."""
-    import ray
-
+    ray = ray_module()
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -164,9 +166,7 @@ class Worker:
         Args:
             shared: a reference to what makes of the pipeline that which units are called with; done once for each.
         """
-        import ray
-
         key = shared[0].hex()
         if self._kept[0] != key:
-            self._kept = key, ray.get(shared[0])(self.pipe)
+            self._kept = key, ray_module().get(shared[0])(self.pipe)
         return unit(self._kept[1])

@@ -14,7 +14,7 @@ from ertacache.calibration.prompts import LARGEST_SEED, Prompts
 from ertacache.errors import InvalidArgument
 from ertacache.evaluation.sample_files import eight_bit
 from ertacache.profile.profile import Profile
-from ertacache.ray.source import Pipeline, Source, check_sendable, needs_ray, source_of
+from ertacache.ray.source import Pipeline, Source, check_sendable, check_shares, needs_ray, ray_module, source_of
 from ertacache.runtime.apply import enable
 from ertacache.runtime.plain_run import OnMismatch, check_on_mismatch
 
@@ -68,8 +68,7 @@ def generate(
         ProfileInvalid: no sound profile.
     """
     needs_ray("ertacache.ray.generate")
-    from ray.data import ActorPoolStrategy
-
+    check_shares(num_gpus, num_cpus)
     source = source_of(pipeline, num_gpus, dtype)
     _check_columns(dataset, prompt_column, seed_column)
     check_whole("seed", seed, 0, "the noise of every row starts from it, unless seed_column is given", LARGEST_SEED)
@@ -80,7 +79,7 @@ def generate(
     check_on_mismatch(on_mismatch)
     if isinstance(profile, str | os.PathLike):
         profile = Profile.load(profile)
-    if not isinstance(profile, Profile):
+    if not isinstance(profile, Profile):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgument(f"profile is a {type(profile).__name__}; pass a Profile, or the path or Hub id of one")
     given = dict(call or {})
     check_sendable("call", given)
@@ -89,7 +88,7 @@ def generate(
         fn_constructor_args=(source, profile.to_bytes(), given, (prompt_column, seed_column, seed), on_mismatch),
         batch_size=batch_size,
         batch_format="numpy",
-        compute=ActorPoolStrategy(min_size=least, max_size=most),
+        compute=ray_module("data").ActorPoolStrategy(min_size=least, max_size=most),
         num_gpus=num_gpus,
         num_cpus=num_cpus,
     )

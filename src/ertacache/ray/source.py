@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from ertacache.calibration.checks import check_number
@@ -47,7 +48,6 @@ def source_of(pipeline: Any, num_gpus: float, dtype: str | None = None) -> Sourc
     Raises:
         InvalidArgument: a pipeline itself, which cannot be sent, or nothing that one could be loaded from.
     """
-    check_number("num_gpus", num_gpus, "give the GPUs of each actor: 1, a share such as 0.5, or 0 for CPUs", _share)
     if dtype is not None and dtype not in DTYPES:
         raise InvalidArgument(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
     if isinstance(pipeline, str):
@@ -78,16 +78,21 @@ def source_like(pipe: Any, pipeline: Pipeline | None, num_gpus: float) -> Source
     return source_of(pipeline, num_gpus, dtype if dtype in DTYPES else None)
 
 
+def check_shares(num_gpus: float, num_cpus: float) -> None:
+    """Refuse what an actor cannot have of a machine: `InvalidArgument`."""
+    remedy = "give the GPUs of each actor: 1, a share such as 0.5, or 0 to work on CPUs"
+    check_number("num_gpus", num_gpus, remedy, lambda x: 0 <= x < 1000)
+    check_number("num_cpus", num_cpus, "give the CPUs of each actor, 1 or more", lambda x: 0 < x < 1000)
+
+
 def check_sendable(name: str, value: Any) -> None:
     """Refuse what cannot be sent to another process, by the name of its innermost part that has one.
 
     Raises:
         InvalidArgument: naming it.
     """
-    from ray import cloudpickle
-
     try:
-        cloudpickle.dumps(value)
+        ray_module("cloudpickle").dumps(value)
     except Exception as error:  # whatever an object's own way to be pickled raises
         parts: Mapping[str, Any] = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
         for inner, part in parts.items():
@@ -105,11 +110,11 @@ def needs_ray(what: str) -> None:
         MissingExtra: naming the extra.
     """
     require(what, "ray")
-    import ray
-
+    ray = ray_module()
     if not ray.is_initialized():
         ray.init()
 
 
-def _share(value: float) -> bool:
-    return 0 <= value < 1000
+def ray_module(part: str = "") -> Any:
+    """Ray itself or a part of it, imported when it is used; unlike this package it has types that do not hold."""
+    return import_module(f"ray.{part}" if part else "ray")
