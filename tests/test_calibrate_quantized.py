@@ -32,6 +32,7 @@ from ertacache.runtime.run import Controller
 from ertacache.runtime.run_stats import RunStats
 from pipelines import flux
 from quantized_dummy import CALL, PROMPTS, SEED, T, ideal, off_pipeline
+from spreading import Pickled
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*steps leave caching little to save", "ignore:.*cannot tell whether")
 
@@ -261,6 +262,10 @@ def test_cached_plans_refuse_what_has_no_common_run():
         calibrate(off_pipeline(), PROMPTS, aim="step", **given)
     with pytest.raises(InvalidArgument, match="reference and teacher_steps=12 aim at different runs"):
         calibrate(off_pipeline(), PROMPTS, teacher_steps=12, **given)
+    asking, spread = off_pipeline(), Pickled(off_pipeline)
+    with pytest.raises(InvalidArgument, match="reference is a model of this one, which cannot be sent to them; leave"):
+        calibrate(asking, PROMPTS, map=spread, **given)
+    assert spread.units == [] and asking.calls == 0
 
 
 def test_a_quantiser_is_told_and_its_like_refused_as_a_reference():

@@ -164,7 +164,8 @@ def calibrate(
         checkpoint: folder in which finished runs are kept, made if it is missing; an interrupted calibration continues
             from it. Of several sizes or guidance scales each has its own inside.
         map: spreads the runs over processes with a pipeline each, such as `ertacache.ray.map(num_gpus=1)`; those on
-            other machines need a `checkpoint` that all of them see. The result is the same.
+            other machines need a `checkpoint` that all of them see. The result is the same. Not with `reference`, a
+            model of this process alone.
         show_progress: say on standard error what will be done, how far it is and what came of it. The log has it all.
         call: arguments of the pipeline call, `num_inference_steps`, `guidance_scale`, `height` and so on; the only
             place for one that has the name of an argument above, such as `call={"timesteps": [999, 845, ...]}`.
