@@ -90,7 +90,10 @@ def main() -> None:
             found = measured(catalogue.calibration_prompts(prompts), catalogue.heldout_prompts(held), steps)
         finally:
             ray.shutdown()
-    text = json.dumps({**made_with(), "model": MODEL, "steps": steps, "prompts": prompts, "rows": held, **found}, indent=1)
+    versions = {**made_with(), "model": MODEL, "steps": steps, "prompts": prompts}
+    text = json.dumps({**versions, "rows": held, **found}, indent=1)
+        {**made_with(), "model": MODEL, "steps": steps, "prompts": prompts, "rows": held, **found}, indent=1
+    )
     print(text)
     if not quick:
         RESULTS.write_text(text + "\n")
