@@ -92,8 +92,6 @@ def main() -> None:
             ray.shutdown()
     versions = {**made_with(), "model": MODEL, "steps": steps, "prompts": prompts}
     text = json.dumps({**versions, "rows": held, **found}, indent=1)
-        {**made_with(), "model": MODEL, "steps": steps, "prompts": prompts, "rows": held, **found}, indent=1
-    )
     print(text)
     if not quick:
         RESULTS.write_text(text + "\n")
