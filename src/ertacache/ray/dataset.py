@@ -1,6 +1,5 @@
 """Pictures and clips of a dataset's prompts, under a profile: Ray Data, with one pipeline in each actor."""
 
-import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from ertacache.errors import InvalidArgument
 from ertacache.evaluation.sample_files import eight_bit
 from ertacache.profile.profile import Profile
 from ertacache.ray.source import Pipeline, Source, check_sendable, check_shares, needs_ray, ray_module, source_of
-from ertacache.runtime.apply import enable
+from ertacache.runtime.apply import ProfileSource, enable, read_profile
 from ertacache.runtime.plain_run import OnMismatch, check_on_mismatch
 
 #: Columns that are added: pictures or clips, denoiser calls of the row's pipeline call, and why it was not cached.
@@ -25,7 +24,7 @@ ADDED = ("image", "frames", "computed", "predicted", "reason")
 def generate(
     dataset: Any,
     pipeline: Pipeline,
-    profile: Profile | str | os.PathLike[str],
+    profile: ProfileSource,
     *,
     prompt_column: str = "prompt",
     seed_column: str | None = None,
@@ -77,15 +76,11 @@ def generate(
     check_whole("concurrency", least, 1, "actors, or the fewest and the most of them")
     check_whole("concurrency", most, least, "actors, or the fewest and the most of them")
     check_on_mismatch(on_mismatch)
-    if isinstance(profile, str | os.PathLike):
-        profile = Profile.load(profile)
-    if not isinstance(profile, Profile):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgument(f"profile is a {type(profile).__name__}; pass a Profile, or the path or Hub id of one")
-    given = dict(call or {})
+    loaded, given = read_profile(profile), dict(call or {})
     check_sendable("call", given)
     return dataset.map_batches(
         Generator,
-        fn_constructor_args=(source, profile.to_bytes(), given, (prompt_column, seed_column, seed), on_mismatch),
+        fn_constructor_args=(source, loaded.to_bytes(), given, (prompt_column, seed_column, seed), on_mismatch),
         batch_size=batch_size,
         batch_format="numpy",
         compute=ray_module("data").ActorPoolStrategy(min_size=least, max_size=most),

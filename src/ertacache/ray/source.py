@@ -99,7 +99,7 @@ def check_sendable(name: str, value: Any) -> None:
             check_sendable(str(inner), part)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InvalidArgument(
-            f"{name} is a {type(value).__name__}, which cannot be sent to actors ({first})"
+            f"{name} is a {type(value).__name__}, which cannot be sent to actors ({first}); give plain data"
         ) from error
 
 

@@ -76,13 +76,23 @@ def _attach(
         raise InvalidArgument(f"{given} of profile and speedup is given; pass a profile, or speedup=2.0 to do without")
     if speedup is not None:
         return Attachment(pipe, EvenPlayer(speedup, stats, offload_history, on_mismatch), hidden=False), stats
-    profile = Profile.load(source) if isinstance(source, str | os.PathLike) else source
-    if not isinstance(profile, Profile):
-        raise InvalidArgument(f"profile is a {type(profile).__name__}; pass a Profile, or the path or Hub id of one")
+    profile = read_profile(source)
     check_pipeline(profile, pipe)
     warn_of_weights(profile, pipe)
     player = Player(profile, stats, offload_history, retarget=retarget, on_mismatch=on_mismatch)
     return Attachment(pipe, player, hidden=profile.site == "hidden"), stats
+
+
+def read_profile(source: Any) -> Profile:
+    """The profile itself, or the one at a path or Hub id.
+
+    Raises:
+        InvalidArgument: something else, or nothing to load. ProfileInvalid: what was loaded is no sound profile.
+    """
+    profile = Profile.load(source) if isinstance(source, str | os.PathLike) else source
+    if not isinstance(profile, Profile):
+        raise InvalidArgument(f"profile is a {type(profile).__name__}; pass a Profile, or the path or Hub id of one")
+    return profile
 
 
 def disable(pipe: Any) -> None:
