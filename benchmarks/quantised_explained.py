@@ -3,18 +3,25 @@
 Least squares with a bias for each channel, fitted to two thirds of the fitted prompts of `benchmarks/quantised.py` and
 judged by the others, on the quantised model's own recorded run: no corrected run is made. For solvers x' = x + B o.
 
-    python benchmarks/quantised_explained.py --work FOLDER
+`python benchmarks/quantised_explained.py --work FOLDER` rewrites benchmarks/results/quantised_explained.json, which
+docs/quantised-models.md quotes.
 """
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from quantised_setting import Counts, Setting
 from torch import Tensor
 
+from ertacache.evaluation.row_figures import made_with
+from ertacache.files import write_atomic
 from ertacache.pipelines.loading import load_pipeline
+
+RESULTS = Path(__file__).parent / "results" / "quantised_explained.json"
 
 #: Outputs that each step's error is regressed on: this step's, those before it, and guidance directions.
 FEATURES = {"bias": (0, 0), "õ_i": (1, 0), "õ_i, õ_{i−1}": (2, 0), "four outputs": (4, 0), "õ_i, c − u": (1, 1)}
@@ -47,8 +54,8 @@ def left(y: Tensor, features: list[Tensor]) -> Tensor:
     return y - A @ torch.linalg.solve(gram, a.T @ y[:fitted].reshape(-1))
 
 
-def explained(setting: Setting) -> Iterator[str]:
-    """The rows of one model."""
+def explained(setting: Setting) -> Iterator[dict[str, Any]]:
+    """The rows of one model: the share of the error's energy that is left in a step, and what the deviation loses."""
     B, own, exact, directions = recorded(setting)
     errors, T, judged = own - exact, len(own), slice(own.shape[1] * 2 // 3, None)
     deviation = torch.einsum("t,tbsc->bsc", B, errors)
@@ -66,26 +73,26 @@ def explained(setting: Setting) -> Iterator[str]:
             for i in range(T)
         ])  # fmt: skip
         share = float(rest[:, judged].square().sum() / errors[:, judged].square().sum())
-        yield f"| {name} | {share:.2f} | {decibels(torch.einsum('t,tbsc->bsc', B, rest)):+.1f} dB |"
+        gain = decibels(torch.einsum("t,tbsc->bsc", B, rest))
+        yield {"fitted on": name, "left of a step": round(share, 3), "dB": round(gain, 2)}
     everything = [*own] if directions is None else [*own, *directions]
-    yield f"| all at once, to the final deviation | | {decibels(left(deviation, everything)):+.1f} dB |"
+    yield {"fitted on": "all at once, to the final deviation", "dB": round(decibels(left(deviation, everything)), 2)}
     means = deviation.mean(1).square().sum() * deviation.shape[1] / deviation.square().sum()
-    yield f"| channel means of single prompts | | {float(means):.2f} of its energy |"
+    yield {"fitted on": "nothing: share of channel means in the deviation", "share": round(float(means), 3)}
 
 
 def main() -> None:
-    """Print a table for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="tiny-flux,tiny-flux-base")
     parser.add_argument("--scheme", default="w4a4")
     parser.add_argument("--work", type=Path, required=True, help="that of benchmarks/quantised.py")
-    given = parser.parse_args()
+    given, found = parser.parse_args(), dict[str, Any]()
     for model in given.models.split(","):
         setting = Setting(model, given.scheme, load_pipeline(model), Counts(24, 8, 32), given.work)
-        print(
-            f"{model} {given.scheme}\n\n| fitted on | share of a step's error left | final deviation |\n|---|---|---|"
-        )
-        print("\n".join(explained(setting)) + "\n", flush=True)
+        found[model] = list(explained(setting))
+        print(model, *found[model], sep="\n", flush=True)
+    facts = {**made_with(), "scheme": given.scheme, "rows": found}
+    write_atomic(RESULTS, (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 if __name__ == "__main__":
