@@ -1,9 +1,13 @@
 """Which function calls are under way where somebody calls, and when one of them has ended."""
 
+import gc
 import inspect
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import accumulate, repeat
 from types import CodeType, FrameType
 from typing import Any
 
@@ -44,8 +48,8 @@ def places(frames: list[FrameType]) -> frozenset[Place]:
 def elsewhere(wanted: frozenset[Place]) -> bool:
     """Whether one of these calls is under way in another thread than the asking one."""
     own = inspect.currentframe()
-    tops = [top for top in _tops() if top is not own]
-    return any((id(frame), frame.f_code) in wanted for top in tops for frame in _outward(top))
+    stacks = [frames for frames in _stacks() if own not in frames]
+    return any((id(frame), frame.f_code) in wanted for frames in stacks for frame in frames)
 
 
 class Scope:
@@ -96,7 +100,7 @@ class Scope:
         """Whether some thread is inside of it."""
         if self._mark is None or self._mark() is None:
             return False
-        return any((id(frame), frame.f_code) == self.place for top in _tops() for frame in _outward(top))
+        return any((id(frame), frame.f_code) == self.place for frames in _stacks() for frame in frames)
 
 
 def common(frames: list[FrameType], begun: frozenset[Place]) -> FrameType | None:
@@ -118,9 +122,30 @@ def all_of_diffusers(frames: list[FrameType], depth: int) -> bool:
     return all(_package(frame) == "diffusers" for frame in frames[:depth])
 
 
-def _tops() -> list[FrameType]:
-    """The innermost frame of every thread."""
-    return list(sys._current_frames().values())  # pyright: ignore[reportPrivateUsage]  # documented, whatever its name
+def _stacks() -> list[deque[FrameType]]:
+    """The frames of every thread as they are at one moment, innermost first.
+
+    No Python code runs while a stack is walked, no loop of ours and no finaliser of the garbage collector: another
+    thread could then go on, and to ask CPython 3.11 for what lies around a frame that is just ending may crash it.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        tops = sys._current_frames().values()  # pyright: ignore[reportPrivateUsage]  # documented, whatever its name
+        return [_walked(top) for top in [*tops]]
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _walked(top: FrameType) -> deque[FrameType]:
+    """The frames from `top` outwards, in one piece: the outermost one has None around it, which has no `f_back`."""
+    found = deque[FrameType]()
+    around = accumulate(repeat("f_back"), getattr, initial=top)
+    with suppress(AttributeError):
+        found.extend(around)
+    found.pop()
+    return found
 
 
 def _outward(frame: FrameType | None) -> Iterator[FrameType]:
