@@ -106,7 +106,7 @@ def clocked(monkeypatch: pytest.MonkeyPatch) -> DummyPipeline:
     """A clock of denoiser calls, two a step, and ten for what comes before the loop."""
     pipe, time = mixture_pipeline(), [0.0]
     pipe.transformer.made.pause = lambda: time.__setitem__(0, time[0] + 1)
-    for module in ("calibrator", "recorder", "held_out", "job", "first_steps", "target"):
+    for module in ("calibrator", "recorder", "held_out", "first_steps", "target"):
         monkeypatch.setattr(f"ertacache.calibration.{module}.now", lambda: time[0])
     bar = type(pipe).set_progress_bar_config
 

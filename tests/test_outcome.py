@@ -36,7 +36,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> DummyPipeline:
         return velocity(x, sigma, label)
 
     pipe.transformer.mixture.velocity = slow
-    for module in ("calibrator", "recorder", "held_out", "job", "first_steps"):
+    for module in ("calibrator", "recorder", "held_out", "first_steps"):
         monkeypatch.setattr(f"ertacache.calibration.{module}.now", lambda: time[0])
     return pipe
 
