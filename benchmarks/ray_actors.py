@@ -67,7 +67,7 @@ def _name(pipe: Any) -> str:
 
 
 def drawn(profile: Profile, prompts: list[str], steps: int, actors: int) -> dict[str, float]:
-    """Seconds from the first to the last row of a dataset; the first is there when all actors have started."""
+    """Seconds of a dataset, with the start of its actors and from its first row on, which comes with its block."""
     rows = ray.data.from_items([{"prompt": text, "seed": n} for n, text in enumerate(prompts)], override_num_blocks=8)
     options = {"seed_column": "seed", "num_gpus": 0, "concurrency": actors}
     call = call_arguments(MODEL, {"num_inference_steps": steps})
