@@ -18,9 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import comfyui_environment
 import comfyui_small as small
 import torch
+from comfyui_environment import ENVIRONMENT
+from own_environment import default_folder, python_of
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
@@ -223,13 +224,13 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=comfyui_environment.default_folder(), help="of the environment")
+    parser.add_argument("--folder", type=Path, default=default_folder("comfyui"), help="of the environment")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     if Path(sys.prefix).resolve() != given.folder.resolve():
-        if why := comfyui_environment.missing(given.folder):
+        if why := ENVIRONMENT.missing(given.folder):
             raise SystemExit(why)
-        command = [str(comfyui_environment.python_of(given.folder)), __file__, "--folder", str(given.folder)]
+        command = [str(python_of(given.folder)), __file__, "--folder", str(given.folder)]
         paths = {"PYTHONPATH": str(ROOT / "src")}
         raise SystemExit(subprocess.run([*command, "--out", str(given.out)], env={**os.environ, **paths}).returncode)
     torch.set_num_threads(1)

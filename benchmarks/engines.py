@@ -13,10 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import engines_environment
 import engines_loaded as real
 import torch
 from diffusers import DiffusionPipeline
+from engines_environment import environment_of
+from own_environment import default_folder, python_of
 
 import ertacache
 from ertacache.pipelines import bundled
@@ -96,11 +97,11 @@ def main() -> None:
 
 def inside(engine: str, profile: Path) -> dict[str, Any]:
     """`measure` in the engine's environment."""
-    folder = engines_environment.default_folder(engine)
-    if why := engines_environment.missing(engine, folder):
+    folder = default_folder(engine)
+    if why := environment_of(engine).missing(folder):
         raise SystemExit(why)
     paths = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("src", "zoo/src"))}
-    command = [str(engines_environment.python_of(folder)), __file__, "--engine", engine, "--profile", str(profile)]
+    command = [str(python_of(folder)), __file__, "--engine", engine, "--profile", str(profile)]
     done = subprocess.run(command, env={**os.environ, **paths}, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

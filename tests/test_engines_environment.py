@@ -40,7 +40,7 @@ def test_the_committed_result_is_what_the_page_says(engine: str):
 @pytest.mark.parametrize("engine", sorted(RELEASES))
 def test_the_engine_plays_the_profile(engine: str, tmp_path: Path):
     environment = load("engines_environment")
-    if why := environment.missing(engine, environment.default_folder(engine)):
+    if why := environment.environment_of(engine).missing(environment.default_folder(engine)):
         pytest.skip(why)
     out = tmp_path / "engines.json"
     script = str(ROOT / "benchmarks" / "engines.py")
@@ -49,22 +49,22 @@ def test_the_engine_plays_the_profile(engine: str, tmp_path: Path):
 
 
 def test_an_environment_says_why_it_is_not_there(tmp_path: Path):
-    environment = load("engines_environment")
-    remedy = "run python benchmarks/engines_environment.py sglang"
-    assert environment.missing("sglang", tmp_path) == f"no sglang in {tmp_path}: {remedy}"
-    python = environment.python_of(tmp_path)
+    module = load("engines_environment")
+    environment, remedy = module.environment_of("sglang"), "run python benchmarks/engines_environment.py sglang"
+    assert environment.missing(tmp_path) == f"no sglang in {tmp_path}: {remedy}"
+    python = load("own_environment").python_of(tmp_path)
     python.parent.mkdir()
     python.touch()
-    marker = tmp_path / environment.MARKER
+    marker = tmp_path / environment.marker
     marker.write_text("[]")
-    assert environment.missing("sglang", tmp_path) == f"{tmp_path} is of other requirements: delete it and {remedy}"
-    marker.write_text(json.dumps(list(environment.REQUIREMENTS["sglang"])))
-    assert environment.missing("sglang", tmp_path) is None
+    assert environment.missing(tmp_path) == f"{tmp_path} is of other requirements: delete it and {remedy}"
+    marker.write_text(json.dumps(list(environment.requirements)))
+    assert environment.missing(tmp_path) is None
     for engine, release in RELEASES.items():
-        assert environment.REQUIREMENTS[engine][0] == f"{engine}=={release}"
+        assert module.REQUIREMENTS[engine][0] == f"{engine}=={release}"
 
 
 def test_what_is_in_use_is_left_alone(tmp_path: Path):
     (tmp_path / "other").touch()
     with pytest.raises(SystemExit, match="is in use for something else"):
-        load("engines_environment").make("sglang", tmp_path)
+        load("engines_environment").environment_of("sglang").make(tmp_path)
