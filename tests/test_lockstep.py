@@ -2,6 +2,7 @@
 
 import _thread
 import functools
+import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -108,6 +109,15 @@ def test_the_first_error_comes_out_and_ends_all_calls(step: int, error: BaseExce
     assert len(made.sizes) == begun + 1 + step  # no call goes on to its next turn
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """The handler that Python has by default; a shell starts its background jobs with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_of_the_thread_that_waits_ends_all_calls(clean: DummyPipeline):
     run, made = calibrator(clean), clean.transformer.made
     assert run.T == T
