@@ -21,6 +21,7 @@ BEHIND = {"w8a8": 0.5}
 #: What a correction may take of a step.
 SHARE = 0.005
 _CORRECTIONS = ("scalar-k", "channel-k", "bias", "ptqd", "affine", "window", "ours")
+_GRIDS = tuple(name for name in ROWS if name.startswith("grids-"))
 _PLANS = ("cached", "own-plan", "one-after-the-other")
 
 
@@ -52,7 +53,7 @@ def _row(cell: dict[str, Any], by: dict[tuple[str, str, str], dict[str, Any]]) -
     found["ssim"] = round(sum(cell["ssim"]) / len(cell["ssim"]), 4)
     found["latent_error_dB"] = round(10 * sum(cell["error"]) / len(cell["error"]), 2)
     other = None
-    if cell["row"] in _CORRECTIONS:
+    if cell["row"] in (*_CORRECTIONS, *_GRIDS):
         other = by.get((cell["model"], cell["scheme"], "quantised"))
     elif cell["row"] in _PLANS:
         other = by.get((cell["model"], FULL, "full-cached"))
@@ -91,21 +92,21 @@ def part(result: dict[str, Any]) -> str:
 
 def corrections_table(rows: list[dict[str, Any]], scheme: str) -> str:
     """Corrections down, models across; empty where nothing of the scheme was measured."""
-    own = [row for row in rows if row["scheme"] == scheme and row["row"] in ("quantised", *_CORRECTIONS)]
+    own = [row for row in rows if row["scheme"] == scheme and row["row"] in ("quantised", *_CORRECTIONS, *_GRIDS)]
     models = list(dict.fromkeys(row["model"] for row in own))
     if not own:
         return ""
     by = {(row["row"], row["model"]): row for row in own}
     lines = [f"| {scheme}, dB | {' | '.join(models)} |", "|---|" + "---:|" * len(models)]
-    for name in dict.fromkeys(("quantised", *_CORRECTIONS)):
+    for name in ("quantised", *_CORRECTIONS, *_GRIDS):
         if any(row["row"] == name for row in own):
             cells = [_quality(by.get((name, model))) for model in models]
             title = f"**{ROWS[name].title}**" if name == "ours" else ROWS[name].title
             lines.append(f"| {title} | {' | '.join(cells)} |")
     if scheme in GOALS:
-        lines.append(
-            f"| best correction, goal +{GOALS[scheme]:g} | {' | '.join(_best(own, m, scheme) for m in models)} |"
-        )
+        for title, group in (("best correction", _CORRECTIONS), ("several grids", _GRIDS)):
+            cells = [_best(own, model, scheme, group) for model in models]
+            lines.append(f"| {title}, goal +{GOALS[scheme]:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -114,13 +115,13 @@ def _quality(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
     shown = f"{row['psnr']:.2f} ± {row['standard_error']:.2f}"
-    if "gain" in row and row["row"] in _CORRECTIONS:
+    if "gain" in row and row["row"] in (*_CORRECTIONS, *_GRIDS):
         shown = f"{row['psnr']:.2f} ({row['gain']:+.2f} ± {row['gain_error']:.2f})"
     return f"{shown}, {row['ssim']:.3f}"
 
 
-def _best(rows: list[dict[str, Any]], model: str, scheme: str) -> str:
-    gains = [row["gain"] for row in rows if row["model"] == model and "gain" in row]
+def _best(rows: list[dict[str, Any]], model: str, scheme: str, group: Sequence[str]) -> str:
+    gains = [row["gain"] for row in rows if row["model"] == model and row["row"] in group and "gain" in row]
     return f"{max(gains):+.2f}: {'met' if max(gains) >= GOALS[scheme] else 'not met'}" if gains else "–"
 
 

@@ -71,8 +71,9 @@ def figures(setting: Setting, name: str) -> dict[str, Any]:
     prefix = "" if setting.scheme == FULL else "teacher_"
     values = {key: [round(one, 5) for one in found[prefix + key]] for key in ("psnr", "ssim", "error")}
     corrected = made.profile is not None and made.profile.compensation is not None
+    T = setting.options["call"]["num_inference_steps"]
     return {
-        "row": name, "model": setting.model, "scheme": setting.scheme, "what": made.words, "T": setting.calibrator.T,
+        "row": name, "model": setting.model, "scheme": setting.scheme, "what": made.words, "T": T,
         **values, "price": price(setting, made.profile) if made.profile is not None and corrected else None,
         "seconds": round(time.process_time() - begun, 1),
     }  # fmt: skip
@@ -80,6 +81,16 @@ def figures(setting: Setting, name: str) -> dict[str, Any]:
 
 def _uncorrected(setting: Setting) -> Made:
     return Made(None)
+
+
+def _grids(count: int) -> Callable[[Setting], Made]:
+    """The same scheme with so many grids, not corrected."""
+
+    def make(setting: Setting) -> Made:
+        several = replace(setting, scheme=f"{setting.scheme}x{count}")
+        return Made(None, several.scheme, several.uncorrected())
+
+    return make
 
 
 def _forced(estimator: Estimator, sharing: Sharing, weights: tuple[float, ...] = ()) -> Callable[[Setting], Made]:
@@ -190,6 +201,7 @@ ROWS = {
         lambda count: len(WEIGHTS) * count.chosen + count.judged,
     ),
     "ours": Row("ours: chosen by `calibrate_quantized`", _ours, _ours_runs),
+    **{f"grids-{n}": Row(f"{n} grids, not corrected", _grids(n), lambda count: 2 * count.judged) for n in (2, 4, 8)},
     "cached": Row("ours with caching: plan aimed at full precision", _planned, _plan_runs),
     "own-plan": Row("plan of the quantised model", _own_plan, lambda count: _plan_runs(count) + count.judged / 2),
     "one-after-the-other": Row("that plan and our correction", _one_after_the_other, lambda count: count.judged / 2),

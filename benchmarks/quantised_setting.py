@@ -1,6 +1,7 @@
 """One bundled model under one scheme: its prompts, its pipelines, and the runs that every row shares, made once."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,8 @@ from ertacache.pipelines.quantizers.quantize import quantized_copy
 MODELS = ("tiny-flux", "tiny-flux-base", "tiny-wan", "tiny-cogvideox")
 #: The scheme of a model that is not quantised.
 FULL = "full"
-SCHEMES = ("w4a4", "w4a8", "w8a8")
+#: w8a4 takes the memory that two grids of w4a4 do.
+SCHEMES = ("w4a4", "w4a8", "w8a4", "w8a8")
 BATCH = 8
 
 
@@ -115,15 +117,25 @@ class Setting:
     def calibrator(self) -> Calibrator:
         """With the runs of all prompts, quantised and in full precision; of a model the latter are made once."""
         found = self._calibrator(self.runs, self.teacher)
-        if self.teacher is None:
-            return found
-        pool, name = self.pool, self.teacher.name
+        if self.teacher is not None:
+            with self._pooled(found, self.teacher.name):
+                _ = found.taught, measure(found, None, "chosen"), measure(found, None, "judged")
+        return found
+
+    def uncorrected(self) -> dict[str, list[float]]:
+        """How far it is off on the judged prompts as it is, without runs of any other prompts."""
+        found = self._calibrator(self.runs, self.teacher)
+        with self.owned(), self._pooled(found, full_precision(self.pipe, self.full).name):
+            return measure(found, None, "judged")
+
+    @contextmanager
+    def _pooled(self, found: Calibrator, name: str) -> Generator[None]:
+        """Full-precision runs that are there are not made again, and those made within are there for other schemes."""
         calls = range(len(found.batches)), *(range(-(-count // BATCH)) for count in self.counts[1:])
         names = [f"{part}{name} {n}" for part, part_calls in zip(_PARTS, calls, strict=True) for n in part_calls]
-        copied(names, found.store, pool, found.store.folder)
-        _ = found.taught, measure(found, None, "chosen"), measure(found, None, "judged")
-        copied(names, found.store, found.store.folder, pool)
-        return found
+        copied(names, found.store, self.pool, found.store.folder)
+        yield
+        copied(names, found.store, found.store.folder, self.pool)
 
     def own_runs(self) -> Path:
         """A checkpoint for what aims at the quantised model's own uncached run, with the runs that are there."""

@@ -22,7 +22,7 @@ from pipelines import CALL, PROMPTS, flux
 RECORD = {"by": "ertacache", "scheme": "w4a8", "group": 64, "skip": list(DEFAULT_SKIP)}
 
 
-def by_hand(x: Tensor, bits: int, group: int) -> Tensor:
+def by_hand(x: Tensor, bits: int, group: int, shift: float = 0.0) -> Tensor:
     """Number by number, in float32 as the numbers are computed."""
     rows, top = x.float().reshape(-1, x.shape[-1]), 2 ** (bits - 1) - 1
     out = torch.zeros_like(rows)
@@ -31,8 +31,8 @@ def by_hand(x: Tensor, bits: int, group: int) -> Tensor:
             entries = rows[r, start : start + group]
             scale = torch.tensor(max(abs(float(entry)) for entry in entries)) / top
             for n, entry in enumerate(entries):
-                number = 0.0 if float(scale) == 0 else min(max(round(float(entry / scale)), -top), top)
-                out[r, start + n] = number * scale
+                number = 0.0 if float(scale) == 0 else min(max(round(float(entry / scale - shift)), -top), top)
+                out[r, start + n] = (number + shift) * scale
     return out.view(x.shape).to(x.dtype)
 
 
@@ -40,11 +40,12 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.25, -0.375])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize(("shape", "group"), [((3, 64), 64), ((2, 3, 10), 4), ((5,), 64), ((2, 7), 1), ((1, 65), 64)])
-def test_rounding_equals_brute_force(shape: tuple[int, ...], group: int, bits: int):
+def test_rounding_equals_brute_force(shape: tuple[int, ...], group: int, bits: int, shift: float):
     x = random(*shape)
-    assert torch.equal(rounded(x, bits, group), by_hand(x, bits, group))
+    assert torch.equal(rounded(x, bits, group, shift), by_hand(x, bits, group, shift))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -58,7 +58,7 @@ def measured(full: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setattr(FullPrecision, "run", lambda self, *a, **k: (calls.append("full"), run(self, *a, **k))[1])
         for scheme in ("w4a4", "w8a8"):
             calls.append(scheme)
-            asked = [*SMALL, "--schemes", scheme, "--rows", "quantised,channel-k", "--work", str(work)]
+            asked = [*SMALL, "--schemes", scheme, "--rows", "quantised,channel-k,grids-2", "--work", str(work)]
             assert script.measure(script.parsed(asked)) == []
         calls.append("again")
         patch.setattr(script, "figures", lambda *_: pytest.fail("it is measured already"))
@@ -68,6 +68,16 @@ def measured(full: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_full_precision_runs_are_made_once_for_all_schemes(measured: Any) -> None:
     assert measured[1] == ["w4a4", "full", "full", "full", "w8a8", "again"]  # fitted, chosen, judged
+
+
+def test_several_grids_are_measured_on_the_judged_prompts_alone(full: Any, measured: Any) -> None:
+    one = setting(full, measured[0])
+    call, judged = one.options["call"], one.calibrator.parts.judged
+    several = quantized_copy(full, "w4a4x2")
+    exact, drawn = (run_pipeline(pipe, judged, Controller(), call) for pipe in (full, several))
+    found = json.loads((one.folder / "grids-2.json").read_text())
+    assert found["psnr"] == pytest.approx(psnr(drawn, exact).tolist(), abs=1e-4)
+    assert (found["what"], found["T"], found["price"]) == ("w4a4x2", 3, None)
 
 
 def test_figures_are_distances_to_the_full_precision_run(full: Any, measured: Any) -> None:
@@ -186,6 +196,7 @@ FIGURES = {
     ("tiny-flux", "w4a4", "quantised"): [20.0, 24.0],
     ("tiny-flux", "w4a4", "bias"): [23.0, 28.0],
     ("tiny-flux", "w4a4", "ours"): [21.0, 25.5],
+    ("tiny-flux", "w4a4", "grids-2"): [21.0, 26.0],
 }
 PRICE = {"step_seconds": 0.02, "seconds": 2e-5, "share": 0.001, "file_bytes": 2048, "held_bytes": 512}
 
@@ -226,7 +237,9 @@ def test_the_tables_word_by_word(result: Any) -> None:
         "| quantised, not corrected | 22.00 ± 2.00, 0.625 | 21.00 ± 1.00, 0.625 |\n"
         "| bias per channel | 25.50 (+3.50 ± 0.50), 0.625 | – |\n"
         "| **ours: chosen by `calibrate_quantized`** | 23.25 (+1.25 ± 0.25), 0.625 | – |\n"
-        "| best correction, goal +3 | +3.50: met | – |\n\n"
+        "| 2 grids, not corrected | 23.50 (+1.50 ± 0.50), 0.625 | – |\n"
+        "| best correction, goal +3 | +3.50: met | – |\n"
+        "| several grids, goal +3 | +1.50: not met | – |\n\n"
         "| T/2, dB | full precision, T/2 steps | full precision, plan | **ours** | own plan, no correction | one after "
         "the other | ours minus full precision, plan |\n|---|---:|---:|---:|---:|---:|---:|\n"
         "| tiny-flux w8a8 | – | 41.00 ± 1.00 | 40.75 ± 1.75 | 30.50 ± 0.50 | – | -0.25 ± 0.75, goal −0.5: met |\n\n"

@@ -9,6 +9,7 @@ from torch import nn
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.models import denoisers_of, unwrapped
 from ertacache.pipelines.quantizers.fake import FakeQuantLinear
+from ertacache.pipelines.quantizers.grids import turn_of
 from ertacache.pipelines.quantizers.layers import DEFAULT_SKIP, check_layers, check_skip, linears_of
 from ertacache.pipelines.quantizers.record import is_live, mark, marked, quantizer_of, unmark, words_of
 from ertacache.pipelines.quantizers.scheme import GROUP, Scheme, torchao
@@ -33,7 +34,7 @@ def quantize(
 
     Raises:
         InvalidArgument: an unknown scheme, a denoiser that is quantised already, and as `check_layers`, `check_skip`.
-        UnsupportedPipeline: no denoiser, or no layer to quantise.
+        UnsupportedPipeline: no denoiser, no layer to quantise, or several grids for one that is given no timestep.
         MissingExtra: torchao is not there.
     """
     kind = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
@@ -85,6 +86,7 @@ def planned(
     patterns = check_skip(denoisers, skip)
     for denoiser in denoisers:
         check_layers(denoiser, linears_of(denoiser, patterns), scheme, group)
+        turn_of(denoiser, scheme.grids)
     return denoisers, {"scheme": scheme.name, "group": group, "skip": list(patterns)}
 
 
@@ -101,7 +103,7 @@ def restore(pipe: Any) -> None:
             scheme = Scheme.parse(record["scheme"])
             scheme.check_here()
             check_layers(denoiser, linears_of(denoiser, record["skip"]), scheme, record["group"])
-            _apply(denoiser, record, rounded=scheme.bits is not None)
+            _apply(denoiser, record, rounded=scheme.stored)
 
 
 def _denoisers(target: Any) -> tuple[nn.Module, ...]:
@@ -118,10 +120,13 @@ def _apply(denoiser: nn.Module, record: Mapping[str, Any], rounded: bool) -> lis
         config = scheme.torchao_config(record["group"])
         torchao().quantize_(denoiser, config, filter_fn=lambda module, name: name in layers)
     else:
+        turn = turn_of(denoiser, scheme.grids)
         made = {
-            layer: FakeQuantLinear(layer, scheme.bits, record["group"], round_weights=not rounded)
+            layer: FakeQuantLinear(layer, scheme.bits, record["group"], round_weights=not rounded, turn=turn)
             for layer in dict.fromkeys(layers.values())
         }
+        if turn is not None:
+            undo.append(denoiser.register_forward_pre_hook(turn, with_kwargs=True).remove)
         for name, layer in layers.items():
             undo.append(_module_undo(denoiser, name, layer))
             denoiser.set_submodule(name, made[layer])

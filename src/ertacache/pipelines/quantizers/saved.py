@@ -30,9 +30,9 @@ def save_quantized(
 ) -> int:
     """Write a pipeline as a quantised model; `pipe` is not to be used afterwards.
 
-    Rounded weights are stored as numbers of the pipeline's dtype. Those of torchao's schemes are stored as they are,
-    and quantised at every load: its tensors do not fit diffusers' files. In both cases the configuration of each
-    denoiser says the scheme, so that activations are rounded again on load.
+    Rounded weights are stored as numbers of the pipeline's dtype. Those of several grids and of torchao's schemes are
+    stored as they were, and quantised at every load: they do not fit diffusers' files. In both cases the configuration
+    of each denoiser says the scheme, so that activations are rounded again on load.
 
     Args:
         model: what the pipeline was loaded by; the call arguments that its folder documents go along.
@@ -47,7 +47,7 @@ def save_quantized(
     scheme.check_here()
     denoisers, record = planned(pipe, scheme, skip, group)
     layers = sum(len(linears_of(denoiser, skip)) for denoiser in denoisers)
-    if scheme.bits is not None:
+    if scheme.stored:
         quantize(pipe, scheme, skip=skip, group=group)
     else:
         for denoiser in denoisers:

@@ -12,7 +12,9 @@ from ertacache.extras import require
 
 #: Entries along the input axis that share a scale: SVDQuant's for int4, and TCEC's.
 GROUP = 64
-_BITS = re.compile(r"w(\d{1,2})a(\d{1,2})")
+_BITS = re.compile(r"w(\d{1,2})a(\d{1,2})(?:x(\d{1,2}))?")
+#: Grids that the steps of a run may share; each takes a copy of the rounded weights.
+_GRIDS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ _TORCHAO: Mapping[str, _TorchAo] = {
     "int4dq": _TorchAo("Int8DynamicActivationIntxWeightConfig", grouped="weight_granularity"),
 }
 #: In the words of the command line.
-SCHEMES = ("w4a4", "w4a8", "w8a8", "w4a16", "w8a16", "w16a16", *_TORCHAO)
+SCHEMES = ("w4a4", "w4a8", "w8a8", "w4a16", "w8a16", "w16a16", "w4a4x4", "w4a8x4", *_TORCHAO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,16 @@ class Scheme:
     """What weights and activations are rounded to.
 
     Attributes:
-        name: w4a4 and its like (4 bits for weights, 4 for activations, in this package's own arithmetic), or one of
-            torchao's: int8wo, int8dq, fp8wo, fp8dq, int4wo, int4dq ("wo" weights only, "dq" activations too, each
-            as it comes).
+        name: w4a4 and its like (4 bits for weights, 4 for activations, in this package's own arithmetic; w4a4x2 with
+            two grids that steps choose between), or one of torchao's: int8wo, int8dq, fp8wo, fp8dq, int4wo, int4dq
+            ("wo" weights only, "dq" activations too, each as it comes).
         bits: of weights and activations, 16 for not rounded; None for torchao's.
+        grids: that the steps of a run share, see `grids`.
     """
 
     name: str
     bits: tuple[int, int] | None
+    grids: int = 1
 
     @classmethod
     def parse(cls, text: str) -> "Scheme":
@@ -74,7 +78,15 @@ class Scheme:
         bits = int(found[1]), int(found[2])
         for one in bits:
             check_rounding(one, 1)
-        return cls(f"w{bits[0]}a{bits[1]}", bits)
+        grids = int(found[3] or 1)
+        if grids not in _GRIDS:
+            raise InvalidArgument(f"scheme {text!r} has {grids} grids; use x2, x4 or x8, or leave it out for one")
+        return cls(f"w{bits[0]}a{bits[1]}" + (f"x{grids}" if grids > 1 else ""), bits, grids)
+
+    @property
+    def stored(self) -> bool:
+        """Whether a saved model holds its rounded weights, and is not quantised again at every load."""
+        return self.bits is not None and self.grids == 1
 
     def __str__(self) -> str:
         return self.name
