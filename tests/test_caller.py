@@ -1,14 +1,16 @@
 """Looking at what other threads are in the middle of."""
 
 import gc
+import inspect
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from ertacache.runtime.caller import _stacks, callers, elsewhere, places
+from ertacache.runtime.caller import Scope, _stacks, callers, elsewhere, places
 
 
 @contextmanager
@@ -62,3 +64,33 @@ def test_no_collector_runs_while_stacks_are_walked_and_it_is_left_as_it_was(coll
     assert len(stacks) >= 2
     assert all(frame is not None for frames in stacks for frame in frames)
     assert during in ([], ["start", "stop"])  # at most once on the way in, before the collector is off
+
+
+def _scope_is_under_way() -> bool:
+    frame = inspect.currentframe()
+    assert frame is not None
+    scope = Scope(frame, None)
+    del frame
+    return scope.under_way()
+
+
+class Held:
+    """A variable of a caller, such as the history of a run."""
+
+
+@pytest.mark.parametrize(
+    "ask", [callers, _stacks, lambda: elsewhere(frozenset()), lambda: elsewhere(places(callers())), _scope_is_under_way]
+)
+def test_who_asks_does_not_live_on_until_a_collector_comes(ask: Callable[[], object]):
+    def asking() -> weakref.ref[Held]:
+        held = Held()
+        with waiting_thread():
+            ask()
+        return weakref.ref(held)
+
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        assert asking()() is None
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -1,6 +1,7 @@
 """The soak of the server at a small size; `benchmarks/serve_soak.py` runs 500 requests of 8 clients."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,13 +14,14 @@ from served import running
 def test_no_picture_is_another_and_no_job_is_lost():
     script, service = load("serve_soak"), served_flux.service(limits=Limits(queue=3))
     expected = script.alone(service.pipes[0], service.ladder)
-    with running(service) as url:
-        found = script.soak(url, expected, requests=30, clients=4, seed=0)
+    with running(service) as url, ThreadPoolExecutor(1) as pool:
+        found = script.soak(url, expected, 30, 4, 0, pool)
     seen = found["seen"]
     assert script.wrong(found) == []
     assert seen["pictures"] > 0 and seen["bad input"] > 0 and seen["gone"] > 0 and seen["streams"] > 0
     assert sum(seen[kind] for kind in ("pictures", "streams", "gone", "bad input")) == 30
     assert len(found["memory_mib"]) == 10
+    assert max(found["live"][when]["jobs"] for when in ("warm", "end")) <= 2  # the worker's first and last
 
 
 def test_what_must_not_be_is_said():
@@ -44,5 +46,8 @@ def test_the_page_has_the_figures_of_the_result_file():
     assert script.wrong(result) == []
     assert (result["header"]["requests"], result["header"]["clients"]) == (500, 8)
     assert script.with_table(page, result) == page
-    half, last = result["memory_mib"][len(result["memory_mib"]) // 2 - 1 :: len(result["memory_mib"]) // 2]
-    assert last <= 1.05 * half, "memory grows"
+    memory, first, last = result["memory_mib"], *(result["live"][when] for when in ("warm", "end"))
+    assert memory[-1] <= 1.01 * memory[0], "memory grows"
+    assert last["jobs"] <= 2  # the worker's first and last
+    for name in ("python_objects", "python_blocks", "malloc_mib"):
+        assert last[name] <= 1.002 * first[name], f"{name} grows"

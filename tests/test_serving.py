@@ -1,6 +1,7 @@
 """The server on loopback, as OpenAI's client and a plain one see it: every picture is the one made alone."""
 
 import base64
+import gc
 import json
 import logging
 import socket
@@ -21,7 +22,9 @@ from ertacache.calibration.prompts import Prompts
 from ertacache.evaluation.sample_files import eight_bit
 from ertacache.pipelines.loading import load_pipeline
 from ertacache.runtime.apply import apply
-from ertacache.serving.order import Limits
+from ertacache.runtime.run import Run
+from ertacache.serving.job import Job
+from ertacache.serving.order import Limits, Order
 from ertacache.serving.service import Service
 from pipelines import CALL
 from served import Held, running, until
@@ -169,6 +172,26 @@ def test_a_stream_that_is_closed_stops_the_denoiser_too(url: str, service: Servi
     held.released.set()
     until(lambda: job.ended is not None)
     assert (job.state, held.calls, job.step) == ("cancelled", 2, 1)
+
+
+def kept() -> int:
+    """Jobs and runs in memory."""
+    return sum(type(one) in (Job, Order, Run) for one in gc.get_objects())
+
+
+def test_nothing_that_was_left_half_way_waits_for_a_collector(url: str, service: Service, held: Held):
+    assert post(url).status_code == 200  # the worker has its last job in hand
+    gc.collect()
+    gc.disable()
+    before = kept()
+    try:
+        for _ in range(3):
+            test_a_stream_that_is_closed_stops_the_denoiser_too(url, service, held)
+            test_a_client_that_goes_away_stops_the_denoiser_at_that_step(url, service, held)
+        until(lambda: not service.queue.running)
+        assert kept() <= before
+    finally:
+        gc.enable()
 
 
 def post(url: str, **body: Any) -> httpx.Response:

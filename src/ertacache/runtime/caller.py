@@ -47,8 +47,8 @@ def places(frames: list[FrameType]) -> frozenset[Place]:
 
 def elsewhere(wanted: frozenset[Place]) -> bool:
     """Whether one of these calls is under way in another thread than the asking one."""
-    own = inspect.currentframe()
-    stacks = [frames for frames in _stacks() if own not in frames]
+    own = id(inspect.currentframe())  # a frame that holds itself would live on, with all around it
+    stacks = (frames for frames in _stacks() if own not in map(id, frames))
     return any((id(frame), frame.f_code) in wanted for frames in stacks for frame in frames)
 
 
@@ -134,6 +134,7 @@ def _stacks() -> list[deque[FrameType]]:
         tops = sys._current_frames().values()  # pyright: ignore[reportPrivateUsage]  # documented, whatever its name
         return [_walked(top) for top in [*tops]]
     finally:
+        tops = None  # one of them is this very frame, which would hold itself, and all callers with their tensors
         if collects:
             gc.enable()
 

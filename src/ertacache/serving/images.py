@@ -35,7 +35,7 @@ def add_images(app: FastAPI, service: Service) -> None:
         if order.stream:
             stream = _stream(service, request, jobs[0], events, expected)
             unheld = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # by proxies, which else gather it
-            return StreamingResponse(stream, media_type="text/event-stream", headers=unheld)
+            return Stream(stream, media_type="text/event-stream", headers=unheld)
         left = len(jobs)
         async with contextlib.aclosing(_until_gone(service, request, jobs, events)) as told:
             async for kind, _ in told:
@@ -46,6 +46,16 @@ def add_images(app: FastAPI, service: Service) -> None:
             job.check()
         data = [{"b64_json": _text(job.data), **service.answer(job)} for job in jobs]
         return JSONResponse({"created": int(time.time()), "data": data, **_form(order), "expected_seconds": expected})
+
+
+class Stream(StreamingResponse):
+    """Of content that looks itself whether the client is there.
+
+    Starlette's own look ends it by an error whose traceback holds itself, and with it the job, until a collector comes.
+    """
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.stream_response(send)
 
 
 async def _until_gone(
