@@ -14,15 +14,17 @@ from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 import ertacache.cli.app as cli
+from dummy_pipeline import untimed
 from ertacache.baselines.catalogue import METHODS
 from ertacache.calibration.defaults import DEFAULTS, Aim, Basis
 from ertacache.cli.calibrate import calibrate
 from ertacache.cli.options import Placement
 from ertacache.core.rectify import Granularity
-from ertacache.pipelines.loading import Offload
+from ertacache.pipelines.loading import Offload, load_pipeline
 from ertacache.profile.profile import Activation, Profile, Site
 from pipelines import CALL, PROMPTS, flux
 from profile_maker import make
+from spreading import Pickled
 
 RUN = CliRunner()
 
@@ -73,6 +75,55 @@ def test_calibrate_writes_a_profile_that_inspect_describes(model: Path, profile:
     text = invoke("inspect", profile, "--picture", model / "profile.png")
     assert str(loaded.schedule) in text and "judged on 1 prompt" in text
     assert (model / "profile.png").read_bytes().startswith(b"\x89PNG")
+
+
+class Actors(Pickled):
+    """Stands for `ertacache.ray.map`: what it was called with, and whether its actors were ended."""
+
+    def __init__(self, pipeline: str, **options: Any) -> None:
+        super().__init__(lambda: load_pipeline(pipeline))
+        self.asked, self.closed = (pipeline, options), False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> list[Actors]:
+    """The actors that were asked for, without Ray."""
+    made: list[Actors] = []
+
+    def actors(pipeline: str, **options: Any) -> Actors:
+        made.append(Actors(pipeline, **options))
+        return made[-1]
+
+    monkeypatch.setattr("ertacache.ray.actors.map", actors)
+    monkeypatch.setattr("ertacache.cli.spread.require", lambda *given: None)
+    return made
+
+
+def test_a_calibration_over_actors_writes_the_same_profile(
+    model: Path, profile: Path, ray: list[Actors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(model.parent)
+    invoke("calibrate", model.name, "--out", tmp_path / "p", "--prompts", model / "prompts.txt", "--speedup", 2,
+           "--effort", "fast", "--ray-actors", 2, "--num-gpus", "0.5", "--json")  # fmt: skip
+    assert untimed(Profile.load(tmp_path / "p")).to_bytes() == untimed(Profile.load(profile)).to_bytes()
+    (actors,) = ray
+    assert actors.asked == (str(model), {"num_gpus": 0.5, "actors": 2})  # they work in other folders
+    assert actors.units and actors.closed
+
+
+def test_a_comparison_over_actors_has_the_same_rows(model: Path, ray: list[Actors], tmp_path: Path):
+    files = ("--prompts", model / "heldout.txt", "--calibration-prompts", model / "prompts.txt")
+    arguments = ("compare", "--model", model, *files, "--methods", "uniform", "--match-cost", ".5", "--samples", 1)
+    invoke(*arguments, "--out", tmp_path / "alone")
+    invoke(*arguments, "--out", tmp_path / "spread", "--ray-actors", 3)
+    alone, spread = ((tmp_path / name / "results.jsonl").read_bytes() for name in ("alone", "spread"))
+    assert spread == alone
+    (actors,) = ray
+    assert actors.asked == (str(model), {"num_gpus": 1.0, "actors": 3})
+    assert actors.units and actors.closed
 
 
 def test_generate_with_and_without_a_profile(model: Path, profile: Path):

@@ -33,6 +33,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+#: Of actors that are not there, a share that is none, and what actors do not have; before Ray is looked for.
+SPREAD = (
+    ("--num-gpus 1", "ertacache: --num-gpus is 1, of each actor; say how many with --ray-actors"),
+    ("--ray-actors 0", "Error: Invalid value for '--ray-actors': 0; give 1 or more."),
+    ("--ray-actors 2 --num-gpus -1", "ertacache: --num-gpus is -1.0; give the GPUs of each actor: 1, a share such as"),
+    ("--ray-actors 2 --num-gpus nan", "Error: Invalid value for '--num-gpus': nan is no finite number."),
+    (
+        "--ray-actors 2 --offload group",
+        "ertacache: --offload is group, and actors hold a whole model; leave one of both out",
+    ),
+)
+
 BARE = "calibrate m --prompts p.txt"
 CALIBRATE = "calibrate m --prompts p.txt --compute-steps 5"
 ABLATION = "ablation m --prompts h.txt --calibration-prompts p.txt"
@@ -41,6 +53,11 @@ DRAW = "generate m --prompt x"
 SEEDS = "give a number from 0 to 9223372036854775807."
 
 REFUSALS = [
+    *((f"{command} {options}", words) for command in (CALIBRATE, COMPARE) for options, words in SPREAD),
+    (
+        f"{CALIBRATE} --ray-actors 2 --reference m",
+        "ertacache: --reference is m, which actors do not have; leave --ray-actors out",
+    ),
     ("calibrate m --prompts empty.txt --compute-steps 5", "ertacache: empty.txt holds no prompts; write one a line"),
     ("calibrate m --prompts binary.txt --compute-steps 5", "ertacache: cannot read prompts from binary.txt ("),
     ("calibrate m --prompts m --compute-steps 5", "ertacache: cannot read prompts from m ([Errno 21] Is a directory"),

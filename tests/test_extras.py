@@ -28,6 +28,7 @@ ZOO = "install it with: pip install ertacache-zoo"
 REPORT = "install it with: pip install 'ertacache[report]'"
 VIDEO = "install it with: pip install 'ertacache[video]'"
 CACHE_DIT = "install it with: pip install 'ertacache[cache-dit]'"
+RAY = "install it with: pip install 'ertacache[ray]'"
 
 
 @pytest.fixture
@@ -93,6 +94,8 @@ def test_of_several_the_first_that_is_missing_is_named(without: Any):
         ("jinja2", ("demo",), f"the report of the demo needs jinja2; {REPORT}"),
         ("imageio_ffmpeg", ("demo", "tiny-wan"), f"the mp4 file of the demo needs imageio-ffmpeg; {VIDEO}"),
         ("jinja2", ("compare",), f"the report of a comparison needs jinja2; {REPORT}"),
+        ("ray", ("calibrate", "tiny-flux", "--speedup", "2", "--ray-actors", "2"), f"--ray-actors needs ray; {RAY}"),
+        ("ray", ("compare", "--ray-actors", "2"), f"--ray-actors needs ray; {RAY}"),
         ("cache_dit", ("compare", "--methods", "dbcache"), f"DBCache (cache-dit) needs cache-dit; {CACHE_DIT}"),
         ("matplotlib", ("reproduce", "figure2"), f"Figure 2 needs matplotlib; {REPORT}"),
         ("matplotlib", ("reproduce", "figure5"), f"Figure 5 needs matplotlib; {REPORT}"),

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import cached
+import ertacache.cli.app as cli
 import ertacache.ray
 import pipelines
 from benchmark_scripts import ROOT
@@ -69,6 +71,18 @@ def test_a_calibration_of_a_loaded_pipeline_needs_no_word_about_it(ray: Any, tmp
     spread = calibrate(pipe, prompts, **options, map=on_cpus(), checkpoint=tmp_path / "runs")
     assert spread.schedule == alone.schedule and spread.provenance.heldout == alone.provenance.heldout
     torch.testing.assert_close(spread.predictor.a, alone.predictor.a, rtol=0, atol=1e-6)
+
+
+def test_a_command_spreads_a_calibration(ray: Any, tmp_path: Path):
+    (tmp_path / "prompts.txt").write_text("\n".join(catalogue.calibration_prompts(6)))
+    asked = ["calibrate", "tiny-flux", "--prompts", "prompts.txt", "--num-inference-steps", 8, "--compute-steps", 4]
+    asked += ["--effort", "fast", "--batch-size", 1, "--quiet", "--out"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        for more in (["alone"], ["spread", "--ray-actors", 2, "--num-gpus", 0]):
+            result = CliRunner().invoke(cli.app, [str(one) for one in (*asked, *more)], catch_exceptions=False)
+            assert result.exit_code == 0, result.output
+    assert plain(Profile.load(tmp_path / "spread")) == plain(Profile.load(tmp_path / "alone"))
 
 
 def killed_once(marker: Path) -> Callable[[], DummyPipeline]:

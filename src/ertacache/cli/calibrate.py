@@ -105,6 +105,7 @@ def calibrate(
     *,
     calls: dict[str, Any],
     placement: given.Placement,
+    spread: given.Spread,
 ) -> dict[str, Any]:
     """Watch a pipeline on a few prompts and write a profile."""
     budgets = {
@@ -119,7 +120,7 @@ def calibrate(
         "choose": choose, "holdout": holdout, "seed": seed, "batch_size": batch_size, "checkpoint": checkpoint,
         "teacher_steps": teacher_steps,
     }  # fmt: skip
-    asked = _Asked(model, out, budgets, method, effort, expert, more, size, calls, reference, correct_only)
+    asked = _Asked(model, out, budgets, method, effort, expert, more, size, calls, spread, reference, correct_only)
     return asked.run(prompt or [], prompts, placement)
 
 
@@ -131,7 +132,7 @@ class _Asked:
         budgets: of each option its values, None where it was not given.
         expert: the choices that fix a plan. more: further arguments of `calibrate`.
         call: the options that are the pipeline's; `guidance_scale` may be several.
-        reference: the model in full precision. correct_only: nothing is predicted.
+        spread: over which processes. reference: the model in full precision. correct_only: nothing is predicted.
     """
 
     model: str
@@ -143,14 +144,17 @@ class _Asked:
     more: dict[str, Any]
     sizes: Any
     call: dict[str, Any]
+    spread: given.Spread
     reference: str | None = None
     correct_only: bool = False
 
     def run(self, texts: list[str], file: Path | None, placement: given.Placement) -> dict[str, Any]:
         """Check, load, calibrate, save."""
         from ertacache.cli.model import check, load, prompts_of
+        from ertacache.cli.spread import check_spread, spread_over
         from ertacache.pipelines import bundled
 
+        check_spread(self.spread, placement, self.reference)
         check(self.model, placement)
         prompts = prompts_of(self.model, file, bundled.calibration_prompts, "--prompts", texts)
         budgets, paths = self._checked(prompts), self._paths()
@@ -163,10 +167,9 @@ class _Asked:
         from ertacache.calibration.calibrate import calibrate as run
 
         asked: dict[str, Any] = {**budgets, **self.expert, **self.more, "method": self.method, "effort": self.effort}
-        asked["reference"] = full
-        found: Any = run(
-            pipe, prompts, show_progress=shows_progress(), sizes=self.sizes, **asked, **self._arguments(pipe)
-        )
+        asked |= {"reference": full, "sizes": self.sizes, "show_progress": shows_progress()}
+        with spread_over(self.model, self.spread) as actors:
+            found: Any = run(pipe, prompts, map=actors, **asked, **self._arguments(pipe))
         return _saved(paths, found if len(paths) > 1 else [found])
 
     def _corrected(self, pipe: Any, prompts: list[str], full: Any) -> "Profile":

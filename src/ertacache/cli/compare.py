@@ -36,6 +36,7 @@ def compare(
     *,
     call: dict[str, Any],
     placement: given.Placement,
+    spread: given.Spread,
 ) -> dict[str, Any]:
     """Run many methods at equal counted compute on held-out prompts; resumes where it was cut off."""
     if list_methods:
@@ -45,7 +46,7 @@ def compare(
     chosen = _chosen(methods, costs, names, offload_history)
     files = (prompts, calibration_prompts)
     job = {"costs": costs, "seeds": seeds, "seed": seed, "samples": samples, "batch_size": batch_size}
-    return _run(model, chosen, files, out, names, job, call, placement)
+    return _run(model, chosen, files, out, names, job, call, placement, spread)
 
 
 def _run(
@@ -57,9 +58,11 @@ def _run(
     job: dict[str, Any],
     call: dict[str, Any],
     placement: given.Placement,
+    spread: given.Spread,
 ) -> dict[str, Any]:
     """Check, load, compare, report."""
     from ertacache.cli.model import check, held_out, load
+    from ertacache.cli.spread import check_spread, spread_over
     from ertacache.errors import InvalidArgument
     from ertacache.evaluation.comparison.entrant import entrants_at, published_entrants
     from ertacache.evaluation.comparison.job import Job
@@ -68,6 +71,7 @@ def _run(
     from ertacache.pipelines.loading import call_arguments, with_steps
     from ertacache.runtime.folder_lock import check_results
 
+    check_spread(spread, placement)
     check(model, placement)
     held, texts = held_out(model, *files)
     check_results(out)
@@ -79,7 +83,8 @@ def _run(
         names = ",".join(method.key for method in methods)
         raise InvalidArgument(f"none of {names} has published settings for this denoiser; give costs with --match-cost")
     prepared = Job(tuple(held), tuple(texts), arguments, model, **job)
-    run_comparison(pipe, entrants, prepared, out, metrics=metrics, show_progress=shows_progress())
+    with spread_over(model, spread) as actors:
+        run_comparison(pipe, entrants, prepared, out, metrics=metrics, map=actors, show_progress=shows_progress())
     report = write_comparison_report(out)
     return {"out": str(out), "report": str(report), **_summary(out)}
 

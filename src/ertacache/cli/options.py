@@ -82,6 +82,13 @@ class Placement(NamedTuple):
     offload: Literal["none", "model", "group", "sequential"]
 
 
+class Spread(NamedTuple):
+    """The actors that runs are spread over, and the GPUs of each; see `ertacache.ray.map`."""
+
+    ray_actors: int | None
+    num_gpus: float | None
+
+
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
@@ -135,6 +142,12 @@ Seed = Annotated[
 OptionalSeed = Annotated[
     int | None, typer.Option(callback=whole(0, _LARGEST_SEED), help="Prompt n starts from the noise of seed + n.")
 ]
+_Actors = Annotated[
+    int | None, typer.Option(callback=whole(1), help="Actors of Ray, each with the model, to spread the runs over.")
+]
+_Gpus = Annotated[
+    float | None, typer.Option(callback=finite, help="GPUs of each of the --ray-actors: 1, a share, or 0 for CPUs.")
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(callback=whole(1), help="Prompts per pipeline call of a calibration; all at once by default."),
@@ -156,4 +169,5 @@ GROUPS: dict[str, tuple[Any, dict[str, tuple[Any, Any]]]] = {
     "call": (_given, _CALL),
     "calls": (_given, {**_CALL, "guidance_scale": (_Scales, None)}),
     "placement": (Placement, {"device": (Device, None), "dtype": (Dtype, None), "offload": (_Offload, "none")}),
+    "spread": (Spread, {"ray_actors": (_Actors, None), "num_gpus": (_Gpus, None)}),
 }
