@@ -19,9 +19,10 @@ from ertacache.calibration.pipeline_run import call_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import ErtacacheError, InvalidArgument, UnsupportedPipeline
 from ertacache.evaluation.sample_files import eight_bit
+from ertacache.pipelines.adapters import load_adapters, switched_on
 from ertacache.pipelines.loading import load_pipeline
 from ertacache.runtime.apply import apply
-from ertacache.serving.adapters import load_adapters, read_adapters, read_scales, switched_on
+from ertacache.serving.adapters import read_adapters, read_scales
 from ertacache.serving.service import Service
 from pipelines import CALL
 from served import Held, running, until

@@ -16,12 +16,12 @@ from entry_point import refused
 from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import InvalidArgument, ProfileMismatch
+from ertacache.pipelines.preview import can_preview, decode, estimate
 from ertacache.pipelines.solvers import read_grid
 from ertacache.runtime.run import Controller, Run
 from ertacache.serving.job import Job, JobQueue
 from ertacache.serving.ladder import Ladder, Rung, read_rungs
 from ertacache.serving.order import QUALITIES, Order
-from ertacache.serving.preview import can_preview, decode, estimate
 from ertacache.serving.service import Service
 from pipelines import CALL, VIDEO_CALL, cogvideox
 from profile_maker import make
@@ -150,7 +150,7 @@ class Estimates(Controller):
 
     def solve(self, run: Run, output: Tensor, x: Tensor) -> Tensor:
         at = float(read_grid(run.scheduler)[run.step])
-        self.found.append((estimate(run, output, x), x.clone(), output.clone(), at))
+        self.found.append((estimate(run.scheduler, run.step, output, x), x.clone(), output.clone(), at))
         self.scheduler = run.scheduler
         return output
 

@@ -104,7 +104,7 @@ def _steps(alpha: Sequence[float], sigma: Sequence[float], prediction: Predictio
     steps, before_h = list[AffineStep](), math.inf
     for i in range(len(sigma) - 1):
         keep = sigma[i + 1] / sigma[i]
-        a, b = _clean(alpha[i], sigma[i], prediction)
+        a, b = clean_latent(alpha[i], sigma[i], prediction)
         now, before = alpha[i + 1] - alpha[i] * keep, 0.0
         # Log of the signal-to-noise ratio, by which the second order extrapolates.
         ends = alpha[i] > 0 and alpha[i + 1] > 0 and sigma[i + 1] > 0
@@ -116,8 +116,12 @@ def _steps(alpha: Sequence[float], sigma: Sequence[float], prediction: Predictio
     return steps
 
 
-def _clean(alpha: float, sigma: float, prediction: Prediction) -> tuple[float, float]:
-    """(a, b) of x0 = a x + b o."""
+def clean_latent(alpha: float, sigma: float, prediction: Prediction) -> tuple[float, float]:
+    """(a, b) of x0 = a x + b o, for x = alpha x0 + sigma ε, what the denoiser gives being o.
+
+    Raises:
+        InvalidArgument: an unknown prediction, or one of ε where alpha is 0.
+    """
     match prediction:
         case "sample":
             return 0.0, 1.0

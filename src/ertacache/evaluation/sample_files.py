@@ -116,7 +116,7 @@ def write_clip(frames: Tensor, path: Path, *, fps: float = FPS, lossless: bool =
     check_kind(path, clip=True, fps=fps)
     pixels = eight_bit(frames)
     if path.suffix.lower() == ".mp4":
-        write_atomic(path, _mp4(pixels, path, fps))
+        write_atomic(path, mp4(pixels, path, fps))
         return
     from PIL import Image
 
@@ -162,7 +162,15 @@ def eight_bit(frames: Tensor) -> Tensor:
     return (frames.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def _mp4(pixels: Tensor, path: Path, fps: float) -> bytes:
+def mp4(pixels: Tensor, path: Path, fps: float) -> bytes:
+    """A clip uint8 [F, H, W, 3] as H.264.
+
+    Args:
+        path: where it will lie, for the message.
+
+    Raises:
+        InvalidArgument: an odd side, or whatever ffmpeg says.
+    """
     from imageio_ffmpeg import get_ffmpeg_exe
 
     height, width = pixels.shape[1:3]

@@ -1,15 +1,13 @@
-"""LoRA adapters beside the model: loaded when the server starts, each on for the requests that name it."""
+"""LoRA adapters that a server has, and those that a request names."""
 
 import os
 import re
 import reprlib
-import warnings
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, cast
 
 from ertacache.calibration.checks import check_number
-from ertacache.errors import InvalidArgument, UnsupportedPipeline, meant
+from ertacache.errors import InvalidArgument, meant
 from ertacache.extras import require
 from ertacache.profile.profile_source import is_hub_id
 
@@ -38,30 +36,6 @@ def read_adapters(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def load_adapters(pipe: Any, adapters: Mapping[str, str]) -> None:
-    """Load every adapter into a pipeline, where all of them are off.
-
-    Raises:
-        UnsupportedPipeline: it takes none. InvalidArgument: an adapter of another model, or no adapter.
-    """
-    kind = type(pipe).__name__
-    if adapters and not hasattr(pipe, "load_lora_weights"):
-        raise UnsupportedPipeline(f"{kind} takes no LoRA adapters; start the server without --lora")
-    for name, path in adapters.items():
-        fault: Exception | str = "it has no weights for this model"
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # which it is to have
-                pipe.load_lora_weights(path, adapter_name=name)
-        except Exception as error:  # of diffusers, peft, torch, safetensors and the Hub, each of its own kind
-            fault = error
-        if not any(name in names for names in pipe.get_list_adapters().values()) or isinstance(fault, Exception):
-            why = " ".join(str(fault).split())[:300]
-            raise InvalidArgument(f"lora {name!r}: {path} does not load into {kind} ({why}); give one made for it")
-    if adapters:
-        pipe.disable_lora()
-
-
 def read_scales(value: Any, known: Sequence[str]) -> Scales:
     """The adapters of a request: `{"name": ..., "scale": ...}`, or a list of such; the scale is 1 where not said.
 
@@ -84,16 +58,3 @@ def read_scales(value: Any, known: Sequence[str]) -> Scales:
         check_number("lora scale", scale, "give a number from -10 to 10", lambda x: -10 <= x <= 10)
         found[name] = float(scale)
     return tuple(found.items())
-
-
-@contextmanager
-def switched_on(pipe: Any, scales: Scales) -> Generator[None]:
-    """These adapters are on inside, and none is afterwards."""
-    try:
-        if scales:
-            pipe.enable_lora()
-            pipe.set_adapters([name for name, _ in scales], [scale for _, scale in scales])
-        yield
-    finally:
-        if scales:
-            pipe.disable_lora()

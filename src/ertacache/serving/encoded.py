@@ -2,12 +2,10 @@
 
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 from torch import Tensor
 
-from ertacache.evaluation.sample_files import eight_bit, write_clip
+from ertacache.evaluation.sample_files import eight_bit, mp4
 
 
 def picture(image: Tensor, kind: str, compression: int = 100) -> bytes:
@@ -17,17 +15,12 @@ def picture(image: Tensor, kind: str, compression: int = 100) -> bytes:
     """
     from PIL import Image
 
-    options: dict[str, Any] = {"compress_level": 1} if kind == "png" else {"quality": compression}
-    if kind == "webp" and compression == 100:
-        options |= {"lossless": True}
-    file = BytesIO()
+    lossy = {"quality": compression, "lossless": kind == "webp" and compression == 100}
+    options, file = {"compress_level": 1} if kind == "png" else lossy, BytesIO()
     Image.fromarray(eight_bit(image[None])[0].numpy()).save(file, kind.upper(), **options)
     return file.getvalue()
 
 
 def clip(frames: Tensor, fps: float) -> bytes:
     """A clip [F, 3, H, W] in [0, 1] as mp4."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        write_clip(frames, path, fps=fps)
-        return path.read_bytes()
+    return mp4(eight_bit(frames), Path("clip.mp4"), fps)

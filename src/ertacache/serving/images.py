@@ -5,7 +5,7 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -25,23 +25,14 @@ def add_images(app: FastAPI, service: Service) -> None:
     @app.post("/v1/images/generations")
     async def generate(request: Request) -> Response:
         order = await service.read(request, clip=False)
-        events, loop = Events(), asyncio.get_running_loop()
-
-        def tell(kind: str, value: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is gone, and wants nothing
-                loop.call_soon_threadsafe(events.put_nowait, (kind, value))
-
+        events, tell = told_here()
         jobs, expected = service.submit(order, tell)
         if order.stream:
             stream = _stream(service, request, jobs[0], events, expected)
             unheld = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # by proxies, which else gather it
             return Stream(stream, media_type="text/event-stream", headers=unheld)
-        left = len(jobs)
-        async with contextlib.aclosing(_until_gone(service, request, jobs, events)) as told:
-            async for kind, _ in told:
-                left -= kind == "end"
-                if not left:
-                    break
+        async for _ in until_gone(service, request, jobs, events):
+            pass
         for job in jobs:
             job.check()
         data = [{"b64_json": _text(job.data), **service.answer(job)} for job in jobs]
@@ -58,28 +49,36 @@ class Stream(StreamingResponse):
         await self.stream_response(send)
 
 
-async def _until_gone(
-    service: Service, request: Request, jobs: list[Job], events: Events
+def told_here() -> tuple[Events, Callable[[str, Any], None]]:
+    """A queue of this event loop, and what puts an event into it from any thread."""
+    events, loop = Events(), asyncio.get_running_loop()
+
+    def tell(kind: str, value: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is gone, and wants nothing
+            loop.call_soon_threadsafe(events.put_nowait, (kind, value))
+
+    return events, tell
+
+
+async def until_gone(
+    service: Service, request: Request, jobs: Sequence[Job], events: Events
 ) -> AsyncGenerator[tuple[str, Any]]:
-    """Events until the client closes the connection; what is not done at the end is cancelled."""
-    gone = asyncio.ensure_future(_disconnected(request))
+    """Events until all jobs have ended or the client closes the connection; what is not done then is cancelled."""
+
+    async def look() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        events.put_nowait(("gone", None))
+
+    looking, left = asyncio.ensure_future(look()), len(jobs)
     try:
-        while True:
-            event = asyncio.ensure_future(events.get())
-            await asyncio.wait({event, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not event.done():
-                event.cancel()
-                return
-            yield event.result()
+        while left and (event := await events.get())[0] != "gone":
+            left -= event[0] == "end"
+            yield event
     finally:
-        gone.cancel()
+        looking.cancel()
         for job in jobs:
             service.queue.cancel(job)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _text(data: bytes) -> str:
@@ -96,7 +95,7 @@ async def _stream(service: Service, request: Request, job: Job, events: Events, 
     shown, form = 0, {**_form(job.order), "created_at": int(job.created)}
     if job.order.progress:
         yield _event("progress", {**service.place(job), "expected_seconds": expected})
-    async with contextlib.aclosing(_until_gone(service, request, [job], events)) as told:
+    async with contextlib.aclosing(until_gone(service, request, [job], events)) as told:
         async for kind, value in told:
             if kind == "step" and job.order.progress:
                 at = {"status": "in_progress", "step": value, "progress": job.percent(value)}
@@ -104,8 +103,6 @@ async def _stream(service: Service, request: Request, job: Job, events: Events, 
             elif kind == "partial":
                 yield _event("partial_image", {**form, "b64_json": _text(value), "partial_image_index": shown})
                 shown += 1
-            elif kind == "end":
-                break
     try:
         job.check()
     except HTTPException as problem:  # the status was sent long ago

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fastapi import HTTPException
 
 from ertacache.serving.adapters import Scales
-from ertacache.serving.ladder import Rung
+from ertacache.serving.ladder import NONE, Rung
 from ertacache.serving.order import Order
 
 State = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
@@ -62,6 +62,15 @@ class Job:
     def alike(self) -> tuple[str, Scales, list[tuple[str, Any]]]:
         """Jobs that agree in this can be one call of the pipeline."""
         return self.rung.name, self.order.lora, sorted(self.order.call.items())
+
+    def facts(self) -> dict[str, Any]:
+        """What was done for it."""
+        return {
+            "profile": None if self.rung.name == NONE else self.rung.name, "lora": dict(self.order.lora),
+            "judged_psnr_db": None if self.order.lora else self.rung.loss,  # it was judged without them
+            "computed": self.computed, "predicted": self.predicted, "uncached_because": self.reason,
+            "seconds": round(self.seconds, 4), "queued_seconds": round(self.waited, 4),
+        }  # fmt: skip
 
     def check(self) -> None:
         """Raises HTTPException unless its file is there."""
@@ -149,5 +158,5 @@ class JobQueue:
     def ahead(self, expected: Callable[[Rung, Order], float]) -> float:
         """Seconds until everything that waits or runs is done, on one device."""
         with self._changed:
-            jobs = [*self.waiting, *self.running]
-        return sum(expected(job.rung, job.order) * (1 - job.progress / 100) for job in jobs)
+            jobs = (*self.waiting, *self.running)
+            return sum(expected(job.rung, job.order) * (1 - job.progress / 100) for job in jobs)

@@ -32,8 +32,7 @@ class Rung:
         """The schedule of that many steps, # for a computed one; empty where the profile has none."""
         if self.profile is None:
             return "#" * steps
-        plans = (self.profile, *self.profile.others)
-        return next((str(own.schedule) for own in plans if own.schedule.T == steps), "")
+        return next((str(own.schedule) for own in (self.profile, *self.profile.others) if own.schedule.T == steps), "")
 
     @property
     def loss(self) -> float | None:
@@ -102,15 +101,13 @@ class Ladder:
 
     def expected(self, rung: Rung, order: Order) -> float:
         """Seconds of one picture or clip: those of the last such run; else without its adapters, or by proportion."""
-        key = _key(rung, order.call, order.lora)
+        key, usual = _key(rung, order.call, order.lora), _key(rung, self.defaults)
         for known in (key, (*key[:3], ())):
             if known in self.taken:
                 return self.taken[known]
         base = self.taken.get(_key(self.rungs[-1], self.defaults), 0.0)
-        _, steps, pixels, _ = key
-        computed = rung.schedule(steps).count("#") or steps
-        of_default = _key(rung, self.defaults)
-        return base * computed / max(1, of_default[1]) * pixels / max(1, of_default[2])
+        computed = rung.schedule(key[1]).count("#") or key[1]
+        return base * computed / max(1, usual[1]) * key[2] / max(1, usual[2])
 
     def took(self, rung: Rung, order: Order, seconds: float) -> None:
         """Note what a whole run took; sizes that were asked for once may be many, so that the oldest are forgotten."""

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -18,26 +18,18 @@ class Meters:
     """Counters of one server; `text` is the page that Prometheus reads."""
 
     def __init__(self, queue: JobQueue, ladder: Ladder) -> None:
-        self._registry = registry = CollectorRegistry()
-        _gauge("num_queue_reqs", "Pictures and clips that wait.", lambda: len(queue.waiting), registry)
-        _gauge("num_running_reqs", "Pictures and clips under way.", lambda: len(queue.running), registry)
-        self._requests = Counter(
-            _name("requests"), "Pictures and clips by how they ended.", ["status"], registry=registry
-        )
-        self._latency = Histogram(
-            _name("request_latency_seconds"), "From the request to the file.", buckets=_SECONDS, registry=registry
-        )
-        self._waited = Histogram(
-            _name("queue_time_seconds"), "From the request to the first step.", buckets=_SECONDS, registry=registry
-        )
-        self._batch = Histogram(
-            _name("generation_batch_size"), "Of one call.", buckets=(1, 2, 4, 8, 16, 32), registry=registry
-        )
-        self._calls = Counter(
-            _name("denoiser_calls"), "Computed, or predicted by a profile.", ["kind", "profile"], registry=registry
-        )
-        loss = Gauge("ertacache:profile_judged_psnr_db", "On judged prompts.", ["profile"], registry=registry)
-        share = Gauge("ertacache:profile_computed_share", "Of the steps.", ["profile"], registry=registry)
+        self._registry = CollectorRegistry()
+        own: dict[str, Any] = {"registry": self._registry, "namespace": "ertacache:diffusion"}
+        Gauge("num_queue_reqs", "Pictures and clips that wait.", **own).set_function(lambda: len(queue.waiting))
+        Gauge("num_running_reqs", "Pictures and clips under way.", **own).set_function(lambda: len(queue.running))
+        self._requests = Counter("requests", "Pictures and clips by how they ended.", ["status"], **own)
+        self._latency = Histogram("request_latency_seconds", "From the request to the file.", buckets=_SECONDS, **own)
+        self._waited = Histogram("queue_time_seconds", "From the request to the first step.", buckets=_SECONDS, **own)
+        self._batch = Histogram("generation_batch_size", "Of one call.", buckets=(1, 2, 4, 8, 16, 32), **own)
+        self._calls = Counter("denoiser_calls", "Computed, or predicted by a profile.", ["kind", "profile"], **own)
+        own["namespace"] = "ertacache:profile"
+        loss = Gauge("judged_psnr_db", "On judged prompts.", ["profile"], **own)
+        share = Gauge("computed_share", "Of the steps.", ["profile"], **own)
         for rung in ladder.rungs:
             share.labels(rung.name).set(rung.share)
             if rung.loss is not None:
@@ -55,21 +47,8 @@ class Meters:
         if job.state == "completed" and job.ended is not None:
             self._latency.observe(job.ended - job.created)
             self._waited.observe(job.waited)
-        line = {
-            "event": "job", "id": job.id, "state": job.state, "profile": job.rung.name, "computed": job.computed,
-            "predicted": job.predicted, "queued_seconds": round(job.waited, 4), "seconds": round(job.seconds, 4),
-            "lora": dict(job.order.lora), "uncached_because": job.reason, "error": job.error,
-        }  # fmt: skip
-        logger.info(json.dumps(line))
+        logger.info(json.dumps({"event": "job", "id": job.id, "state": job.state, "error": job.error, **job.facts()}))
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
         return generate_latest(self._registry)
-
-
-def _name(name: str) -> str:
-    return f"ertacache:diffusion_{name}"
-
-
-def _gauge(name: str, words: str, value: Callable[[], float], registry: CollectorRegistry) -> None:
-    Gauge(_name(name), words, registry=registry).set_function(value)

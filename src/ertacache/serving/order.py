@@ -5,6 +5,7 @@ import re
 import reprlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email import message_from_bytes
 from typing import Any
@@ -65,6 +66,7 @@ class Order:
     progress: bool = False
 
 
+Fields = Mapping[str, Any]
 Check = Callable[[str, Any, Limits], None]
 
 
@@ -156,20 +158,13 @@ def read_body(data: bytes, kind: str) -> dict[str, Any]:
             raise InvalidArgument(f"{name} is a file, or given twice; this server takes each field once, as text")
         fields[name] = text = content.decode("utf-8", "replace")
         if (_IMAGES | _VIDEOS).get(name) not in (_text, _size, _seconds):
-            try:
+            with suppress(ValueError, RecursionError):  # a word, which its check knows
                 fields[name] = json.loads(text)
-            except (ValueError, RecursionError):
-                pass  # a word, which its check knows
     return fields
 
 
 def read_order(
-    body: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    takes: Mapping[str, Any],
-    limits: Limits,
-    fps: float | None,
-    adapters: Sequence[str] = (),
+    body: Fields, defaults: Fields, takes: Fields, limits: Limits, fps: float | None, adapters: Sequence[str] = ()
 ) -> Order:
     """A request for pictures, or for a clip where `fps` is its rate.
 
@@ -185,7 +180,8 @@ def read_order(
     for name, value in given.items():
         if name not in known:
             remedy = meant(name, known) or f"; there are {', '.join(sorted(known))}"
-            raise InvalidArgument(f"{_plain(name)} is no field of this request{remedy}")
+            plain = name if name.isprintable() and len(name) <= 40 else reprlib.repr(name)
+            raise InvalidArgument(f"{plain} is no field of this request{remedy}")
         if name in _ARGUMENTS and name not in takes:
             raise InvalidArgument(f"{name} is nothing that this model takes; leave it out")
         known[name](name, value, limits)
@@ -203,12 +199,7 @@ def read_order(
     return Order(**own, call=call)
 
 
-def _plain(name: str) -> str:
-    """A field's name as it can be sent back."""
-    return name if name.isprintable() and len(name) <= 40 else reprlib.repr(name)
-
-
-def _check_together(given: Mapping[str, Any], call: Mapping[str, Any], limits: Limits) -> None:
+def _check_together(given: Fields, call: Fields, limits: Limits) -> None:
     frames = call.get("num_frames", 1)
     if (pixels := call["height"] * call["width"] * frames) > limits.pixels:
         shape = f"{call['width']}x{call['height']}" + f", {frames} frames" * (frames > 1)

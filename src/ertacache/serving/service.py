@@ -12,14 +12,14 @@ from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.evaluation.sample_files import FPS, makes_clips, trained_fps
 from ertacache.extras import require
 from ertacache.pipelines import bundled
+from ertacache.pipelines.adapters import load_adapters
 from ertacache.pipelines.loading import call_arguments, with_steps
 from ertacache.pipelines.pipeline_call import defaults_of
-from ertacache.serving.adapters import load_adapters
+from ertacache.pipelines.preview import can_preview
 from ertacache.serving.job import Job, JobQueue
-from ertacache.serving.ladder import NONE, Ladder, Rung
+from ertacache.serving.ladder import Ladder, Rung
 from ertacache.serving.meters import Meters
 from ertacache.serving.order import Limits, Order, read_body, read_order
-from ertacache.serving.preview import can_preview
 from ertacache.serving.worker import Worker
 
 
@@ -130,13 +130,7 @@ class Service:
 
     def answer(self, job: Job) -> dict[str, Any]:
         """What was done for a picture or clip, beside its file."""
-        own = {
-            "profile": None if job.rung.name == NONE else job.rung.name, "lora": dict(job.order.lora),
-            "judged_psnr_db": None if job.order.lora else job.rung.loss,  # it was judged without them
-            "computed": job.computed, "predicted": job.predicted, "uncached_because": job.reason,
-            "seconds": job.seconds, "queued_seconds": job.waited,
-        }  # fmt: skip
-        return {"seed": job.seed, "ertacache": own}
+        return {"seed": job.seed, "ertacache": job.facts()}
 
     def facts(self) -> dict[str, Any]:
         """The model for /v1/models, with its profiles and what a picture takes by each."""
@@ -144,7 +138,7 @@ class Service:
         rungs = [
             {
                 "name": rung.name, "computed_share": rung.share, "judged_psnr_db": rung.loss,
-                "schedule": rung.schedule(call["num_inference_steps"]), 
+                "schedule": rung.schedule(call["num_inference_steps"]),
                 "seconds": self.ladder.expected(rung, Order("", call)),
             }
             for rung in self.ladder.rungs

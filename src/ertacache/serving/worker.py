@@ -14,13 +14,14 @@ from ertacache.calibration.followed import Followed
 from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import ErtacacheError, InvalidArgument
+from ertacache.pipelines import preview
+from ertacache.pipelines.adapters import switched_on
 from ertacache.runtime.identity import check_pipeline, warn_of_weights
 from ertacache.runtime.plain_run import PlainRun
 from ertacache.runtime.player import Player
 from ertacache.runtime.run import Controller, Run
 from ertacache.runtime.run_stats import RunStats, of_one_run
-from ertacache.serving import encoded, preview
-from ertacache.serving.adapters import switched_on
+from ertacache.serving import encoded
 from ertacache.serving.job import Job, JobQueue
 from ertacache.serving.ladder import Ladder, Rung
 from ertacache.serving.meters import Meters
@@ -57,7 +58,7 @@ class Following(Followed):
         self._go_on(run.step + 1, run.T)
 
     def _show(self, run: Run, job: Job, output: Tensor, x: Tensor) -> None:
-        if (latents := preview.estimate(run, output, x)) is not None:
+        if (latents := preview.estimate(run.scheduler, run.step, output, x)) is not None:
             call, order = job.order.call, job.order
             image = preview.decode(self.pipe, latents, call["height"], call["width"])[0]
             job.tell("partial", encoded.picture(image, order.output_format, order.output_compression))
@@ -95,12 +96,10 @@ class Worker:
         self.thread = threading.Thread(target=self._work, name="ertacache-worker", daemon=True)
 
     def _work(self) -> None:
-        rungs = self._ladder.rungs
-        for rung in (rungs[0], *rungs):  # the first run of all is no measurement
+        for rung in (self._ladder.rungs[0], *self._ladder.rungs):  # the first run of all is no measurement
             job = Job(Order("a", self._ladder.defaults), rung, 0)
             self._queue.begin(job)
             self._serve([job])
-            self._queue.done([job])
             if job.error is not None:
                 logger.error("warm-up with profile %s failed: %s", rung.name, job.error)
                 return
@@ -108,7 +107,6 @@ class Worker:
         logger.info(json.dumps({"event": "warm", "device": str(getattr(self.pipe, "device", ""))}))
         while jobs := self._queue.take(self._batch):
             self._serve(jobs)
-            self._queue.done(jobs)
             self._meters.ran(jobs)
 
     def _serve(self, jobs: list[Job]) -> None:
@@ -128,6 +126,7 @@ class Worker:
             state, error, status = "failed", f"the run failed with {type(problem).__name__}; see the server's log", 500
         for job in jobs:
             job.end("cancelled" if job.cancelled else state, error, status)  # pyright: ignore[reportArgumentType]
+        self._queue.done(jobs)
 
     def _files(self, jobs: list[Job]) -> list[bytes]:
         first, start = jobs[0], time.time()

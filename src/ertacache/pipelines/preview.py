@@ -1,42 +1,41 @@
 """The picture that a run is heading for, at any step: x̂0 from the solver's latent and what it receives."""
 
-from typing import Any
+import math
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from ertacache.core.propagation import Prediction, clean_latent
 from ertacache.pipelines.solvers import read_grid
-from ertacache.runtime.run import Run
 
 #: Cells of a side of the latent that is decoded: a preview is small.
 _CELLS = 64
 
 
-def estimate(run: Run, output: Tensor, x: Tensor) -> Tensor | None:
-    """x̂0 at the step under way; None for a solver whose outputs are of a kind that is not known.
+def estimate(scheduler: Any, step: int, output: Tensor, x: Tensor) -> Tensor | None:
+    """x̂0 at a step; None for a solver whose outputs are of a kind that is not known.
 
     Args:
         output: [B, *] what the solver receives: a flow's velocity, or noise, v or sample by `prediction_type`.
         x: [B, *] the latent before the step.
     """
-    kind, at = _kind(run.scheduler), float(read_grid(run.scheduler)[run.step])
-    if kind == "flow_prediction":
-        return x - at * output
-    angle = torch.tensor(at)  # see `read_grid`
-    cosine, sine = float(angle.cos()), float(angle.sin())
-    if kind == "v_prediction":
-        return cosine * x - sine * output
-    return (x - sine * output) / cosine if kind == "epsilon" else output if kind == "sample" else None
+    if (kind := _kind(scheduler)) is None:
+        return None
+    at = float(read_grid(scheduler)[step])  # σ of a flow, else the angle
+    signal, noise = (1 - at, at) if kind == "flow_prediction" else (math.cos(at), math.sin(at))
+    of_x, of_output = clean_latent(signal, noise, kind)
+    return of_x * x + of_output * output
 
 
-def _kind(scheduler: Any) -> str | None:
+def _kind(scheduler: Any) -> Prediction | None:
     """What a solver receives; None where x̂0 cannot be told from it."""
-    kind = "flow_prediction" if "FlowMatch" in type(scheduler).__name__ else scheduler.config.get("prediction_type")
-    if kind == "flow_prediction":
-        return kind
-    if isinstance(getattr(scheduler, "sigmas", None), Tensor):
+    if "FlowMatch" in type(scheduler).__name__:
+        return "flow_prediction"
+    kind = scheduler.config.get("prediction_type")
+    if kind != "flow_prediction" and isinstance(getattr(scheduler, "sigmas", None), Tensor):
         return None  # k-diffusion's sigmas, scaled as each class likes
-    return kind if kind in ("epsilon", "v_prediction", "sample") else None
+    return kind if kind in get_args(Prediction) else None
 
 
 def can_preview(pipe: Any) -> bool:
