@@ -21,10 +21,10 @@ def until(done: Any, seconds: float = 60.0) -> None:
 
 
 @contextmanager
-def running(service: Service, *, warm: bool = True) -> Iterator[str]:
-    """The address of a server that is warm, unless that is not waited for."""
+def running(service: Service, *, warm: bool = True, app: Any = None) -> Iterator[str]:
+    """The address of a server that is warm, unless that is not waited for; of pictures, unless an app is given."""
     server = uvicorn.Server(
-        uvicorn.Config(make_app(service), port=0, log_level="error", ws="none", timeout_graceful_shutdown=5)
+        uvicorn.Config(app or make_app(service), port=0, log_level="error", ws="none", timeout_graceful_shutdown=5)
     )
     thread = threading.Thread(target=server.run)
     thread.start()

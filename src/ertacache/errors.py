@@ -9,6 +9,11 @@ ErtacacheError
 ├── ProfileMismatch     a sound profile that belongs to another model, solver or call
 ├── HandoverInvalid     bytes of a handover that are damaged, hostile or of another version
 ├── SplitMismatch       two models, or a handover and a pipeline, that do not belong together
+├── SplitFailed         a server made no usable first part of a split run; its kinds say why
+│   ├── ServerUnreachable   no connection, or it was lost as often as it was tried
+│   ├── DeadlineExceeded    the time for the server's part is over
+│   ├── ServerRefused       the server answered with an error
+│   └── AnswerInvalid       the server's answer is not what was asked for
 ├── PredictionDiverged  a predicted step gave NaN or infinity
 ├── UnsupportedPipeline a pipeline, denoiser or scheduler that cannot be served
 ├── CacheConflict       something already caches or predicts on this denoiser
@@ -54,6 +59,26 @@ class HandoverInvalid(ErtacacheError):
 
 class SplitMismatch(ErtacacheError):
     """Two models, or a sound handover and a pipeline, that do not belong together."""
+
+
+class SplitFailed(ErtacacheError):
+    """A server made no usable first part of a split run; the device can make the whole run itself."""
+
+
+class ServerUnreachable(SplitFailed):
+    """No connection to the server of a split run, or it was lost as often as it was tried."""
+
+
+class DeadlineExceeded(SplitFailed):
+    """The time for the server's part of a split run is over."""
+
+
+class ServerRefused(SplitFailed):
+    """The server of a split run answered with an error."""
+
+
+class AnswerInvalid(SplitFailed):
+    """The server of a split run answered something else than what was asked for."""
 
 
 class PredictionDiverged(ErtacacheError):

@@ -25,13 +25,17 @@ from ertacache.cli.messages import in_options
 from ertacache.cli.quantize import quantize
 from ertacache.cli.reproduce import reproduce
 from ertacache.cli.serve import serve
+from ertacache.cli.split_server import split_server
 from ertacache.cli.vbench import vbench
 from ertacache.cli.zoo import add_zoo
 from ertacache.errors import ErtacacheError
 from ertacache.files import reason
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-for function in (demo, calibrate, generate, compare, inspect, ablation, reproduce, serve, quantize, convert_open_sora):
+_COMMANDS = (
+    demo, calibrate, generate, compare, inspect, ablation, reproduce, serve, split_server, quantize, convert_open_sora,
+)  # fmt: skip
+for function in _COMMANDS:
     app.command()(command(function))
 app.add_typer(vbench(), name="vbench")
 add_zoo(app)

@@ -29,6 +29,24 @@ def defaults_of(pipe: Any) -> dict[str, Any]:
     return {name: known.default for name, known in inspect.signature(pipe.__call__).parameters.items()}
 
 
+def default_size(pipe: Any, name: str) -> int:
+    """Pixels of a side that a call makes where it does not say `height` or `width`; 0 where that is not known.
+
+    Read in the order in which diffusers' pipelines look: their signature, the pipeline, the denoiser's configuration.
+    """
+    if own := defaults_of(pipe).get(name):
+        return own if type(own) is int else 0
+    cells: Any = getattr(pipe, f"default_sample_{name}", 0) or getattr(pipe, "default_sample_size", 0)
+    if not cells:
+        denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+        config = dict(getattr(denoiser, "config", {}))
+        cells = config.get(f"sample_{name}") or config.get("sample_size") or 0
+    if isinstance(cells, list | tuple):
+        cells = cells[0 if name == "height" else 1]
+    scale = getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", 0)
+    return int(cells * scale)
+
+
 def progress_bars(pipe: Any) -> Iterator[Any]:
     """Whatever of a pipeline has a progress bar to configure: itself, or those of its blocks that loop."""
     if not is_modular(pipe):

@@ -27,7 +27,16 @@ _CODES = {401: "invalid_api_key", 404: "not_found", 429: "queue_full", 503: "not
 
 
 def make_app(service: Service) -> FastAPI:
-    """The application around a service, which starts and stops with it."""
+    """The application around a service of pictures or clips, which starts and stops with it."""
+    app = bare_app(service)
+    _add_pages(app, service)
+    add_images(app, service)
+    add_videos(app, service)
+    return app
+
+
+def bare_app(service: Service) -> FastAPI:
+    """What all of our servers have: key, errors, health, metrics and the model's facts."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -38,9 +47,7 @@ def make_app(service: Service) -> FastAPI:
     app = FastAPI(title="ertacache", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_middleware(Guard, service=service)
     _add_errors(app)
-    _add_pages(app, service)
-    add_images(app, service)
-    add_videos(app, service)
+    _add_status(app, service)
     return app
 
 
@@ -103,13 +110,7 @@ class Guard:
         return None
 
 
-def _add_pages(app: FastAPI, service: Service) -> None:
-    page = files("ertacache.serving").joinpath("page.html").read_text(encoding="utf-8")
-
-    @app.get("/")
-    async def index() -> Response:
-        return HTMLResponse(page)
-
+def _add_status(app: FastAPI, service: Service) -> None:
     @app.get("/health")
     async def health() -> Response:
         if service.broken:
@@ -123,6 +124,14 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": [service.facts()]})
+
+
+def _add_pages(app: FastAPI, service: Service) -> None:
+    page = files("ertacache.serving").joinpath("page.html").read_text(encoding="utf-8")
+
+    @app.get("/")
+    async def index() -> Response:
+        return HTMLResponse(page)
 
     @app.get("/v1/profiles/{name}")
     async def card(name: str) -> Response:

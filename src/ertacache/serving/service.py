@@ -1,5 +1,6 @@
 """A server's parts: its workers, its queue, its profiles, and what it says of them."""
 
+import asyncio
 import math
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +15,16 @@ from ertacache.extras import require
 from ertacache.pipelines import bundled
 from ertacache.pipelines.adapters import load_adapters
 from ertacache.pipelines.loading import call_arguments, with_steps
-from ertacache.pipelines.pipeline_call import defaults_of
+from ertacache.pipelines.pipeline_call import default_size, defaults_of
 from ertacache.pipelines.preview import can_preview
 from ertacache.serving.job import Job, JobQueue
 from ertacache.serving.ladder import Ladder, Rung
 from ertacache.serving.meters import Meters
 from ertacache.serving.order import Limits, Order, read_body, read_order
 from ertacache.serving.worker import Worker
+
+#: Seconds that a body may take to arrive.
+_BODY_SECONDS = 60
 
 
 @dataclass
@@ -50,14 +54,21 @@ class Service:
         calibrated = {} if first is None else dict(first.provenance.call)  # what it leaves out was the pipeline's own
         defaults = calibrated or call_arguments(self.model, {})
         self.ladder = Ladder(self.rungs, _sized(pipe, with_steps(pipe, defaults)))
-        self.queue, self.fps, self._takes = JobQueue(self.limits.queue), None, defaults_of(pipe)
-        if makes_clips(pipe, dict(self.ladder.defaults)):
-            require("a server of clips", "imageio_ffmpeg")
-            self.fps: float | None = FPS if self.model in bundled.NAMES else trained_fps(pipe)
+        self.queue, self.fps, self._takes = JobQueue(self.limits.queue), self._rate(), defaults_of(pipe)
         self.meters, self._started = Meters(self.queue, self.ladder), False
-        self.workers = [Worker(each, self.ladder, self.queue, self.meters, self.batch, self.fps) for each in self.pipes]
+        self.workers = [self._worker(each) for each in self.pipes]
         for each in self.pipes:  # the profiles were compared with the weights without them
             load_adapters(each, self.adapters)
+
+    def _rate(self) -> float | None:
+        """Frames a second of what is made; None for pictures."""
+        if not makes_clips(self.pipes[0], dict(self.ladder.defaults)):
+            return None
+        require("a server of clips", "imageio_ffmpeg")
+        return FPS if self.model in bundled.NAMES else trained_fps(self.pipes[0])
+
+    def _worker(self, pipe: Any) -> Worker:
+        return Worker(pipe, self.ladder, self.queue, self.meters, self.batch, self.fps)
 
     @property
     def ready(self) -> bool:
@@ -81,18 +92,30 @@ class Service:
         for worker in self.workers:
             worker.thread.join()
 
+    async def body(self, request: Request) -> bytes:
+        """The body of a request.
+
+        Raises:
+            HTTPException: longer than the limit, or too slow.
+        """
+        data = bytearray()
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                async for part in request.stream():
+                    data += part
+                    if len(data) > self.limits.body:
+                        raise HTTPException(413, f"the body is over {self.limits.body} bytes; send less")
+        except TimeoutError as error:
+            raise HTTPException(408, f"the body did not arrive within {_BODY_SECONDS} s; send it again") from error
+        return bytes(data)
+
     async def read(self, request: Request, *, clip: bool) -> Order:
         """The order of a request.
 
         Raises:
             InvalidArgument: a body that is no order. HTTPException: too long, of another model or of the other kind.
         """
-        data = b""
-        async for part in request.stream():
-            data += part
-            if len(data) > self.limits.body:
-                raise HTTPException(413, f"the body is over {self.limits.body} bytes; send less")
-        body = read_body(data, request.headers.get("content-type", ""))
+        body = read_body(await self.body(request), request.headers.get("content-type", ""))
         if (model := body.get("model")) not in (None, self.model):
             raise HTTPException(404, f"model is {reprlib.repr(model)}, and this server has {self.model!r}")
         if clip != (self.fps is not None):
@@ -113,11 +136,19 @@ class Service:
         """
         rung, reason = self.ladder.choose(order)
         jobs = [Job(order, rung, order.seed + n, reason, tell, self.meters.ended) for n in range(order.n)]
+        return jobs, self.enqueue(jobs)
+
+    def enqueue(self, jobs: Sequence[Job]) -> float:
+        """Put jobs into the queue: the seconds until all are expected to be done.
+
+        Raises:
+            HTTPException: 429 or 503, with Retry-After.
+        """
         before = self.queue.ahead(self.ladder.expected) / len(self.workers)
-        if (refusal := self.queue.put(jobs)) is not None:
+        if (refusal := self.queue.put([*jobs])) is not None:
             wait = {"Retry-After": str(max(1, math.ceil(before)))}
             raise HTTPException(503 if self.queue.closed else 429, refusal, wait)
-        return jobs, before + len(jobs) * self.ladder.expected(rung, order) / len(self.workers)
+        return before + sum(self.ladder.expected(job.rung, job.order) for job in jobs) / len(self.workers)
 
     def place(self, job: Job) -> dict[str, Any]:
         """How far a job is, and how many are before it."""
@@ -150,11 +181,8 @@ class Service:
 
 def _sized(pipe: Any, call: dict[str, Any]) -> dict[str, Any]:
     """The call with its height and width: the pipeline's own where nobody said."""
-    known = defaults_of(pipe)
-    if not {"prompt", "height", "width"} <= known.keys():
+    if not {"prompt", "height", "width"} <= defaults_of(pipe).keys():
         raise UnsupportedPipeline(f"{type(pipe).__name__} takes no prompt, height and width; serve one that does")
-    cells = getattr(pipe, "default_sample_size", 0)
     for name in ("height", "width"):
-        own = known[name] or getattr(pipe, f"default_sample_{name}", cells) * pipe.vae_scale_factor
-        call[name] = call.get(name) or own
+        call[name] = call.get(name) or default_size(pipe, name)
     return call

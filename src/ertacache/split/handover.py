@@ -161,11 +161,4 @@ class Handover:
         if self.sigmas is not None and not 0 <= float(self.sigmas.min()) <= float(self.sigmas.max()) <= LARGEST_SIGMA:
             raise InvalidArgument(f"sigmas reach out of 0 to {LARGEST_SIGMA:g}")
         check_sent(self.call)
-        self._check_generators()
-
-    def _check_generators(self) -> None:
-        for n, state in enumerate(self.generators):
-            try:
-                torch.Generator("cpu").set_state(state)
-            except RuntimeError as error:
-                raise InvalidArgument(f"generator.{n} is no state of a CPU generator ({error})") from error
+        wire.check_generators(self.generators)

@@ -57,6 +57,8 @@ def first_part(pipe: Any, call: Mapping[str, Any], *, until: int, texts: Texts =
     with first:
         latent = pipe(**{**call, "output_type": "latent", "return_dict": True})[0]
     found = first.handover(latent)
+    if any(call.get(name) is not None for name in ("sigmas", "timesteps")):  # which say how many steps there are
+        shared["num_inference_steps"] = found.steps
     return replace(
         found, call={**shared, **first.encoded.sizes}, embeddings=first.encoded.embeddings if texts != "prompt" else {},
         space=space_of(pipe), source=source_of(pipe),
@@ -87,7 +89,8 @@ def second_part(pipe: Any, handover: Handover, call: Mapping[str, Any] | None = 
     given = arguments.own(pipe, call or {})
     generators = [torch.Generator("cpu").set_state(state) for state in handover.generators]
     sent = {name: tuple(value) if name in arguments.PAIRS else value for name, value in handover.call.items()}
-    full = {**sent, **handover.embeddings, **given}
+    device = getattr(pipe, "_execution_device", "cpu")
+    full = {**sent, **{name: one.to(device) for name, one in handover.embeddings.items()}, **given}
     known = arguments.defaults_of(pipe)
     for name in full:
         if name not in known:

@@ -1,12 +1,13 @@
 """The bytes of a handover: which tensors, in which dtypes and shapes, and which JSON. Nothing is ever unpickled."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ertacache.errors import HandoverInvalid
+from ertacache.errors import HandoverInvalid, InvalidArgument
 from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.sealed import Sealed, is_list, is_object, short
 from ertacache.split.solver_state import MEMORIES, expected, memory_of
@@ -24,7 +25,7 @@ _DTYPES = {
     "sigmas": ("F32", "F64"),
     "timesteps": ("I64", "F32", "F64"),
 }
-_EMBEDDED = re.compile(r"text\.((negative_)?(pooled_)?prompt_embeds|(negative_)?prompt_(attention|embeds)_mask)")
+EMBEDDED = re.compile(r"text\.((negative_)?(pooled_)?prompt_embeds|(negative_)?prompt_(attention|embeds)_mask)")
 _GENERATOR = re.compile(r"generator\.([0-9]|[1-9][0-9]{1,2})")
 #: State of a generator of the CPU: Mersenne Twister, in torch's layout.
 GENERATOR_BYTES = 5056
@@ -59,6 +60,15 @@ def protocol(scheduler: str) -> str:
     return config_hash({"version": VERSION, "scheduler": scheduler, "names": names, "sigmas": row.sigmas})
 
 
+def check_generators(states: Sequence[Tensor]) -> None:
+    """Refuse bytes [5056] that are no state of a CPU generator: `InvalidArgument`."""
+    for n, state in enumerate(states):
+        try:
+            torch.Generator("cpu").set_state(state)
+        except RuntimeError as error:
+            raise InvalidArgument(f"generator.{n} is no state of a CPU generator ({error})") from error
+
+
 def unpacked(data: bytes, where: str, cap: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Document and tensors, each of them one that a handover may have and of a size that fits the others.
 
@@ -79,7 +89,7 @@ def _check_document(sealed: Sealed, document: Mapping[str, Any], where: str) -> 
         sealed.require_keys(value, set(kinds), where, field, VERSION)
         for key, kind in kinds.items():
             if type(value[key]) is not kind:
-                raise sealed.invalid(where, key, f"is {short(value[key])}, not {_KINDS[kind]}")
+                raise sealed.invalid(where, key, f"is {short(value[key])}, not {KINDS[kind]}")
             if kind is str and len(value[key]) > _TEXT:
                 raise sealed.invalid(where, key, f"has {len(value[key])} characters, over the cap of {_TEXT}")
     for field in ("config", "counts"):
@@ -88,7 +98,8 @@ def _check_document(sealed: Sealed, document: Mapping[str, Any], where: str) -> 
         _check_plain(sealed, value, where, field)
 
 
-_KINDS = {int: "a whole number", bool: "true or false", str: "a text", dict: "an object"}
+#: Kinds of values in words.
+KINDS = {int: "a whole number", bool: "true or false", str: "a text", dict: "an object"}
 
 
 def _check_plain(sealed: Sealed, value: Any, where: str, field: str, depth: int = 0) -> None:
@@ -122,7 +133,7 @@ def _check_entries(sealed: Sealed, document: Mapping[str, Any], entries: Mapping
     for missing in sorted(needed - entries.keys()):
         raise sealed.invalid(where, "tensors", f"{missing!r} is missing after step {step} of {name}")
     for tensor, entry in entries.items():
-        if tensor not in needed and not (_EMBEDDED.fullmatch(tensor) or _GENERATOR.fullmatch(tensor)):
+        if tensor not in needed and not (EMBEDDED.fullmatch(tensor) or _GENERATOR.fullmatch(tensor)):
             raise sealed.invalid(where, "tensors", f"{short(tensor)} is unknown after step {step} of {name}")
         sealed.check_entry(tensor, entry, where, VERSION, dtypes=_dtypes(tensor, states), rank=_RANK, least=1)
     _check_shapes(sealed, {name: entry["shape"] for name, entry in entries.items()}, states, where)
