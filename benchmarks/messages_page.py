@@ -57,6 +57,11 @@ MEANING = {
     "[Sizes, steps, guidance](sizes-steps-guidance.md) has the whole list of what is compared, and when.",
     "HandoverInvalid": "Nothing of the bytes reached a pipeline. [The format](split.md#what-is-handed-over).",
     "SplitMismatch": "The two sides of [a split run](split.md) must share latents, text and solver.",
+    "SplitFailed": "The server's part of [a run over a network](split.md#over-a-network); the device can make it all.",
+    "ServerUnreachable": "A `SplitFailed`: the request may be repeated.",
+    "DeadlineExceeded": "A `SplitFailed`: the server was told to stop.",
+    "ServerRefused": "A `SplitFailed`: what follows the status are the server's own words.",
+    "AnswerInvalid": "A `SplitFailed`: nothing of the answer was used.",
     "UnsupportedPipeline": "[Supported pipelines](supported-pipelines.md), [Solvers](solvers.md): what is served.",
     "CacheConflict": "Two things want to answer for one denoiser: "
     "[one at a time](compile-quantise-lora-offload.md#another-cache).",
@@ -122,6 +127,7 @@ def messages() -> dict[str, dict[str, list[str]]]:
             own = folder.name if len(parts) == 1 else parts[0]
             area = AREAS.get(parts[1] if own == "ertacache" else own, "all parts")
             unsound = "HandoverInvalid" if area == AREAS["split"] else "ProfileInvalid"
+            unsound = "InvalidArgument" if path.name == "request.py" else unsound
             for name, text in raised(ast.parse(path.read_text(encoding="utf-8")), unsound):
                 if text not in found[name][area]:
                     found[name][area].append(text)

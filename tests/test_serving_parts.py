@@ -225,6 +225,14 @@ def test_the_command_refuses_what_it_can_before_the_model_is_loaded(monkeypatch:
         (("tiny-flux", "--profile", str(tmp_path / "none.safetensors")), "there is no profile at"),
     ):
         assert message in refused(monkeypatch, capsys, "serve", *words)
+    for words, message in (
+        (("tiny-fluks",), "no model 'tiny-fluks'; did you mean tiny-flux?"),
+        (("tiny-flux", "--api-key", ""), "--api-key is empty, or no header carries it"),
+        (("tiny-flux", "--profile", str(tmp_path / "none.safetensors")), "there is no profile at"),
+        (("tiny-flux", "--ssl-certfile", str(tmp_path / "x.pem")), "--ssl-certfile: there is no file"),
+        (("tiny-flux", "--ssl-keyfile", __file__), "--ssl-keyfile is given without --ssl-certfile; give both"),
+    ):
+        assert message in refused(monkeypatch, capsys, "split-server", *words)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         said = refused(monkeypatch, capsys, "serve", "tiny-flux", "--port", port)

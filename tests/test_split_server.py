@@ -11,20 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 
+import cached
 from ertacache.errors import (
     DeadlineExceeded,
     ServerRefused,
     ServerUnreachable,
     UnsupportedPipeline,
 )
+from ertacache.runtime.apply import enable
 from ertacache.serving.order import Limits
 from ertacache.serving.split_app import make_split_app
 from ertacache.serving.split_service import SplitService
 from ertacache.split import Handover, SplitClient, first_part
 from ertacache.split.request import SplitRequest
-from pipelines import CFG_CALL, PROMPTS, flux
+from pipelines import CFG_CALL, PROMPTS, flux, wan
 from served import Held, running, until
-from small_images import pixart_sigma, stable_diffusion
+from small_images import pixart_sigma, stable_diffusion, stable_diffusion_xl
 from split_http import BEARER, JOB, KEY, STEPS, call, client, failed, relay
 
 #: Of diffusers' own: numpy's arrays of tensors.
@@ -396,3 +398,59 @@ def test_a_stop_ends_the_run_and_the_client_says_so(large: Any, small: Any, held
 def test_pipelines_that_cannot_serve() -> None:
     with pytest.raises(UnsupportedPipeline, match="PixArtSigmaPipeline cannot be cut"):
         SplitService("x", [pixart_sigma().pipe])
+
+
+def test_a_body_that_does_not_come(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ertacache.serving.service._BODY_SECONDS", 0.2)
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(f"POST /v1/split HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n".encode())
+        slow.sendall(b"Content-Length: 9\r\n\r\nabc")
+        said = slow.makefile("rb").read()
+    assert said.startswith(b"HTTP/1.1 408 ") and b"the body did not arrive within 0.2 s; send it again" in said
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "wan"])
+def test_sizes_that_nobody_said_are_the_devices(kind: str) -> None:
+    make = stable_diffusion_xl if kind == "sdxl" else wan
+    large, small = (pipe if kind == "wan" else pipe.pipe for pipe in (make(), make()))
+    given: dict[str, Any] = {"prompt": PROMPTS[0], "num_inference_steps": 3, "output_type": "pt"}
+    given |= {"height": 32, "width": 32, "num_frames": 6} if kind == "wan" else {}  # 6 frames become 5, or 9
+    whole = small(**given, generator=torch.Generator().manual_seed(1))[0]
+    service = SplitService("tiny-wan" if kind == "wan" else kind, [large])
+    with running(service, app=make_split_app(service)) as url:
+        generator = torch.Generator().manual_seed(1)
+        images = SplitClient(url).generate(small, {**given, "generator": generator}, switch=2)[0]
+    assert torch.equal(images, whole)
+
+
+def test_a_profile_at_the_server() -> None:
+    large, small = (flux(guidance_embeds=False, seed=5) for _ in range(2))
+    large.default_sample_size = 8  # of a warm-up
+    plan = cached.profile(large, "output", cached.MASK)
+    given = {**CFG_CALL, "prompt": PROMPTS[0], "num_inference_steps": len(cached.MASK)}
+    enable(large, plan, on_mismatch="compute")
+    held = Held(large.transformer)
+    service = SplitService("flux", [large])
+    with running(service, app=make_split_app(service)) as url:
+        held.hold(-1)
+        SplitClient(url).first_part(small, {**given, "generator": torch.Generator().manual_seed(0)}, until=4)
+    assert held.calls == 2 * cached.MASK[:4].count("#")
+
+
+def test_a_refusal_is_read_although_the_body_is_long(url: str, small: Any) -> None:
+    noise = torch.zeros(1, 4, 256, 256)  # 1 MiB
+    for key, message in (
+        ("other", "answered 401: the key is missing"),
+        (KEY, "answered 413: the body is over 1048576"),
+    ):
+        with pytest.raises(ServerRefused, match=message):
+            client(url, key=key).first_part(small, call(latents=noise), until=2)
+
+
+def test_a_server_that_never_gets_warm_says_so(small: Any) -> None:
+    large = stable_diffusion().pipe
+    large.unet = None
+    service = SplitService("sd", [large])
+    with running(service, app=make_split_app(service)) as url:
+        failed(url, small, ServerRefused, "answered 500: a worker has ended; the server's log says why")

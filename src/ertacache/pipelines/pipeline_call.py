@@ -34,8 +34,9 @@ def default_size(pipe: Any, name: str) -> int:
 
     Read in the order in which diffusers' pipelines look: their signature, the pipeline, the denoiser's configuration.
     """
-    if own := defaults_of(pipe).get(name):
-        return own if type(own) is int else 0
+    own = defaults_of(pipe).get(name)
+    if type(own) is int and own:
+        return own
     cells: Any = getattr(pipe, f"default_sample_{name}", 0) or getattr(pipe, "default_sample_size", 0)
     if not cells:
         denoiser = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)

@@ -23,6 +23,8 @@ from ertacache.serving.videos import add_videos
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that the body of a refused request may take to arrive.
+_DRAIN_SECONDS = 5
 _CODES = {401: "invalid_api_key", 404: "not_found", 429: "queue_full", 503: "not_ready"}
 
 
@@ -96,15 +98,30 @@ class Guard:
             await send(message)
 
         try:
-            await (self._refusal(scope) or self._app)(scope, receive, noted)
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await self._drain(receive)
+            await (refusal or self._app)(scope, receive, noted)
         finally:
             logger.info(json.dumps({**line, "seconds": round(time.time() - start, 4)}))
+
+    async def _drain(self, receive: Any) -> None:
+        """Let a client finish its body: one whose connection ends in the middle of it never reads why."""
+        left, more = self._service.limits.body, True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while more and left > 0:
+                    message = await receive()
+                    more = message.get("more_body", False)
+                    left -= len(message.get("body", b""))
 
     def _refusal(self, scope: Any) -> Response | None:
         key, given = self._service.api_key, dict(scope["headers"]).get(b"authorization", b"")
         bearer = given[:7].lower() == b"bearer "  # a scheme has no case, and a key has
         if key is not None and not (hmac.compare_digest(given[7:], key.encode()) and bearer):
             return error_answer(401, "the key is missing or wrong; send Authorization: Bearer KEY")
+        if self._service.broken and scope["method"] == "POST":
+            return error_answer(500, "a worker has ended; the server's log says why")
         if not self._service.ready and scope["method"] == "POST":
             return error_answer(503, "the model is not warm yet; ask /health", {"Retry-After": "5"})
         return None

@@ -110,7 +110,7 @@ class Decoding:
         return image.contiguous().view(torch.uint8).numpy().tobytes()
 
     def _check_size(self, pipe: Any, limits: Limits) -> None:
-        config, shape = pipe.vae.config, self.shape
+        config, shape, batch = pipe.vae.config, self.shape, self.shape[0]
         channels = config.get("latent_channels") or config.get("z_dim")
         scale = getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", 8)
         sides, wanted = [n * scale for n in shape[-2:]], channels
@@ -127,9 +127,9 @@ class Decoding:
             raise InvalidArgument(f"shape is {list(shape)}, which is not how {type(pipe).__name__} has its latents")
         if wanted != shape[1 if len(shape) > 3 else 2]:
             raise InvalidArgument(f"shape is {list(shape)}, and this autoencoder's latents have {wanted} channels")
-        if (pixels := math.prod(sides) * frames) > limits.pixels or shape[0] > limits.images:
+        if (pixels := math.prod(sides) * frames) > limits.pixels or batch > limits.images:
             raise InvalidArgument(
-                f"shape is {list(shape)}: {shape[0]} of {pixels} pixels; this server takes {limits.images} of at most "
+                f"shape is {list(shape)}: {batch} of {pixels} pixels; this server takes {limits.images} of at most "
                 f"{limits.pixels}"
             )
 

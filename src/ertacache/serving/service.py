@@ -101,10 +101,15 @@ class Service:
         data = bytearray()
         try:
             async with asyncio.timeout(_BODY_SECONDS):
+                size = 0
                 async for part in request.stream():
-                    data += part
-                    if len(data) > self.limits.body:
-                        raise HTTPException(413, f"the body is over {self.limits.body} bytes; send less")
+                    size += len(part)
+                    if size <= self.limits.body:
+                        data += part
+                    elif size > 2 * self.limits.body:  # until there a client may finish, and read why not
+                        break
+                if size > self.limits.body:
+                    raise HTTPException(413, f"the body is over {self.limits.body} bytes; send less")
         except TimeoutError as error:
             raise HTTPException(408, f"the body did not arrive within {_BODY_SECONDS} s; send it again") from error
         return bytes(data)

@@ -196,7 +196,7 @@ class SplitService(Service):
         steps = max(call["num_inference_steps"], len(request.tensors.get("sigmas", ())))
         pixels = math.prod(call.get(name, 1) for name in ("height", "width", "num_frames"))
         tokens = max((math.prod(one.shape[1:-1]) for one in request.embeddings.values()), default=0)
-        longest = max((len(text) for name, text in _texts(call)), default=0)
+        longest = max(map(len, _texts(call)), default=0)
         for name, value, most, what in (
             ("num_inference_steps", steps, limits.steps, "steps"),
             ("until", request.until, 2 * limits.steps, "calls of the solver"),
@@ -209,10 +209,12 @@ class SplitService(Service):
                 raise InvalidArgument(f"{name} makes {value} {what} and this server takes at most {most}; ask for less")
 
 
-def _texts(call: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Every single text of a call, with its argument."""
-    listed = [(name, value if isinstance(value, list) else [value]) for name, value in call.items() if is_text(name)]
-    return [(name, text) for name, texts in listed for text in texts if isinstance(text, str)]  # pyright: ignore[reportUnknownVariableType]
+def _texts(call: Mapping[str, Any]) -> list[str]:
+    """Every single text of a call."""
+    listed: list[list[Any]] = [
+        value if isinstance(value, list) else [value] for name, value in call.items() if is_text(name)
+    ]
+    return [text for texts in listed for text in texts if isinstance(text, str)]
 
 
 def _first(pipe: Any, job: SplitJob, request: SplitRequest) -> bytes:

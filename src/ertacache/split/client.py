@@ -16,6 +16,7 @@ from ertacache.pipelines.pipeline_call import defaults_of
 from ertacache.split import arguments, wire
 from ertacache.split.answer import accepted
 from ertacache.split.connection import Connection, parsed
+from ertacache.split.encoded import check_encoded
 from ertacache.split.handover import Handover
 from ertacache.split.parts import Texts, second_part
 from ertacache.split.request import SplitRequest
@@ -140,6 +141,8 @@ class SplitClient:
         check_solver(pipe.scheduler)
         shared = {name: value for name, value in call.items() if name not in arguments.OWN}
         request = SplitRequest.of(pipe, shared, until, texts, compressed)
+        if request.texts == "embeddings":
+            check_encoded(pipe)
         connection = Connection(self.url, self.tls, time.monotonic() + self.deadline, self.timeout)
         fields = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
         wait = min(_HELD, self.timeout / 2)

@@ -3,6 +3,7 @@
 The standard library's, whose timeouts are of single reads: a peer that sends a byte a second would never be late.
 """
 
+import contextlib
 import http.client
 import io
 import re
@@ -70,7 +71,10 @@ class Connection:
             AnswerInvalid: no HTTP, compressed, or a body of more than `cap` bytes.
         """
         try:
-            self._http.request(method, self._folder + path, body, {**fields, "Accept-Encoding": "identity"})
+            if self._http.sock is None:
+                self._http.connect()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have said why
+                self._http.request(method, self._folder + path, body, {**fields, "Accept-Encoding": "identity"})
             response = self._http.getresponse()
             return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, self._read(response, cap))
         except TimeoutError as error:
@@ -113,6 +117,7 @@ class _Http(http.client.HTTPConnection):
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, owner: Connection) -> None:
         super().__init__(host, port)
+        self.sock: Any = None
         self._tls, self._owner = tls, owner
 
     def connect(self) -> None:
@@ -124,7 +129,7 @@ class _Http(http.client.HTTPConnection):
         except BaseException:
             plain.close()
             raise
-        self.sock: Any = _Timed(made, self._owner)
+        self.sock = _Timed(made, self._owner)
 
 
 class _Timed:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ertacache.errors import UnsupportedPipeline
 from ertacache.pipelines.overrides import Overrides
 
 _TWO = ("prompt_embeds", "negative_prompt_embeds")
@@ -24,6 +25,19 @@ ENCODED: dict[str, tuple[str, ...]] = {
     "SanaPipeline": _MASKED,
 }
 _SIZES = ("height", "width", "num_frames")
+
+
+def check_encoded(pipe: Any) -> None:
+    """Refuse a pipeline whose embeddings cannot be told apart.
+
+    Raises:
+        UnsupportedPipeline: it has an `encode_prompt` of its own.
+    """
+    if type(pipe).__name__ not in ENCODED:
+        raise UnsupportedPipeline(
+            f"the order in which {type(pipe).__name__}.encode_prompt returns embeddings is not known, only that of "
+            f"{', '.join(ENCODED)}; use texts='prompt'"
+        )
 
 
 class Encoded:

@@ -15,7 +15,7 @@ from ertacache.errors import InvalidArgument, SplitMismatch, UnsupportedPipeline
 from ertacache.pipelines.denoiser_call import form_without, latent_of
 from ertacache.split import arguments
 from ertacache.split.cut import Cut
-from ertacache.split.encoded import ENCODED, Encoded
+from ertacache.split.encoded import Encoded, check_encoded
 from ertacache.split.handover import Handover
 from ertacache.split.matching import check_handover, source_of, space_of
 from ertacache.split.solver_state import captured, check_solver, restore
@@ -47,11 +47,8 @@ def first_part(pipe: Any, call: Mapping[str, Any], *, until: int, texts: Texts =
         )
     arguments.check_interruptible(pipe)
     check_solver(pipe.scheduler)
-    if texts == "embeddings" and type(pipe).__name__ not in ENCODED:
-        raise UnsupportedPipeline(
-            f"the order in which {type(pipe).__name__}.encode_prompt returns embeddings is not known, only that of "
-            f"{', '.join(ENCODED)}; use texts='prompt'"
-        )
+    if texts == "embeddings":
+        check_encoded(pipe)
     shared = arguments.sent(pipe, call, texts=texts == "prompt")
     first = _First(pipe, until, call.get("generator"))
     with first:
