@@ -6,9 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from benchmark_scripts import ROOT
+from ertacache.pipelines.loading import call_arguments, load_pipeline
+from ertacache.serving.split_app import make_split_app
+from ertacache.serving.split_service import SplitService
 from ertacache_zoo import catalogue
+from served import running
 from small_open_sora import CALL, open_sora
 
 EXAMPLES = ROOT / "examples"
@@ -44,6 +50,17 @@ def test_the_script_of_open_sora_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     runpy.run_path(str(EXAMPLES / "open_sora.py"), run_name="__main__")
     made = {path.name for path in (tmp_path / "out").iterdir()}
     assert made == {"calibration", "profile.safetensors", "uncached.gif", "cached.gif"}
+
+
+def test_the_client_of_a_split_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    service = SplitService("tiny-flux", [load_pipeline("tiny-flux")])
+    with running(service, app=make_split_app(service)) as url:
+        arguments = [url, "a red ring", "--model", "tiny-flux", "--steps", "4", "--switch", "2"]
+        monkeypatch.setattr(sys, "argv", ["split_client", *arguments, "--out", str(tmp_path / "split")])
+        runpy.run_path(str(EXAMPLES / "split_client.py"), run_name="__main__")
+    call = call_arguments("tiny-flux", {"num_inference_steps": 4}) | {"prompt": "a red ring"}
+    whole = load_pipeline("tiny-flux")(**call, generator=torch.Generator().manual_seed(0)).images[0]
+    assert Image.open(tmp_path / "split.png").tobytes() == whole.tobytes()
 
 
 def test_the_published_ids_and_settings_are_those_of_the_readme(monkeypatch: pytest.MonkeyPatch):

@@ -190,6 +190,25 @@ def test_what_is_raised_in_progress_ends_the_run_there_too(
     assert held.calls == 2
 
 
+def test_who_waits_for_a_run_that_another_cancels(url: str, small: Any, service: SplitService, held: Held) -> None:
+    held.hold(1)
+    job = post(url, sound(small)).json()["id"]
+    assert held.reached.wait(60)
+    said: list[int] = []
+    path = f"{url}/v1/split/{job}"
+    waiter = threading.Thread(
+        target=lambda: said.append(httpx.get(f"{path}?step=0&wait=60", headers=BEARER, timeout=None).status_code)
+    )
+    seen = service.jobs[job].seen
+    waiter.start()
+    until(lambda: service.jobs[job].seen != seen)
+    assert httpx.delete(path, headers=BEARER).json() == {"id": job, "object": "split.deleted", "deleted": True}
+    held.released.set()
+    waiter.join()
+    assert (said, held.calls) == ([404], 1)
+    assert "secret" not in repr(client(url))
+
+
 def test_a_client_that_is_gone_ends_its_run(
     url: str, small: Any, service: SplitService, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:

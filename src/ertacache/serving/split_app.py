@@ -53,17 +53,18 @@ def _add_split(app: FastAPI, service: SplitService) -> None:
 
     @app.get("/v1/split/{name}")
     async def content(name: str, step: int = -1, wait: float = 0.0) -> Response:
-        job = service.known(name)
+        job, told = service.known(name), news[name]
         if not 0 <= wait < float("inf"):
             raise InvalidArgument(f"wait is {wait}; give seconds from 0 on")
         end = time.monotonic() + min(wait, _HELD, service.patience / 2)
         while job.ended is None and job.step == step and (left := end - time.monotonic()) > 0:
-            news[name].clear()  # what is told from now on sets it again
+            told.clear()  # what is told from now on sets it again
             if job.ended is None and job.step == step:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(news[name].wait(), left)
+                    await asyncio.wait_for(told.wait(), left)
         if job.ended is None:
             return JSONResponse(_place(service, job), 202)
+        service.known(name)  # unless it was cancelled meanwhile
         job.check()
         return Response(job.data, media_type="application/vnd.safetensors")
 

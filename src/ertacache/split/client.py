@@ -6,7 +6,7 @@ import re
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -47,7 +47,7 @@ class SplitClient:
     """
 
     url: str
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     deadline: float = 300.0
     timeout: float = 30.0
     retries: int = 3
