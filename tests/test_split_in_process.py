@@ -9,10 +9,13 @@ from torch import Tensor
 
 import cached
 import ertacache
+from ertacache.calibration.pipeline_run import call_pipeline
+from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CacheConflict, InvalidArgument, SplitMismatch
 from ertacache.split import split
 from pipelines import CFG_CALL, PROMPTS, flux, generate, wan
 from small_images import stable_diffusion
+from split_dummies import mixtures
 
 CALL: dict[str, Any] = {**CFG_CALL, "num_inference_steps": 6}
 
@@ -207,3 +210,15 @@ def test_models_that_share_no_space() -> None:
     with pytest.raises(SplitMismatch, match=r"model 1: scheduler.prediction_type: the large one has 'epsilon'"):
         with split(unet, velocity, switch=1):
             pass
+
+
+def test_a_pipeline_of_ones_own_may_call_the_denoiser_by_helpers_of_its_own() -> None:
+    large, small = mixtures()
+    call = {"num_inference_steps": 3, "guidance_scale": 2.0}
+    prompts, found = Prompts(("prompt 0 of class 1",), 0), list[Tensor]()
+    for switch in (0, 1):
+        with split(large, small, switch=switch) as stats:
+            found.append(call_pipeline(large, prompts, call, decode=False))
+        assert stats.calls == [2 * switch, 6 - 2 * switch] and stats.outside == 0
+    assert torch.equal(found[0], call_pipeline(small, prompts, call, decode=False))
+    assert not torch.equal(*found)

@@ -182,16 +182,17 @@ def _against(
     result: dict[str, Any], reference: dict[str, Any], fine: dict[str, Any] | None, prompts: int
 ) -> dict[str, list[float]]:
     found = {
-        **_distances(result, reference, prompts),
+        **distances(result, reference, prompts),
         "uncached": [reference["seconds"]],
         "cached": [result["seconds"]],
     }
     if fine is not None:
-        found |= {f"teacher_{name}": values for name, values in _distances(result, fine, prompts).items()}
+        found |= {f"teacher_{name}": values for name, values in distances(result, fine, prompts).items()}
     return found
 
 
-def _distances(result: dict[str, Any], reference: dict[str, Any], prompts: int) -> dict[str, list[float]]:
+def distances(result: dict[str, Any], reference: dict[str, Any], prompts: int) -> dict[str, list[float]]:
+    """`psnr`, `ssim` and `error` of each prompt of a batch, from `images` and `latents`: see `measure`."""
     error = log10_error(result["latents"], reference["latents"], prompts)
     if not error.isfinite().all():
         return {"psnr": [], "ssim": [], "error": error.tolist()}

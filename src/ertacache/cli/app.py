@@ -15,6 +15,7 @@ import typer
 
 from ertacache.cli.ablation import ablation
 from ertacache.cli.calibrate import calibrate
+from ertacache.cli.calibrate_split import calibrate_split
 from ertacache.cli.command import Quiet, Verbose, command, say, set_level
 from ertacache.cli.compare import compare
 from ertacache.cli.convert_open_sora import convert_open_sora
@@ -33,7 +34,8 @@ from ertacache.files import reason
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 _COMMANDS = (
-    demo, calibrate, generate, compare, inspect, ablation, reproduce, serve, split_server, quantize, convert_open_sora,
+    demo, calibrate, calibrate_split, generate, compare, inspect, ablation, reproduce, serve, split_server, quantize,
+    convert_open_sora,
 )  # fmt: skip
 for function in _COMMANDS:
     app.command()(command(function))

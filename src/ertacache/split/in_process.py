@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from torch import nn
@@ -12,9 +12,10 @@ from torch import nn
 from ertacache.errors import CacheConflict, InvalidArgument
 from ertacache.pipelines.models import denoisers_of
 from ertacache.pipelines.overrides import Overrides, overrides_of
-from ertacache.runtime.caller import Place, Scope, all_of_diffusers, callers, common, places
+from ertacache.runtime.caller import Place, Scope, all_of_diffusers, callers, common, path_to, places
 from ertacache.runtime.conflicts import refuse_conflicts
 from ertacache.split.matching import check_pair
+from ertacache.split.profile import SplitProfile
 
 
 @dataclass
@@ -34,7 +35,11 @@ class SplitStats:
 
 @contextmanager
 def split(
-    large: Any, *others: Any, switch: int | Sequence[int] | None = None, models: Sequence[int] | None = None
+    large: Any,
+    *others: Any,
+    switch: int | Sequence[int] | None = None,
+    models: Sequence[int] | None = None,
+    profile: SplitProfile | None = None,
 ) -> Generator[SplitStats]:
     """Let other models make some of the steps of a pipeline, for the length of a `with` block.
 
@@ -48,15 +53,25 @@ def split(
         switch: solver step at which each of the others takes over from the one before: with one of them a number from
             0 (all by it) to the number of steps (none), else one for each, rising.
         models: instead, which model makes each step: 0 for `large`, 1 for the first of the others. As long as the run.
+        profile: instead, from `calibrate_split`, for these two models and runs of as many steps.
 
     Yields:
         Counters that follow the runs.
 
     Raises:
-        InvalidArgument: no such switch, or not one of `switch` and `models`; in a call with fewer steps than they name.
-        SplitMismatch: a model with other latents or texts.
+        InvalidArgument: no such switch, or not one of `switch`, `models` and `profile`; in a call with other steps than
+            they name.
+        SplitMismatch: a model with other latents or texts, or of another class than the profile was measured on.
         CacheConflict: the pipeline is split already, or a profile or another cache is on.
+
+    Warns:
+        UserWarning: a model has other weights than the profile was measured on.
     """
+    if profile is not None:
+        if switch is not None or models is not None:
+            raise InvalidArgument("the profile says which model makes each step; leave switch and models out")
+        profile.check(large, others)
+        models = profile.models
     turns = Turns(large, others, *_checked(others, switch, models))
     try:
         yield turns.stats
@@ -91,12 +106,13 @@ def _checked(
 
 @dataclass(eq=False)
 class _Loop:
-    """A run under way: where it began, and how many steps it has made."""
+    """A run under way: where it began, how many steps it has made, and the ways of its first one's calls."""
 
     begun: frozenset[Place]
     plan: tuple[int, ...]
     made: int = 0
     scope: Scope | None = field(default=None)
+    paths: set[tuple[CodeType, ...]] = field(default_factory=set[tuple[CodeType, ...]])
 
 
 class Turns(Overrides):
@@ -165,7 +181,8 @@ class Turns(Overrides):
     def _owner(self, frames: list[FrameType]) -> _Loop | None:
         """The run that a call belongs to: of those begun in a function under way here, the innermost.
 
-        From a pipeline's loop every function on the way is the library's own; a callback's calls are somebody else's.
+        From a pipeline's loop every function on the way is the library's own, or one that the first step's calls took;
+        a callback's calls are somebody else's.
         """
         placed: list[tuple[int, _Loop]] = []
         for loop in list(self._loops.values()):
@@ -175,5 +192,9 @@ class Turns(Overrides):
             if depth is not None:
                 placed.append((depth, loop))
         depth, loop = min(placed, key=lambda item: item[0], default=(0, None))
-        foreign = loop is not None and loop.scope is not None and loop.scope.of_pipeline
-        return None if foreign and not all_of_diffusers(frames, depth) else loop
+        if loop is None or loop.scope is None or not loop.scope.of_pipeline:
+            return loop
+        path = path_to(frames, depth)
+        if loop.made == 0:
+            loop.paths.add(path)
+        return loop if path in loop.paths or all_of_diffusers(frames, depth) else None

@@ -93,16 +93,16 @@ def _check_document(sealed: Sealed, document: Mapping[str, Any], where: str) -> 
             if kind is str and len(value[key]) > _TEXT:
                 raise sealed.invalid(where, key, f"has {len(value[key])} characters, over the cap of {_TEXT}")
     for field in ("config", "counts"):
-        _check_plain(sealed, document["solver"][field], where, f"solver.{field}")
+        check_plain(sealed, document["solver"][field], where, f"solver.{field}")
     for value, field in ((document["space"], "space"), (document["source"]["versions"], "source.versions")):
-        _check_plain(sealed, value, where, field)
+        check_plain(sealed, value, where, field)
 
 
 #: Kinds of values in words.
 KINDS = {int: "a whole number", bool: "true or false", str: "a text", dict: "an object"}
 
 
-def _check_plain(sealed: Sealed, value: Any, where: str, field: str, depth: int = 0) -> None:
+def check_plain(sealed: Sealed, value: Any, where: str, field: str, depth: int = 0) -> None:
     """Refuse what no configuration holds: deep, long or vast values."""
     items = list(value.values()) if is_object(value) else value if is_list(value) else []
     if depth > _DEEPEST or len(items) > _ENTRIES or (isinstance(value, str) and len(value) > 16 * _TEXT):
@@ -110,7 +110,7 @@ def _check_plain(sealed: Sealed, value: Any, where: str, field: str, depth: int 
     if type(value) is int and abs(value) >= 2**63:
         raise sealed.invalid(where, field, f"holds {short(value)}, more than 64 bits")
     for item in items:
-        _check_plain(sealed, item, where, field, depth + 1)
+        check_plain(sealed, item, where, field, depth + 1)
 
 
 def _check_entries(sealed: Sealed, document: Mapping[str, Any], entries: Mapping[str, Any], where: str) -> None:
