@@ -16,7 +16,7 @@ def script() -> Any:
 
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("choosing-a-plan", "frontier", "quantised-models", "results")),
+    *(f"docs/{name}.md" for name in ("choosing-a-plan", "frontier", "quantised-models", "results", "split")),
     "docs/sizes-steps-guidance.md",
 )
 
