@@ -126,10 +126,7 @@ class Setting:
     @cached_property
     def grams(self) -> Tensor:
         """Of the fitted prompts, with the probes that `calibrate_split` makes."""
-        solver = self.sizes[0].solver
-        if solver is None:
-            raise SystemExit("the large model made no step")
-        return self.runs.grams(probes_of(self.runs.T, PROBES), solver)
+        return self.runs.grams(probes_of(self.runs.T, PROBES), self.sizes[0].solver)
 
 
 def figures(setting: Setting, name: str) -> dict[str, Any]:
@@ -151,7 +148,7 @@ def _switch(setting: Setting, s: int) -> dict[str, Any]:
         recording, alone = runs.alone("judged", n)
 
         def run(n: int = n, recording: Any = recording) -> dict[str, Any]:
-            return runs.play("judged", n, order, recording)
+            return runs.mixed("judged", n, order, recording)
 
         result = runs.store.get(f"pictures of switch {s} {n}", run) if any(order) else alone
         pictures.append(result["images"])

@@ -50,9 +50,7 @@ def deviations(pair: Sequence[Any], orders: Sequence[Sequence[int]], prompts: Pr
 
 
 def solver_of(runs: SplitRuns) -> LinearSolver:
-    found = runs.sized(0).solver
-    assert found is not None
-    return found
+    return runs.sized(0).solver
 
 
 def priced(runs: SplitRuns, orders: Sequence[Sequence[int]], probes: Sequence[int]) -> list[float]:

@@ -19,7 +19,7 @@ from ertacache_zoo import catalogue
 script: Any = load("split")
 page: Any = load("split_page")
 plot: Any = load("split_plot")
-T = 3
+T = 5
 OPTIONS = ["--small", "tiny-flux:3", "--fitted", "1", "--chosen", "1", "--judged", "1", "--steps", str(T)]
 
 
@@ -45,7 +45,7 @@ def test_every_row_is_there_and_none_is_made_twice(work: Path, monkeypatch: pyte
     monkeypatch.setattr(SplitRuns, "run", again)
     script.main([*OPTIONS, "--work", str(work), "--rows", "switch,fewer,measured,times"])
     with pytest.raises(SystemExit, match=r"was made with .* choose another --work"):
-        script.main([*OPTIONS, "--work", str(work), "--steps", "4"])
+        script.main([*OPTIONS, "--work", str(work), "--steps", "6"])
 
 
 def test_a_row_is_what_a_split_run_gives(work: Path) -> None:
@@ -59,8 +59,10 @@ def test_a_row_is_what_a_split_run_gives(work: Path) -> None:
     with split(large, small, switch=1):
         mixed = call_pipeline(large, prompts, call)
     assert row["psnr"] == pytest.approx(psnr(mixed, alone).tolist(), abs=1e-3)
-    assert (row["steps"], row["share"]) == (1, round(1 / 3, 4)) and row["cloud"] < row["device"] < 2 * row["cloud"]
-    assert rows_in(work)["switch 3"]["error"][0] < -15 and math.isfinite(rows_in(work)["switch 3"]["psnr"][0])
+    assert (row["steps"], row["share"]) == (1, 0.2)
+    assert row["device"] == pytest.approx(4 * setting.ratio * row["cloud"], abs=2e-3) and 0.5 < setting.ratio < 1
+    whole = rows_in(work)[f"switch {T}"]
+    assert whole["error"][0] < -15 and math.isfinite(whole["psnr"][0]) and whole["device"] == 0
     assert setting.texts[-1] in catalogue.heldout_prompts(2, "tiny-flux")
 
 

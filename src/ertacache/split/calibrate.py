@@ -173,10 +173,7 @@ def _measured(
     runs: SplitRuns, sizes: tuple[Sized, Sized], budget: Budget, orders: Orders, tried: int, places: tuple[int, ...]
 ) -> SplitProfile:
     """Price, run, choose, judge."""
-    solver = sizes[0].solver
-    if solver is None:
-        raise InvalidArgument("the large model was not sized")
-    grams = runs.grams(places, solver)
+    grams = runs.grams(places, sizes[0].solver)
     if budget.target_psnr is not None:
         rows = cheapest_that_keeps(runs, grams, budget.target_psnr, any_order=orders == "any")
         models = rows[-1]["models"]

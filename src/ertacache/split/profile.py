@@ -32,7 +32,7 @@ _ROW: dict[str, type] = {
     "name": str, "models": list, "cloud_share": float, "price": float, "latent_log10_error": float, "psnr": dict,
     "ssim": dict,
 }  # fmt: skip
-_FIGURES = dict.fromkeys(("mean", "std", "standard_error", "p10", "worst"), float)
+_FIGURES: dict[str, type] = dict.fromkeys(("mean", "std", "standard_error", "p10", "worst"), float)
 _PART: dict[str, type] = {"prompts": int, "rows": list}
 _OPERATIONS: dict[str, type] = {"large": float, "small": float, "large_alone": float}
 _KINDS = {list: "a list", dict: "an object", str: "a text", int: "a whole number", float: "a finite number"}
@@ -142,7 +142,8 @@ class SplitProfile:
         if entries:
             raise _FORM.invalid(where, "tensors", f"holds {short(sorted(entries))} where there are none")
         _check(document, where)
-        return cls(**{**document, "models": tuple(document["models"]), "prices": tuple(document["prices"])})
+        made: dict[str, Any] = {**document, "models": tuple(document["models"]), "prices": tuple(document["prices"])}
+        return cls(**made)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, all or nothing."""
@@ -214,7 +215,7 @@ def _require(found: Mapping[str, Any], kinds: Mapping[str, type], where: str, fi
     for key, kind in kinds.items():
         value = found[key]
         fits = value is None or _finite(value) if kind is float else type(value) is kind
-        if not fits or (kind is str and len(value) > 256):
+        if not fits or (isinstance(value, str) and len(value) > 256):
             raise _FORM.invalid(where, f"{field}.{key}", f"is {short(value)}, not {_KINDS[kind]}")
 
 

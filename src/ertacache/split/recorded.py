@@ -44,7 +44,7 @@ class Sized(Controller):
     operations: int = 0
     seconds: float = 0.0
     recorded: int = 0
-    solver: LinearSolver | None = None
+    solver: LinearSolver = field(init=False)
     _begun: list[Any] = field(default_factory=list[Any])
 
     def begin(self, run: Run) -> None:
@@ -137,7 +137,7 @@ class SplitRuns(Calibrator):
         found = Sized()
         with split(self.pipe, self.small, switch=0) if model else nullcontext():
             broken_off(self.pipe, self.parts.fitted.first(1), found, self.call)
-        if found.steps < SIZED or found.solver is None:
+        if found.steps < SIZED or not found.recorded:
             raise InvalidArgument(f"a run of {found.steps} step(s) cannot be split; give it 2 steps or more")
         return found
 
@@ -234,7 +234,7 @@ class SplitRuns(Calibrator):
         found = self.store.get(name, run)
         return self.store.opened(name, found["layout"]), found
 
-    def play(self, part: Part, n: int, models: Sequence[int], recording: Recording) -> dict[str, Any]:
+    def mixed(self, part: Part, n: int, models: Sequence[int], recording: Recording) -> dict[str, Any]:
         """`images` and `latents` of the n-th call of a part with these models, for a result of the store.
 
         Args:
@@ -256,7 +256,7 @@ class SplitRuns(Calibrator):
             def run(
                 n: int = n, batch: Prompts = batch, recording: Recording = recording, reference: Any = reference
             ) -> dict[str, list[float]]:
-                result = self.play(part, n, models, recording) if any(models) else reference
+                result = self.mixed(part, n, models, recording) if any(models) else reference
                 return distances(result, reference, len(batch.texts))
 
             name = f"{part} {''.join(map(str, models))} {n}"
