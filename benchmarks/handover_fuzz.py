@@ -22,8 +22,9 @@ from torch import nn
 
 from ertacache.errors import ErtacacheError, HandoverInvalid
 from ertacache.profile.fingerprint import storable
+from ertacache.runtime.pair import space_of
 from ertacache.split import Handover
-from ertacache.split.matching import check_handover, space_of
+from ertacache.split.matching import check_handover
 from ertacache.split.solver_state import MEMORIES, SolverState, expected
 
 OUT = Path(__file__).parent / "results" / "handover_fuzz.json"

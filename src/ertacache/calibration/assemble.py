@@ -20,6 +20,7 @@ from ertacache.errors import InvalidArgument
 from ertacache.pipelines.branches import DIRECTION
 from ertacache.pipelines.inputs import input_names
 from ertacache.pipelines.weights import fingerprint_of
+from ertacache.profile.checks import SMALL
 from ertacache.profile.fingerprint import prompt_hash
 from ertacache.profile.profile import Profile
 from ertacache.profile.provenance import Provenance
@@ -93,6 +94,26 @@ def _check(calibrator: Calibrator, method: Method) -> None:
             f"directions={method.directions} predicts from the guidance direction, which needs site='guided' and two "
             "branches in every step; use directions=0"
         )
+    _check_small(calibrator, method)
+
+
+def _check_small(calibrator: Calibrator, method: Method) -> None:
+    """Steps at which a small model helps are predicted ones of a plan that it can help."""
+    if not method.small or method.schedule is None:
+        return
+    if calibrator.small is None:
+        raise InvalidArgument(f"the method has small={list(method.small)} and there is no small model; give predictor=")
+    if method.site != "guided" or not method.fitted or method.needs_truth:
+        raise InvalidArgument(
+            "a small model serves fitted plans at site 'guided' that aim at the trajectory, on the solver's own grid "
+            "and without a rectifier; use such a method, or small=()"
+        )
+    steps = method.schedule.predicted_steps
+    if list(method.small) != sorted({*method.small} & {*steps}):
+        raise InvalidArgument(
+            f"the method has small={list(method.small)}; name predicted steps of '{method.schedule}', rising: "
+            f"{list(steps)}"
+        )
 
 
 def assemble(calibrator: Calibrator, method: Method, solved: Solved, heldout: dict[str, Any]) -> Profile:
@@ -143,14 +164,19 @@ def _predictor(method: Method, schedule: Schedule, reference: Reference, solved:
     plain = make(schedule, targets)
     if not solved.weights:
         return plain
-    sources = (*targets, *(branches if method.branches else ()), *((DIRECTION,) if method.directions else ()))
+    more = (DIRECTION,) * bool(method.directions) + (SMALL,) * bool(method.small)
+    sources = (*targets, *(branches if method.branches else ()), *more)
     a = torch.zeros(schedule.T, len(targets), len(sources), max(method.levels, method.directions))
     a[:, :, : len(targets), :1] = plain.a
+    d, small = plain.d.clone(), list(method.small)
+    if small:
+        a[small], d[small] = 0, 0
+        a[small, 0, sources.index(SMALL), 0] = 1
     for (i, target), weights in solved.weights.items():
-        names = method.features(target, branches, schedule.depth(i, reference.boundaries))
+        names = method.features(target, branches, schedule.depth(i, reference.boundaries), small=i in method.small)
         for (source, level), weight in zip(names, weights, strict=True):
             a[i, targets.index(target), sources.index(source), level] += float(weight)
-    return Predictor(targets, sources, a, plain.d, plain.b)
+    return Predictor(targets, sources, a, d, plain.b)
 
 
 def _provenance(calibrator: Calibrator, method: Method, heldout: dict[str, Any]) -> Provenance:
@@ -159,6 +185,8 @@ def _provenance(calibrator: Calibrator, method: Method, heldout: dict[str, Any])
     choices = {name: value for name, value in asdict(method).items() if name != "grid"}
     if method.correcting is None:
         del choices["correcting"]
+    if not method.small:
+        del choices["small"]
     choices["schedule"] = str(method.schedule)
     choices["prompts"] = {"fitted": len(fitted.texts), "chosen_on": len(chosen.texts), "judged": len(judged.texts)}
     choices |= {} if teacher is None else teacher.choices
@@ -188,4 +216,11 @@ def _provenance(calibrator: Calibrator, method: Method, heldout: dict[str, Any])
         heldout=heldout,
         boundaries=reference.boundaries,
         later_weights=reference.weights[1:],
+        small_model=_small_model(calibrator) if method.small else {},
     )
+
+
+def _small_model(calibrator: Calibrator) -> dict[str, Any]:
+    if calibrator.small is None:
+        raise InvalidArgument("there is no small model; give predictor=")
+    return {**calibrator.small.identity, "share": calibrator.small_share}

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
+from ertacache.calibration.assisted import check_predictor
 from ertacache.calibration.budget import budgets_of
 from ertacache.calibration.checks import check_number, check_whole
 from ertacache.calibration.defaults import CHOOSE, HOLDOUT, METHOD, RIDGE, Aim, Basis, MethodName, Timesteps
@@ -26,6 +27,7 @@ from ertacache.errors import InvalidArgument
 from ertacache.pipelines.affine_step import is_affine
 from ertacache.pipelines.inputs import Inputs, input_names
 from ertacache.profile.profile import Activation, Profile, Site
+from ertacache.runtime.small_model import SmallModel
 
 
 @overload
@@ -75,6 +77,7 @@ def calibrate(
     activation: Activation | None = None,
     teacher_steps: int | None = None,
     reference: Any = None,
+    predictor: Any = None,
     ridge: float = RIDGE,
     choose: float = CHOOSE,
     holdout: float = HOLDOUT,
@@ -142,7 +145,11 @@ def calibrate(
             dictionary by their names. The plan is fitted to the reference's trajectory, so that one table undoes
             caching and quantisation; plans are compared, and `target_psnr` is kept, to the reference's runs. For aim
             "trajectory"; see also `calibrate_quantized`, which corrects a model that computes every step.
-        ridge: shrinkage of the fitted predictor toward residual reuse.
+        predictor: a small model that shares latents and texts with the pipeline (a pipeline, or its denoiser alone):
+            plans may call it at predicted steps, guidance and all, and predict from its output too. Its operations are
+            counted, so that such a plan computes fewer steps than one without; the prompts that choose decide between
+            the two. With compute_steps or speedup, or a Method that names the steps; `apply` then needs it too.
+        ridge: shrinkage of the fitted predictor toward residual reuse, or toward the small model's output.
         choose: share of the prompts that plans are compared on; where there is one plan they are fitted.
         holdout: share of the prompts that judge the chosen plan. Both parts have four prompts or more where there are
             twelve: fewer are no measurement.
@@ -216,6 +223,7 @@ def calibrate(
     if batch_size is not None:
         check_whole("batch_size", batch_size, 1, "prompts per pipeline call, or None for all at once")
     compared = any(request.compares(budget) for budget in budgets)
+    compared |= predictor is not None and request.effort is not None
     check_number("holdout", holdout, "choose a share between 0 and 1, such as 0.2", lambda x: 0 < x < 1)
     shares: dict[str, Any] = {"choose": choose if compared else 0.0, "judge": holdout, "seed": seed, "inputs": inputs}
     parts = split_prompts(prompts, **shares)
@@ -234,9 +242,15 @@ def calibrate(
     check_steps(pipe, {**dict.fromkeys(brought, ()), **shared}, request, budgets)
     for arguments in calls.values():
         check_batches(pipe, parts, batch_size, arguments)
+    small = None if predictor is None else SmallModel(pipe, predictor)
+    if small is not None:
+        others = {"map": map, "reference": reference, "guidance_scales": guidance_scales, "sizes": sizes}
+        check_predictor(pipe, request, budgets, {name: value is not None for name, value in others.items()})
+    elif request.method is not None and request.method.small:
+        raise InvalidArgument(f"the method has small={list(request.method.small)}; give the small model: predictor=")
     job = Job(
         pipe, prompts, request, budgets, parts, shares, batch_size, checkpoint, show_progress, len(calls), scales,
-        teacher_steps, full, map,
+        teacher_steps, full, map, small,
     )  # fmt: skip
     check_own_grids(pipe, parts.fitted.batches(1)[0], calls)
     by_size = [job.profiles(size, arguments) for size, arguments in calls.items()]

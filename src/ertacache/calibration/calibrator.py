@@ -94,7 +94,9 @@ class Calibrator(Recorder):
             check_copies(self.pipe.scheduler)
         start, lockstep = now(), Lockstep(len(seats))
         solving = Solving(method, lockstep, self.family.channel_axis, begun, known)
-        loop = ClosedLoop(solving, self.reference.contexts, self.reference.branches, [*seats.values()], lockstep)
+        small = self.small if method.small else None
+        names = self.reference.contexts, self.reference.branches
+        loop = ClosedLoop(solving, *names, [*seats.values()], lockstep, small)
 
         def call(n: int) -> Callable[[], Tensor]:
             pipe = self.pipe if len(seats) == 1 else own_copy(self.pipe)
@@ -108,7 +110,8 @@ class Calibrator(Recorder):
         for n, seat in seats.items():
             if seat.final is None:
                 raise ended_early("closed loop", seat.made, self.T)
-            self.store.charge(Cost(len(self.batches[n].texts) * seat.steps / self.T))
+            steps = seat.steps + seat.small * self.small_share
+            self.store.charge(Cost(len(self.batches[n].texts) * steps / self.T))
             self.progress("closed loop")
         self.store.charge(Cost(0.0, now() - start))
         return solving.solved

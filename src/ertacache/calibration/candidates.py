@@ -226,6 +226,7 @@ def compared(calibrator: Calibrator, candidate: Candidate) -> Candidate:
 def heldout_figures(profile: Profile, measured: dict[str, list[float]]) -> dict[str, Any]:
     """What a profile says of prompts that it was measured on, see `held_out.measure`."""
     found = {**distance(measured), "prompts": len(measured["error"]), "K": profile.schedule.K}
+    found |= {"counted_steps": profile.counted_steps} if profile.small_steps else {}
     return {**found, "teacher": distance(measured, "teacher_")} if "teacher_error" in measured else found
 
 

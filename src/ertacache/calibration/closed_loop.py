@@ -19,7 +19,9 @@ from ertacache.pipelines.affine_step import aimed_output
 from ertacache.pipelines.branches import DIRECTION, branch_count, direction_of, split
 from ertacache.pipelines.denoiser_call import Shapes, leading
 from ertacache.pipelines.solvers import write_grid
+from ertacache.profile.checks import SMALL
 from ertacache.runtime.run import Controller, Run
+from ertacache.runtime.small_model import SmallModel, check_answer
 
 
 class ClosedLoop(Controller):
@@ -30,6 +32,7 @@ class ClosedLoop(Controller):
         contexts: names of the denoiser calls of one step. branches: see `branches`.
         seats: one for each pipeline call, in the order of their turns.
         lockstep: of these calls.
+        small: the model that the method calls at predicted steps, where it does.
     """
 
     replays = True
@@ -41,9 +44,10 @@ class ClosedLoop(Controller):
         branches: tuple[str, ...],
         seats: list[Seat],
         lockstep: Lockstep,
+        small: SmallModel | None = None,
     ) -> None:
         self.solving, self.contexts, self.branches = solving, contexts, branches
-        self.seats, self._lockstep = seats, lockstep
+        self.seats, self.small, self._lockstep = seats, small, lockstep
         self.placeholders, self.takes_turns = not solving.method.needs_truth, True
         self.shared = lockstep.calls > 1
 
@@ -63,7 +67,7 @@ class LoopRun(Controller):
     def __init__(self, loop: ClosedLoop, seat: Seat) -> None:
         self._loop, self._solving, self._seat, self._method = loop, loop.solving, seat, loop.solving.method
         self.placeholders = loop.placeholders
-        seat.made = seat.steps = 0
+        seat.made = seat.steps = seat.small = 0
 
     def begin(self, run: Run) -> None:
         method = self._method
@@ -98,7 +102,7 @@ class LoopRun(Controller):
         predicted = schedule is not None and not schedule.computed[run.step] and self._history.depth("guided") > 0
         return predicted or self._given(run)
 
-    def call(self, run: Run, context: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+    def call(self, run: Run, context: str, x: Tensor, compute: Callable[..., Tensor]) -> Tensor:
         if run.denoiser != self._serving:
             self._history.clear()  # what one denoiser made says nothing of the next one
             self._serving = run.denoiser
@@ -106,6 +110,9 @@ class LoopRun(Controller):
         self._shapes.check(run.step, f"the latent of call {context!r}", x, branches)
         if self._answers(run, context):
             like = self._placeholder[context]
+            if self._loop.small is not None and run.step in self._method.small:
+                answer = compute(self._loop.small.called(run.denoiser))
+                return check_answer(answer, (len(x), *like.shape[1:]))
             return torch.zeros((len(x), *like.shape[1:]), dtype=like.dtype, device=x.device)
         truth = compute()
         if self._loop.shared:
@@ -153,7 +160,7 @@ class LoopRun(Controller):
             corrected = self._corrected(run, truth, x)
             self._keep(run, target, corrected, x, truth)
             return corrected
-        base = self._reused(target, x)
+        base = self._helped(truth) if run.step in self._method.small else self._reused(target, x)
         predicted = self._fitted(run, target, base, truth, x)
         if self._method.needs_truth:
             self._measure_phi(run, target, predicted, truth)
@@ -213,6 +220,12 @@ class LoopRun(Controller):
         newest = widen(self._history.outputs(target)[0])
         return newest + (widen(x) - widen(self._history.input(target))) if self._method.residual else newest
 
+    def _helped(self, answer: Tensor) -> Tensor:
+        """What the small model's guided output [B, *] predicts by itself; it is a source of the fit as well."""
+        self._history.push(SMALL, answer, copy=True)
+        self._seat.small += 1
+        return widen(answer)
+
     def _observe_hidden(self, run: Run, context: str, truth: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         stack = run.stack
         if stack is None or stack.residual is None:
@@ -234,7 +247,8 @@ class LoopRun(Controller):
     def _fitted(self, run: Run, target: str, base: Tensor, truth: Tensor, x: Tensor) -> Tensor:
         if not self._method.fitted:
             return base
-        names = self._method.features(target, self._loop.branches, self._history.depth(target))
+        small, depth = run.step in self._method.small, self._history.depth(target)
+        names = self._method.features(target, self._loop.branches, depth, small=small)
         features = [widen(self._history.output(source, level)) for source, level in names]
         weights = self._solving.weights((run.step, target), features, base, lambda: self._goal(run, truth, x))
         return base + sum((float(w) * f for w, f in zip(weights, features, strict=True)), torch.zeros_like(base))

@@ -166,14 +166,18 @@ def _references(calibrator: Calibrator, part: Part, n: int) -> _References:
 
 def _play(calibrator: Calibrator, batch: Prompts, profile: Profile | None = None) -> dict[str, Any]:
     """Images, final latents and seconds of one batch under a profile, or uncached."""
-    clocked = Clocked(Player(profile, RunStats(), keep_nan=True) if profile is not None else Controller())
+    controller = Controller()
+    if profile is not None:
+        small = calibrator.small if profile.small_steps else None
+        controller = Player(profile, RunStats(), keep_nan=True, small=small)
+    clocked = Clocked(controller)
     images = calibrator.run(
         batch,
         clocked,
         UNCACHED if profile is None else "held-out run",
         hidden=profile is not None and profile.site == "hidden",
         decode=True,
-        share=1.0 if profile is None else profile.schedule.K / profile.schedule.T,
+        share=1.0 if profile is None else profile.counted_steps / profile.schedule.T,
     )
     return {"images": images, "latents": clocked.latents, "seconds": clocked.seconds}
 

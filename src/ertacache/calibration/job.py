@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from ertacache.calibration import outcome
+from ertacache.calibration.assisted import most_loops
 from ertacache.calibration.budget import Budget
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.checkpoint import owned
@@ -34,6 +35,7 @@ from ertacache.calibration.taught import Teacher
 from ertacache.calibration.teacher import fine_grid
 from ertacache.core.schedule import Schedule
 from ertacache.profile.profile import Profile
+from ertacache.runtime.small_model import SmallModel
 
 #: Runs shorter than this have few steps to spare: each is too far from the last to be predicted well.
 _FEW_STEPS = 8
@@ -48,6 +50,7 @@ class Job:
         sizes: how many there are. scales: of guidance, where there are several.
         teacher_steps: of a finer teacher, None for none. reference: in full precision, if that is aimed at.
         spread: makes runs in other processes, None for this one.
+        small: a model that plans may call at predicted steps, None for none.
     """
 
     pipe: Any
@@ -64,6 +67,7 @@ class Job:
     teacher_steps: int | None = None
     reference: FullPrecision | None = None
     spread: Map | None = None
+    small: SmallModel | None = None
 
     def profiles(self, size: Size, call: dict[str, Any]) -> list[list[Profile]]:
         """Of each budget the profile at one size, or one for each guidance scale, rising."""
@@ -98,6 +102,7 @@ class Job:
                 call=at,
                 teacher=teacher,
                 spread=self.spread,
+                small=self.small,
                 **self.shares,
                 checkpoint=checkpoint_of(self.checkpoint, size, scale),
                 hidden=self.request.choices.site == "hidden" and self.request.choices.schedule == "policy",
@@ -125,6 +130,7 @@ class Job:
     def _seen(self, calibrators: list[Calibrator]) -> FirstSteps:
         """The first steps at the middle scale, of runs that all show their guidance where there are several."""
         seen = [calibrator.first_steps for calibrator in calibrators]
+        _ = calibrators[0].small_share  # whether a small model can be called at all shows before anything is recorded
         if self.scales is not None:
             check_guidance(self.scales, seen)
         middle = seen[len(seen) // 2]
@@ -142,6 +148,9 @@ class Job:
         loops = [(self.request.loops(one, directed=seen.directed), one.steps(seen.steps)) for one in self.budgets]
         if self.reference is not None and self.parts.chosen.texts:  # once more, with computed steps corrected
             loops = [(replace(one, cheap=one.cheap + 1, measured=one.measured + 1), K) for one, K in loops]
+        if self.small is not None and self.request.effort is not None:
+            cheap, measured = most_loops(self.request.effort)
+            loops = [(replace(one, cheap=one.cheap + cheap, measured=one.measured + measured), K) for one, K in loops]
         work = work_of(loops, self.parts, self.batch_size, seen, 0 if teacher is None else teacher.parts)
         if self.reference is not None:  # and the plan once on a call of fitted prompts, to see the errors of its steps
             first = len(self.parts.fitted.batches(self.batch_size)[0].texts)

@@ -73,7 +73,7 @@ def _outputs(name: str, n: int) -> str:
 def shared_steps(method: Method, other: Method) -> int:
     """The first step at which two methods differ; 0 where they do in more than the schedule."""
     a, b = method.schedule, other.schedule
-    if a is None or b is None or replace(other, schedule=a) != method or method.needs_truth:
+    if a is None or b is None or replace(other, schedule=a) != method or method.needs_truth or method.small:
         return 0
     pairs = zip(a.computed, b.computed, strict=True)
     return next((i for i, (here, there) in enumerate(pairs) if here != there), a.T)

@@ -7,6 +7,7 @@ from ertacache.core.compensation_fit import Estimator, Sharing
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.pipelines.branches import DIRECTION
+from ertacache.profile.checks import SMALL
 from ertacache.profile.profile import Activation, Site
 
 
@@ -46,6 +47,8 @@ class Method:
         rectifier: granularity of the rectifier, None for none. rectifier_ridge: its shrinkage.
         threshold: the λ that decides the schedule, or that gave it.
         grid: the time grid [T+1] to run on instead of the solver's own.
+        small: predicted steps at which a small model is called and predicted from, toward which a fit then shrinks; for
+            fits at site guided that aim at the trajectory.
         correcting: how computed steps are corrected where the model is quantised; None for not at all.
     """
 
@@ -64,6 +67,7 @@ class Method:
     threshold: float | None = None
     grid: tuple[float, ...] | None = None
     correcting: Correcting | None = None
+    small: tuple[int, ...] = ()
 
     @property
     def fitted(self) -> bool:
@@ -86,11 +90,15 @@ class Method:
         """Whether its coefficients are known without a run."""
         return not self.fitted and self.rectifier is None and self.correcting is None
 
-    def features(self, target: str, branches: tuple[str, ...], depth: int) -> list[tuple[str, int]]:
-        """The history that a fit uses at a step with `depth` computed ones before it, by source and level."""
+    def features(
+        self, target: str, branches: tuple[str, ...], depth: int, *, small: bool = False
+    ) -> list[tuple[str, int]]:
+        """What a fit uses at a step with `depth` computed ones before it, by source and level: the history, and of a
+        step with a `small` model its output."""
         sources = branches if self.branches else (target,)
         own = [(source, level) for level in range(min(self.levels, depth)) for source in sources]
-        return own + [(DIRECTION, level) for level in range(min(self.directions, depth))]
+        own += [(DIRECTION, level) for level in range(min(self.directions, depth))]
+        return own + [(SMALL, 0)] * small
 
     def policy(self) -> "Method":
         """What decides its schedule by a threshold: reuse of its kind. Guidance is linear in the outputs, so that

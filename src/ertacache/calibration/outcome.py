@@ -32,7 +32,7 @@ def judge(calibrator: Calibrator, best: Candidate, tried: Sequence[Candidate] = 
         CalibrationError: its runs of the judged prompts end in NaN or infinity.
     """
     heldout, measured = judged_figures(calibrator, best.profile)
-    heldout |= _reuse(calibrator, best.profile.schedule.K)
+    heldout |= _reuse(calibrator, _whole_steps(best.profile))
     if calibrator.parts.chosen.texts and tried:
         rows = [candidate_row(candidate, candidate is best) for candidate in tried]
         heldout["chosen_on"] = {"prompts": len(calibrator.parts.chosen.texts), "candidates": rows}
@@ -60,7 +60,7 @@ def judged_figures(calibrator: Calibrator, profile: Profile) -> tuple[dict[str, 
         uncached = measure(calibrator, None, "judged")
         found["teacher"] |= {**teacher.words, "uncached": distance(uncached, "teacher_")}
     try:
-        found |= _against_fewer_steps(calibrator, measured, profile.schedule.K)
+        found |= _against_fewer_steps(calibrator, measured, _whole_steps(profile))
     except UnsupportedPipeline as error:
         logger.warning("fewer steps at the same cost are not measured: %s", error)
     return found, measured
@@ -73,6 +73,7 @@ def candidate_row(candidate: Candidate, chosen: bool) -> dict[str, Any]:
     return {
         "name": candidate.name,
         "K": candidate.profile.schedule.K,
+        **({"counted_steps": found["counted_steps"]} if "counted_steps" in found else {}),
         "psnr": psnr,
         "latent_log10_error": found.get("latent_log10_error"),
         **({"teacher": found["teacher"]} if "teacher" in found else {}),
@@ -86,6 +87,11 @@ def _against_fewer_steps(calibrator: Calibrator, measured: dict[str, list[float]
     fewer = measure_fewer_steps(calibrator, K)
     aim = "psnr" if calibrator.teacher is None else "teacher_psnr"
     return {"fewer_steps": {**_pictures(fewer), "steps": K}, **paired_gain(measured[aim], fewer[aim])}
+
+
+def _whole_steps(profile: Profile) -> int:
+    """The computed steps that cost as much as a profile with its small model, or a little less."""
+    return max(2, math.floor(profile.counted_steps + 1e-9))
 
 
 def _pictures(measured: dict[str, list[float]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ertacache.calibration.assemble import fit_ahead
+from ertacache.calibration.assisted import with_small
 from ertacache.calibration.budget import Budget
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate, evaluate, fitted_candidate, options_of
@@ -33,7 +34,10 @@ def plan(calibrator: Calibrator, request: Request, budget: Budget) -> Found:
         budget = Budget(compute_steps=steps_within(calibrator, budget.max_seconds))
     target = budget.target_psnr
     if target is None:
-        return with_corrections(calibrator, _planned(calibrator, request, budget))
+        found, K = _planned(calibrator, request, budget), budget.steps(calibrator.T)
+        if calibrator.small is not None and request.effort is not None and K is not None:
+            return with_small(calibrator, request.even(calibrator), found, K, request.effort)
+        return with_corrections(calibrator, found)
     even = request.even(calibrator)
 
     def uniform(K: int) -> Candidate:

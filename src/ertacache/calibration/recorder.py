@@ -18,6 +18,7 @@ from ertacache.calibration.pipeline_run import check_call, run_pipeline
 from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.calibration.recording import Recording
 from ertacache.calibration.reference_log import Reference, ReferenceLog
+from ertacache.calibration.small_share import share_of_small
 from ertacache.calibration.spread import Elsewhere, Made, Map, pipeline_hash, wait_for
 from ertacache.calibration.taught import Teacher
 from ertacache.errors import UnsupportedPipeline
@@ -25,6 +26,7 @@ from ertacache.pipelines.inputs import Inputs, digest
 from ertacache.pipelines.models import Family, denoisers_of, family_for
 from ertacache.profile.fingerprint import config_hash
 from ertacache.runtime.run import Controller
+from ertacache.runtime.small_model import SmallModel
 from ertacache.runtime.watch import now
 
 #: Name of a run without a controller that changes anything.
@@ -56,6 +58,7 @@ class Recorder:
         hidden: measure the hidden residuals of the uncached run, which Algorithm 2 needs at site `hidden`.
         teacher: of other runs, whose latents are aimed at in place of the uncached ones; None for those.
         spread: makes runs in other processes, to which the teacher is sent; None for this one.
+        small: a model that plans may call at predicted steps, where there is one.
 
     Attributes:
         store: finished runs by name, with what they cost.
@@ -78,11 +81,12 @@ class Recorder:
         hidden: bool = False,
         teacher: Teacher | None = None,
         spread: Map | None = None,
+        small: SmallModel | None = None,
     ) -> None:
         check_call(pipe, call, inputs or (), texts=prompts is not None)
         self.pipe, self.call, self.seed, self.progress = pipe, call, seed, progress
         self.parts = split_prompts(prompts, choose, judge, seed, inputs)
-        self.batch_size, self.teacher = batch_size, teacher
+        self.batch_size, self.teacher, self.small = batch_size, teacher, small
         self.batches = self.parts.fitted.batches(batch_size)
         self._hidden, self._spread = hidden, spread
         self._arguments = {
@@ -107,6 +111,13 @@ class Recorder:
             return asdict(found)
 
         return FirstSteps(**self.store.get("first steps", run))
+
+    @cached_property
+    def small_share(self) -> float:
+        """The operations of the small model as a share of the denoiser's; 0 without one."""
+        if (small := self.small) is None:
+            return 0.0
+        return self.store.get("small share", lambda: share_of_small(self.pipe, self.parts.fitted, self.call, small))
 
     @cached_property
     def aimed(self) -> tuple[Recording, ...]:
@@ -163,6 +174,7 @@ class Recorder:
                 "call": self.call,
                 "inputs": digest([given for part in self.parts for given in part.inputs]),
                 **({} if self.teacher is None else self.teacher.identity()),
+                **({} if self.small is None else {"small": self.small.identity}),
             }
         )
 

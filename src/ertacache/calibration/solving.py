@@ -32,6 +32,7 @@ class Seat:
         known: outputs of computed steps that an earlier run of the same beginning has left, or None.
         kept: where the outputs of computed steps and the final latent are kept for a later run, or None.
         final: [B, *] where the run has ended. made: how many steps it has made. steps: how many of them it computed.
+        small: at how many of them it called a small model.
     """
 
     reference_l1: Tensor | None = None
@@ -42,6 +43,7 @@ class Seat:
     final: Tensor | None = None
     made: int = 0
     steps: int = 0
+    small: int = 0
 
 
 class Solving:

@@ -10,7 +10,8 @@ from ertacache.core.predictor import Predictor
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
 from ertacache.profile.provenance import Provenance
-from ertacache.profile.sealed import short
+from ertacache.profile.sealed import is_list, is_object, short
+from ertacache.profile.weights import Fingerprint
 
 MAX_STEPS = 4096  # checking a schedule takes time that grows with its square
 MAX_GRIDS = 16  # in one file
@@ -18,12 +19,18 @@ MAX_GRIDS = 16  # in one file
 LARGEST_SIGMA = 1e6
 #: The source at site guided that holds the guidance direction c − u of the computed steps.
 DIRECTION = "direction"
+#: The source at site guided that holds the guided output of a small model at the predicted step itself.
+SMALL = "small"
+#: What a provenance has of the small model, and the kind of each.
+_OF_SMALL: dict[str, type | tuple[type, ...]] = {
+    "model_class": str, "model_config": dict, "weights": str, "share": (int, float),
+}  # fmt: skip
 #: What a profile may be told again in `provenance.method`, where a calibration wrote it.
 _AGAIN = ("schedule", "site")
 #: What the profiles of one file have in common.
 _OF_ONE_MODEL = (
     "model_class", "scheduler_class", "model_config", "scheduler_config", "model_config_hash", "scheduler_config_hash",
-    "weights", "quantizer", "reference_weights",
+    "weights", "quantizer", "reference_weights", "small_model",
 )  # fmt: skip
 
 
@@ -98,7 +105,7 @@ def check_names(site: str, predictor: Predictor, contexts: Sequence[str]) -> Non
             f"targets are {short(targets)} where site {site!r} and the calls {short(list(contexts))} of "
             f"provenance.contexts predict {short(wanted)}; nothing else would be predicted: use those names"
         )
-    if site == "guided" and (taken := {"guided", DIRECTION} & set(contexts)):
+    if site == "guided" and (taken := {"guided", DIRECTION, SMALL} & set(contexts)):
         raise InvalidArgument(
             f"provenance.contexts has a call {min(taken)!r}, which is also the name of a history at site 'guided'; "
             "calibrate at site 'output'"
@@ -106,7 +113,7 @@ def check_names(site: str, predictor: Predictor, contexts: Sequence[str]) -> Non
     if site != "guided":
         known, unknown = set(contexts), [name for name in sources if name not in contexts]
     else:
-        known = {"guided", DIRECTION, *contexts}
+        known = {"guided", DIRECTION, SMALL, *contexts}
         unknown = [name for name in sources if name not in known and name.rpartition(":")[0] not in contexts]
     if unknown:
         raise InvalidArgument(
@@ -120,6 +127,33 @@ def check_names(site: str, predictor: Predictor, contexts: Sequence[str]) -> Non
                 f"sources are {short(sources)}; name the parts of the batch {context!r} in full, "
                 f"'{context}:0' to the last, and not itself beside them"
             )
+
+
+def check_small(predictor: Predictor, facts: Provenance) -> None:
+    """What is predicted from a small model says which, and the other way round; it has one output in a step."""
+    if (SMALL in predictor.sources) != bool(facts.small_model):
+        raise InvalidArgument(
+            f"sources are {short(list(predictor.sources))} and provenance.small_model is {short(facts.small_model)}; "
+            f"have {SMALL!r} among the sources where there is a small model, and nowhere else"
+        )
+    if not facts.small_model:
+        return
+    kept = facts.small_model
+    fits = kept.keys() == _OF_SMALL.keys() and all(isinstance(kept[key], kind) for key, kind in _OF_SMALL.items())
+    if fits and (count := kept["model_class"].count(", ") + 1) > 1:
+        configs: object = kept["model_config"].get("denoisers")
+        fits = is_list(configs) and len(configs) == count and all(map(is_object, configs))
+    if not fits or isinstance(kept["share"], bool) or kept["share"] <= 0:
+        raise InvalidArgument(
+            f"provenance.small_model is {short(kept)}; give model_class (a text), model_config (a dict), weights (a "
+            "fingerprint, or empty) and share (a number above 0)"
+        )
+    if kept["weights"]:
+        Fingerprint.parse(kept["weights"], "provenance.small_model.weights")
+    own = predictor.a[:, :, predictor.sources.index(SMALL)]
+    if own[:, :, 1:].any() or not own.any():
+        what = "reads a small model further back than level 0" if own.any() else "has no coefficient of a small model"
+        raise InvalidArgument(f"predictor.a {what}; it has one output, at the predicted step: calibrate again")
 
 
 def check_told_again(schedule: Schedule, site: str, facts: Provenance) -> None:

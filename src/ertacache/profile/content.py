@@ -12,6 +12,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
 from ertacache.profile.checks import (
     MAX_STEPS,
+    SMALL,
     check_boundaries,
     check_coefficient_shape,
     check_compensation,
@@ -22,6 +23,7 @@ from ertacache.profile.checks import (
     check_others,
     check_predicts,
     check_rectifier_rows,
+    check_small,
     check_told_again,
 )
 from ertacache.profile.guidance_scale import scale_that_differs
@@ -111,6 +113,7 @@ class Content:
         predictor.for_schedule(schedule)
         check_boundaries(facts.boundaries, schedule, predictor)
         check_names(self.site, predictor, facts.contexts)
+        check_small(predictor, facts)
         check_told_again(schedule, self.site, facts)
         if self.site == "hidden" and bool(predictor.d.any()):
             raise InvalidArgument("predictor.d is not 0 at site 'hidden', which holds residuals; set it to 0")
@@ -127,6 +130,19 @@ class Content:
         if self.compensation is not None:
             check_compensation(self.compensation, schedule, self.site, facts)
         self._check_others()
+
+    @property
+    def small_steps(self) -> tuple[int, ...]:
+        """The predicted steps at which a small model is called."""
+        if SMALL not in self.predictor.sources:
+            return ()
+        asked = self.predictor.a[:, :, self.predictor.sources.index(SMALL)].flatten(1).any(1)
+        return tuple(i for i in self.schedule.predicted_steps if asked[i])
+
+    @property
+    def counted_steps(self) -> float:
+        """What a run computes, in steps of the denoiser: one of a small model counts as its share of the operations."""
+        return self.schedule.K + len(self.small_steps) * self.provenance.small_model.get("share", 0.0)
 
     def _check_others(self) -> None:
         check_others(self.provenance, [other.provenance for other in self.others])

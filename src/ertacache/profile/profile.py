@@ -35,6 +35,7 @@ _GRIDS = {"base_sigmas", "sigmas"}
 _OTHERS = 4  # the first version that may hold several profiles
 _ROWS = 3  # the first version that holds the rows of predicted steps only
 _CORRECTED = 6  # the first version with corrections of a quantised denoiser, written where there is a need of it
+_SMALL = 7  # the first version that may predict from a small model, written where there is one
 
 
 class Profile(Content):
@@ -204,6 +205,8 @@ def _others(document: dict[str, Any], name: str) -> list[dict[str, Any]]:
 def _version(profile: Profile) -> int:
     """The first version that can hold a profile: one without a quantiser is what it was before there were any."""
     facts = profile.provenance
+    if facts.small_model:
+        return _SMALL
     corrected = profile.compensation is not None or facts.quantizer or facts.reference_weights
     return _CORRECTED if corrected else _CORRECTED - 1
 

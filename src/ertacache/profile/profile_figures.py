@@ -130,7 +130,7 @@ def size_of(facts: Provenance) -> str:
 
 def _judged(profile: Content) -> list[Table]:
     facts = profile.provenance
-    prompts, plan = prompts_of(facts), f"{profile.schedule.K} of {profile.schedule.T} steps"
+    prompts, plan = prompts_of(facts), f"{round(profile.counted_steps, 2):g} of {profile.schedule.T} steps"
     rows = [
         (name, *_cells(part, prompts), spread(part, "ssim", prompts, 3) or _NONE) for name, part in judged_plans(facts)
     ]

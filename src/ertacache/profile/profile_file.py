@@ -13,7 +13,7 @@ from torch import Tensor
 from ertacache.errors import ErtacacheError, ProfileInvalid
 from ertacache.profile.sealed import Sealed
 
-VERSION = 6
+VERSION = 7
 SIZE_CAP = 64 * 2**20
 HEADER_CAP = 2**20
 

@@ -5,6 +5,7 @@ A profile file may come from a stranger: its texts are escaped, and its free dic
 
 from typing import Any
 
+from ertacache.profile.checks import SMALL
 from ertacache.profile.content import Content
 from ertacache.profile.foreign import at, number, printable
 from ertacache.profile.profile_figures import (
@@ -128,7 +129,16 @@ def summary_rows(profile: Content, first: Content) -> list[tuple[str, str]]:
         rows.append(("time grid", "adjusted" + (f", strength {strength:g}" if strength is not None else "")))
     if (threshold := number(method, "threshold")) is not None:
         rows.append(("threshold", f"{threshold:g}"))
-    return rows + _quality(facts) + _cost(facts)
+    return rows + _small(profile) + _quality(facts) + _cost(facts)
+
+
+def _small(profile: Content) -> list[tuple[str, str]]:
+    """The small model that is called on predicted steps, and what its calls come to."""
+    if not (steps := profile.small_steps):
+        return []
+    kept, count = profile.provenance.small_model, len(steps)
+    words = f"{printable(kept['model_class'])} at {count} predicted step{'s' * (count > 1)}, {kept['share']:.3g} of a"
+    return [("small model", f"{words} step each: as much as {profile.counted_steps:.1f} computed steps in all")]
 
 
 def _changes(facts: Provenance) -> list[tuple[str, str]]:
@@ -162,7 +172,7 @@ def _history(profile: Content) -> str:
         name: sum(bool(predictor.a[:, :, s, level].any()) for level in range(predictor.levels))
         for s, name in enumerate(predictor.sources)
     }
-    others = [name for name in predictor.sources if name not in predictor.targets]
+    others = [name for name in predictor.sources if name not in (*predictor.targets, SMALL)]
     both = any(name in contexts or name.rpartition(":")[0] in contexts for name in others)
     words = ", from the last " + _steps(predictor.levels) + " of both branches" * both
     if others and not both:

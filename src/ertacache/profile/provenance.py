@@ -50,6 +50,8 @@ class Provenance:
             has it, None for one that is not; empty where the profile was not calibrated against another precision.
         reference_weights: a `Fingerprint` of the denoiser that it was calibrated against; empty where there is none or
             it is unknown.
+        small_model: of the model that it predicts from, empty where there is none: model_class, model_config, weights
+            as those of the denoiser, and share, its operations as a share of the denoiser's.
 
     Raises:
         InvalidArgument: a value of another type, one that JSON cannot hold, a number that is not finite (write an
@@ -86,6 +88,7 @@ class Provenance:
     step_weights: tuple[float | None, ...] = ()
     quantizer: dict[str, Any] = field(default_factory=dict[str, Any])
     reference_weights: str = ""
+    small_model: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         for fact in fields(self):
@@ -196,6 +199,7 @@ class Provenance:
 _SINCE = {
     "boundaries": 2, "later_weights": 2, "measured": 3, "model_config": 4, "scheduler_config": 4, "weights": 4,
     "step_arguments": 4, "calls": 4, "step_weights": 4, "quantizer": 6, "reference_weights": 6,
+    "small_model": 7,
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from ertacache.runtime.identity import check_pipeline, warn_of_weights
 from ertacache.runtime.plain_run import OnMismatch
 from ertacache.runtime.player import Player
 from ertacache.runtime.run_stats import RunStats
+from ertacache.runtime.small_model import SmallModel
 
 #: A profile, or the file, folder or Hub id that `Profile.load` reads one from.
 ProfileSource = Profile | str | os.PathLike[str]
@@ -28,6 +29,7 @@ def enable(
     offload_history: Offload = None,
     retarget: bool = False,
     on_mismatch: OnMismatch = "refuse",
+    predictor: Any = None,
 ) -> RunStats:
     """Apply a profile to a pipeline until `disable`.
 
@@ -46,20 +48,23 @@ def enable(
             the profile, with a warning that says what this cost where it was measured.
         on_mismatch: "refuse" raises ProfileMismatch in a call that the profile does not belong to; "compute" runs
             that call, or the rest of it, without the profile, logs each cause once and leaves it in `stats.reason`.
+        predictor: the small model, a pipeline or its denoiser, of a profile that was calibrated with one; on the same
+            device as the pipeline's.
 
     Returns:
         Counters that follow the runs.
 
     Raises:
-        InvalidArgument: another `offload_history` or `on_mismatch`, nothing to load, no speed-up above 1, or not one of
-            `profile` and `speedup`.
+        InvalidArgument: another `offload_history` or `on_mismatch`, nothing to load, no speed-up above 1, not one of
+            `profile` and `speedup`, or a `predictor` that is no model, or without a profile.
         ProfileInvalid: what was loaded is no sound profile.
-        ProfileMismatch: the pipeline is not the one that the profile was made for. Step count, guidance, call
-            names and channels show only in a call, which then raises the same.
+        ProfileMismatch: the pipeline, or the predictor, is not the one that the profile was made for. Step count,
+            guidance, call names and channels show only in a call, which then raises the same.
+        SplitMismatch: the predictor has other latents or texts than the pipeline.
         CacheConflict: a profile or another cache is on already.
         UnsupportedPipeline: nothing can be predicted for this pipeline.
     """
-    return _attach(pipe, profile, speedup, offload_history, retarget, on_mismatch)[1]
+    return _attach(pipe, profile, speedup, offload_history, retarget, on_mismatch, predictor)[1]
 
 
 def _attach(
@@ -69,17 +74,21 @@ def _attach(
     offload_history: Offload,
     retarget: bool,
     on_mismatch: OnMismatch,
+    predictor: Any,
 ) -> tuple[Attachment, RunStats]:
     stats = RunStats()
     if (source is None) == (speedup is None):
         given = "neither" if source is None else "both"
         raise InvalidArgument(f"{given} of profile and speedup is given; pass a profile, or speedup=2.0 to do without")
     if speedup is not None:
+        if predictor is not None:
+            raise InvalidArgument("predictor serves a profile that was calibrated with it; give that, and no speedup")
         return Attachment(pipe, EvenPlayer(speedup, stats, offload_history, on_mismatch), hidden=False), stats
     profile = read_profile(source)
     check_pipeline(profile, pipe)
     warn_of_weights(profile, pipe)
-    player = Player(profile, stats, offload_history, retarget=retarget, on_mismatch=on_mismatch)
+    small = None if predictor is None else SmallModel(pipe, predictor)
+    player = Player(profile, stats, offload_history, retarget=retarget, on_mismatch=on_mismatch, small=small)
     return Attachment(pipe, player, hidden=profile.site == "hidden"), stats
 
 
@@ -119,9 +128,10 @@ def apply(
     offload_history: Offload = None,
     retarget: bool = False,
     on_mismatch: OnMismatch = "refuse",
+    predictor: Any = None,
 ) -> Generator[RunStats]:
     """`enable` for the length of a `with` block, `disable` at its end, also when it raises."""
-    attachment, stats = _attach(pipe, profile, speedup, offload_history, retarget, on_mismatch)
+    attachment, stats = _attach(pipe, profile, speedup, offload_history, retarget, on_mismatch, predictor)
     try:
         yield stats
     finally:

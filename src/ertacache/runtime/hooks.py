@@ -256,8 +256,8 @@ class Attachment(Overrides):
         context = run.name_call(self._contexts.name)
         computed: list[tuple[Any, Tensor]] = []
 
-        def compute() -> Tensor:
-            output = original(*args, **kwargs)
+        def compute(model: Callable[..., Any] = original) -> Tensor:
+            output = model(*args, **kwargs)
             value, run.form = read_output(output, x, denoiser)
             computed.append((output, value))
             return value

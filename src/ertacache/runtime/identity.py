@@ -37,14 +37,34 @@ def identity_of(pipe: Any) -> dict[str, Any]:
     Of a configuration that is what differs from the defaults of its class. Keys that the class does not take are left
     out, since nothing reads them, and so are private ones and what loaders put in.
     """
-    denoisers, scheduler = _denoisers(pipe), pipe.scheduler
-    settings = [settings_of(denoiser) for denoiser in denoisers]
+    scheduler = pipe.scheduler
     return {
-        "model_class": _names(denoisers),
-        "model_config": settings[0] if len(settings) == 1 else {"denoisers": settings},
+        **model_of(denoisers_of(pipe)),
         "scheduler_class": type(scheduler).__name__,
         "scheduler_config": settings_of(scheduler),
     }
+
+
+def model_of(denoisers: Sequence[Any]) -> dict[str, Any]:
+    """The same of denoisers alone."""
+    inner = [unwrapped(denoiser) for denoiser in denoisers]
+    settings = [settings_of(denoiser) for denoiser in inner]
+    configs = settings[0] if len(settings) == 1 else {"denoisers": settings}
+    return {"model_class": _names(inner), "model_config": configs}
+
+
+def check_denoisers(
+    field: str, kept: Mapping[str, Any], denoisers: Sequence[Any], facts: Provenance, remedy: str
+) -> None:
+    """Class and configuration of denoisers against what `model_of` gave of them in a calibration.
+
+    Raises:
+        ProfileMismatch: at the first that differs.
+    """
+    inner = [unwrapped(denoiser) for denoiser in denoisers]
+    _check_class(f"{field} class", kept["model_class"], _names(inner), facts, remedy)
+    configs = [kept["model_config"]] if len(inner) == 1 else kept["model_config"].get("denoisers", [])
+    _check_settings(f"{field} config", configs, inner, facts, remedy)
 
 
 def check_pipeline(profile: Profile, pipe: Any) -> None:

@@ -7,6 +7,7 @@ from ertacache.core.history import History
 from ertacache.core.offload import Offload, check_offload, history_for
 from ertacache.errors import ProfileMismatch
 from ertacache.profile.profile import Profile
+from ertacache.runtime.assisted_run import AssistedRun
 from ertacache.runtime.grids import nearest, pick
 from ertacache.runtime.plain_run import OnMismatch, Otherwise, PlainRun
 from ertacache.runtime.played_run import PlayedRun
@@ -14,6 +15,7 @@ from ertacache.runtime.retarget_loss import warn_of_loss
 from ertacache.runtime.run import Controller, Run
 from ertacache.runtime.run_stats import RunStats, of_one_run
 from ertacache.runtime.scales import Scales
+from ertacache.runtime.small_model import SmallModel, check_small_model
 
 #: Grids whose coefficients are kept on the device.
 _KEPT_GRIDS = 4
@@ -27,6 +29,10 @@ class Player(Controller):
         on_mismatch: "compute" runs a call that does not suit the profile without it.
         keep_nan: go on where a prediction is NaN or infinite, for those who measure how far off it is; otherwise that
             raises PredictionDiverged.
+        small: the model that the profile predicts from, where it does.
+
+    Raises:
+        ProfileMismatch: see `small_model.check_small_model`.
     """
 
     replays = True
@@ -40,7 +46,10 @@ class Player(Controller):
         retarget: bool = False,
         on_mismatch: OnMismatch = "refuse",
         keep_nan: bool = False,
+        small: SmallModel | None = None,
     ) -> None:
+        check_small_model(profile, small)
+        self._small = small
         self.profile, self.stats, self.keep_nan = profile, stats, keep_nan
         self._offload: Offload = check_offload(offload_history)
         self.otherwise = Otherwise(stats, on_mismatch)
@@ -56,6 +65,8 @@ class Player(Controller):
             return self.otherwise(own, error)
         if isinstance(found, str):  # a warm-up
             return PlainRun(self.stats, replace(own, reason=found))
+        if self._small is not None:
+            return AssistedRun(found, self._history(found), self, self._small)
         return PlayedRun(found, self._history(found), self)
 
     def passed_by(self) -> None:

@@ -93,6 +93,11 @@ def _check(profile: Profile, sigmas: Tensor) -> None:
         )
     if T > MAX_STEPS:
         raise ProfileMismatch(f"num_inference_steps: this call has {T}; use at most {MAX_STEPS} with a profile")
+    if profile.small_steps:
+        raise ProfileMismatch(
+            "predictor: a profile that predicts from a small model is not retargeted, as nobody has measured what that "
+            f"costs; calibrate at num_inference_steps={T} and this size"
+        )
     base = profile.base_sigmas
     falls = bool(base[0] > base[-1])
     wrong = ~(grid.diff() < 0 if falls else grid.diff() > 0)  # also where it is NaN

@@ -79,8 +79,9 @@ class Controller:
     def begin(self, run: "Run") -> None:
         """After `scheduler.set_timesteps`; the grid may be changed here."""
 
-    def call(self, run: "Run", context: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        """One denoiser call on the latent `x`: its output, from `compute()` or without it."""
+    def call(self, run: "Run", context: str, x: Tensor, compute: Callable[..., Tensor]) -> Tensor:
+        """One denoiser call on the latent `x`: its output, from `compute()`, from `compute(model)`, which calls another
+        model with the same arguments (not in a first step that is replayed), or without either."""
         return compute()
 
     def solve(self, run: "Run", output: Tensor, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ class RunStats:
         runs: number of runs that made a step since the profile was applied.
         computed: number of calls that ran the denoiser, per context.
         predicted: number of calls that were answered without it, per context.
+        small: number of predicted calls that a small model was asked for, per context.
         extra_bytes: most bytes held for prediction between two steps on the device: kept outputs and inputs, and
             tensor coefficients.
         host_bytes: bytes of the host's memory that kept outputs and inputs are moved to, where that was asked for.
@@ -24,6 +25,7 @@ class RunStats:
     runs: int = 0
     computed: Counter[str] = field(default_factory=Counter[str])
     predicted: Counter[str] = field(default_factory=Counter[str])
+    small: Counter[str] = field(default_factory=Counter[str])
     extra_bytes: int = 0
     host_bytes: int = 0
     reason: str | None = None
@@ -34,7 +36,7 @@ class RunStats:
         """Take over the counters of one run, which has just made a step."""
         self.runs += run.runs
         run.runs = 0  # counted
-        self.computed, self.predicted = run.computed, run.predicted
+        self.computed, self.predicted, self.small = run.computed, run.predicted, run.small
         self.extra_bytes, self.host_bytes = run.extra_bytes, run.host_bytes
         self.reason, self.advice = run.reason, run.advice
 

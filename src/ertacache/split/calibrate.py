@@ -22,7 +22,7 @@ from ertacache.profile.fingerprint import prompt_hash, storable
 from ertacache.split.candidates import Budget, best_of, candidates_of, cheapest_that_keeps
 from ertacache.split.effort import SplitWork, work_of
 from ertacache.split.judged import judged_rows, row_of
-from ertacache.split.matching import check_pair, source_of
+from ertacache.split.matching import source_of
 from ertacache.split.prices import price, switched
 from ertacache.split.profile import SplitProfile, as_pipeline
 from ertacache.split.recorded import Sized, SplitRuns
@@ -137,7 +137,7 @@ def check_models(large: Any, small: Any) -> None:
         raise InvalidArgument(
             f"the small model is the very {type(own[0]).__name__} that the large one runs; give another"
         )
-    check_pair(large, small, 1)
+    check_pair(large, small, "model 1")
 
 
 def ratio_of(sizes: tuple[Sized, Sized]) -> float:

@@ -14,7 +14,7 @@ from ertacache.pipelines.models import denoisers_of
 from ertacache.pipelines.overrides import Overrides, overrides_of
 from ertacache.runtime.caller import Place, Scope, all_of_diffusers, callers, common, path_to, places
 from ertacache.runtime.conflicts import refuse_conflicts
-from ertacache.split.matching import check_pair
+from ertacache.runtime.pair import check_pair
 from ertacache.split.profile import SplitProfile
 
 
@@ -127,7 +127,7 @@ class Turns(Overrides):
             raise CacheConflict("this pipeline is split already; leave that `with` block first")
         refuse_conflicts(own, large.scheduler)
         for number, other in enumerate(others, 1):
-            check_pair(large, other, number)
+            check_pair(large, other, f"model {number}")
         self._others = [(one,) if isinstance(one, nn.Module) else denoisers_of(one) for one in others]
         self._pipe, self._switches, self._plan = weakref.ref(large), switches, plan
         self._loops: weakref.WeakKeyDictionary[Any, _Loop] = weakref.WeakKeyDictionary()

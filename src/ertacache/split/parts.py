@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ertacache.errors import InvalidArgument, SplitMismatch, UnsupportedPipeline
 from ertacache.pipelines.denoiser_call import form_without, latent_of
+from ertacache.runtime.pair import space_of
 from ertacache.split import arguments
 from ertacache.split.cut import Cut
 from ertacache.split.encoded import Encoded, check_encoded
 from ertacache.split.handover import Handover
-from ertacache.split.matching import check_handover, source_of, space_of
+from ertacache.split.matching import check_handover, source_of
 from ertacache.split.solver_state import captured, check_solver, restore
 
 #: How the texts get to the second side.

@@ -1,0 +1,423 @@
+"""A small model as the predictor on skipped steps: exact where it is the large one, counted, tied to its profile."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ertacache
+from by_hand import ByHand
+from dummies import GaussianMixture
+from dummy_pipeline import PROMPTS, DummyPipeline, MixtureModule, NamedMixtureModule, mixture_pipeline, untimed
+from ertacache.calibration import recorder
+from ertacache.calibration.assisted import spread_over, trades
+from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.method import Method
+from ertacache.calibration.prompts import Prompts
+from ertacache.calibration.small_share import share_of_small
+from ertacache.core.schedule import Schedule
+from ertacache.errors import InvalidArgument, ProfileMismatch, SplitMismatch
+from ertacache.profile.profile import Profile
+from ertacache.runtime.small_model import SmallModel
+from ertacache.runtime.watch import Watch
+from pipelines import CFG_CALL, VIDEO_CALL, cogvideox, flux, generate
+from pipelines import PROMPTS as TEXTS
+from profile_maker import parts_of
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*judged prompts cannot tell", "ignore:.*loses to", "ignore:.*far from the"
+)
+MASK, T, W, SEED = "#..#.#...#.#.#", 14, 7.0, 5
+ALL = tuple(i for i, mark in enumerate(MASK) if mark == ".")
+CALL: dict[str, Any] = {"num_inference_steps": T, "guidance_scale": W}
+
+
+def method(small: tuple[int, ...] = ALL, mask: str = MASK, **choices: Any) -> Method:
+    own: dict[str, Any] = {"levels": 3, "directions": 2, "ridge": 1e-3, "aim": "trajectory", **choices}
+    return Method("fitted", own.pop("site", "guided"), Schedule.from_mask(mask), small=small, **own)
+
+
+def other(seed: int = 0, shift: float = 0.05) -> NamedMixtureModule:
+    """A model that is a little off the large one."""
+    mixture = GaussianMixture(seed=seed)
+    mixture.means = mixture.means + shift
+    return NamedMixtureModule(mixture)
+
+
+def calibrated(pipe: Any, small: Any, how: Method | None = None, **options: Any) -> Profile:
+    given = {"show_progress": False, **CALL, **options}
+    return ertacache.calibrate(pipe, PROMPTS, predictor=small, method=how or method(), seed=SEED, **given)
+
+
+def drawn(pipe: DummyPipeline, **call: Any) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(40 + n) for n in range(3)]
+    return pipe(PROMPTS[:3], generator=generators, output_type="latent", **{**CALL, **call})[0]
+
+
+def test_a_small_model_that_is_the_large_one_predicts_exactly() -> None:
+    pipe = mixture_pipeline()
+    small, plain = copy.deepcopy(pipe.transformer), drawn(pipe)
+    profile = calibrated(pipe, small)
+    row = {name: profile.predictor.a[list(ALL), 0, s] for s, name in enumerate(profile.predictor.sources)}
+    assert set(row) == {"guided", "direction", "small"} and not profile.predictor.d.any()
+    torch.testing.assert_close(row["small"][:, 0], torch.ones(len(ALL)), rtol=0, atol=1e-5)
+    assert max(float(row[name].abs().max()) for name in ("guided", "direction")) < 1e-5
+    for module in (pipe.transformer, small):
+        module.made.sizes.clear()
+    with ertacache.apply(pipe, profile, predictor=small) as stats:
+        found = drawn(pipe)
+    torch.testing.assert_close(found, plain, rtol=0, atol=1e-6 * float(plain.abs().max()))
+    computed = MASK.count("#")
+    assert len(pipe.transformer.made.sizes) == 2 * computed and len(small.made.sizes) == 2 * len(ALL)
+    assert stats.computed == dict.fromkeys(("cond", "uncond"), computed)
+    assert stats.small == stats.predicted == dict.fromkeys(("cond", "uncond"), len(ALL))
+    assert profile.small_steps == ALL and profile.counted_steps == T  # both models count alike
+
+
+@pytest.mark.parametrize("make", [lambda: flux(guidance_embeds=False, seed=5), cogvideox], ids=["flux", "cogvideox"])
+def test_so_do_those_of_real_pipelines(make: Callable[[], Any]) -> None:
+    """Two calls in a step, and one with both branches in its batch."""
+    pipe = make()
+    call = {**(CFG_CALL if hasattr(pipe, "text_encoder_2") else VIDEO_CALL), "num_inference_steps": 8}
+    small, plain = copy.deepcopy(pipe.transformer), generate(pipe, TEXTS[3:], call, output_type="latent")
+    how = method((1, 2, 4, 6), "#..#.#.#")
+    profile = ertacache.calibrate(pipe, TEXTS[:3], method=how, predictor=small, show_progress=False, **call)
+    assert profile.provenance.small_model["share"] == 1.0
+    with ertacache.apply(pipe, profile, predictor=small) as stats:
+        found = generate(pipe, TEXTS[3:], call, output_type="latent")
+    assert float((found - plain).norm()) < 1e-4 * float(plain.norm())
+    assert set(stats.small.values()) == set(stats.computed.values()) == {4}
+
+
+def brute_force(large: ByHand, small: ByHand, how: Method) -> dict[int, Tensor]:
+    """The weights of every predicted step, each by least squares on all rows written out."""
+    _, xs, gs = large.uncached()
+    final = large.step(xs[-1], large.T - 1, gs[-1], large.sigmas)
+    goals, x = [*xs[1:], final], large.x0
+    outputs, directions, weights, kept = list[Tensor](), list[Tensor](), dict[int, Tensor](), large.x0
+    for i, mark in enumerate(MASK):
+        if mark == "#":
+            made = large.call(x, large.sigmas[i])
+            g, kept = made["guided"], x
+            outputs, directions = [g, *outputs][: how.levels], [made["cond"] - made["uncond"], *directions][:2]
+        else:
+            helps = i in how.small
+            answer = small.call(x, large.sigmas[i])["guided"]
+            base = answer if helps else outputs[0] + (x.float() - kept.float()).double()
+            features = [*outputs, *directions, *([answer] if helps else [])]
+            aim = (goals[i].double() - x.double()) / (large.sigmas[i + 1] - large.sigmas[i]).double()
+            left, rows = aim - base, torch.stack([f.flatten(1) for f in features], 2)
+            energy = left.flatten(1).square().sum(1) + 1e-6 * aim.flatten(1).square().sum(1)
+            scaled = (rows / energy.sqrt()[:, None, None]).flatten(0, 1)
+            size = scaled.square().sum(0)
+            used = size > 1e-9 * size.max()  # the branches have nothing apart where there is noise alone
+            rows = torch.cat([scaled[:, used], torch.diag((how.ridge * size[used]).sqrt())])
+            wanted = torch.cat([(left.flatten(1) / energy.sqrt()[:, None]).flatten(), torch.zeros(int(used.sum()))])
+            weights[i] = torch.zeros(len(features), dtype=torch.float64)
+            weights[i][used] = torch.linalg.lstsq(rows, wanted[:, None].double()).solution[:, 0]
+            g = base + sum(float(w) * f for w, f in zip(weights[i], features, strict=True))
+        x = large.step(x, i, g, large.sigmas)
+    return weights
+
+
+@pytest.mark.parametrize("steps", [ALL, (2, 6, 8)], ids=["every predicted step", "some"])
+def test_the_fit_is_least_squares_with_the_small_model_as_one_more_feature(steps: tuple[int, ...]) -> None:
+    pipe, small, how = mixture_pipeline(), other(), method(steps)
+    options: dict[str, Any] = {"choose": 0.25, "seed": SEED, "call": CALL}
+    solved = Calibrator(pipe, PROMPTS, small=SmallModel(pipe, small), **options).solve(how)
+    hands = [ByHand(PROMPTS[:6], SEED, T, W, model.mixture) for model in (pipe.transformer, small)]
+    expected = brute_force(*hands, how)
+    assert {i for i, _ in solved.weights} == set(expected)
+    for i, weights in expected.items():
+        torch.testing.assert_close(solved.weights[i, "guided"], weights, rtol=1e-3, atol=1e-4)
+    assert small.made.sizes == [6] * 2 * len(steps) + [1]  # one pass of all prompts, and a call whose cost was counted
+
+
+def test_what_it_costs_is_counted() -> None:
+    large = flux(guidance_embeds=False, seed=0)
+    call = {**CFG_CALL, "num_inference_steps": 2}
+    light = copy.copy(large)
+    light.transformer = copy.deepcopy(large.transformer)
+    del light.transformer.transformer_blocks[1:]
+    counted: list[int] = []
+    for pipe in (large, light):
+        with Watch(pipe, flops=True) as watch:
+            generate(pipe, TEXTS[:1], call, output_type="latent")
+        counted.append(watch.executed.flops[0])
+    share = share_of_small(large, Prompts(TEXTS[:1], 0), call, SmallModel(large, light))
+    assert share == pytest.approx(counted[1] / counted[0], rel=1e-12) and 0.1 < share < 1
+
+
+def test_trades_cost_no_more_than_the_steps_they_stand_for() -> None:
+    assert trades(30, 6, 0.25, 9) == [(5, 4), (4, 8), (3, 12), (2, 16)]
+    assert trades(30, 10, 0.05, 9) == [(9, 20), (8, 22)]  # every predicted step has a call then
+    assert trades(30, 15, 0.25, 4) == [(14, 4), (13, 8), (11, 16), (10, 20)]
+    assert trades(30, 15, 1.5, 9)[:2] == [(13, 1), (12, 2)] and trades(30, 2, 0.1, 9) == []
+    schedule = Schedule.from_mask("#....#...#")
+    assert spread_over(schedule, 2) == (2, 7) and spread_over(schedule, 99) == (1, 2, 3, 4, 6, 7, 8)
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+def test_the_search_takes_it_where_it_is_better_and_leaves_it_where_not(
+    effort: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "share_of_small", lambda *_: 0.125)
+    pipe = mixture_pipeline()
+    options: dict[str, Any] = {"effort": effort, "compute_steps": 5, "show_progress": False, "seed": SEED, **CALL}
+
+    def found(small: nn.Module) -> Profile:
+        return ertacache.calibrate(pipe, PROMPTS, predictor=small, **options)
+
+    good, useless = found(copy.deepcopy(pipe.transformer)), found(Zero(pipe.transformer))
+    assert good.small_steps and good.schedule.K < 5 and good.counted_steps <= 5
+    assert good.provenance.heldout["counted_steps"] == good.counted_steps
+    assert good.provenance.heldout["fewer_steps"]["steps"] == int(good.counted_steps + 1e-9)
+    names = [row["name"] for row in good.provenance.heldout["chosen_on"]["candidates"]]
+    assert any("of the small model" in name for name in names)
+    assert "small model: NamedMixtureModule at" in good.summary()
+    assert not useless.small_steps and not useless.provenance.small_model and useless.schedule.K == 5
+    assert untimed(found(copy.deepcopy(pipe.transformer))) == untimed(good)
+
+
+class Zero(NamedMixtureModule):
+    """Says nothing, at a cost."""
+
+    def __init__(self, large: MixtureModule) -> None:
+        super().__init__(large.mixture)
+
+    def forward(self, hidden_states: Tensor, **given: Any) -> tuple[Tensor]:
+        return (torch.zeros_like(hidden_states),)
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[DummyPipeline, NamedMixtureModule, Profile]:
+    pipe, small = mixture_pipeline(), other()
+    return pipe, small, calibrated(pipe, small)
+
+
+Made = tuple[DummyPipeline, NamedMixtureModule, Profile]
+
+
+def test_it_comes_back_from_its_file(made: Made, tmp_path: Any) -> None:
+    pipe, small, profile = made
+    back = Profile.load(profile.save(tmp_path / "profile.safetensors"))
+    assert back == profile and back.provenance == profile.provenance and parts_of(profile.to_bytes())[1]["version"] == 7
+    assert back.small_steps == ALL and back.provenance.method["small"] == list(ALL)
+    with ertacache.apply(pipe, profile, predictor=small):
+        expected = drawn(pipe)
+    with ertacache.apply(pipe, back, predictor=small):
+        assert torch.equal(drawn(pipe), expected)
+
+
+def test_a_profile_without_one_is_of_the_version_that_it_was(made: Made) -> None:
+    pipe, small, _ = made
+    options: dict[str, Any] = {"method": method(()), "seed": SEED, "show_progress": False}
+    plain = ertacache.calibrate(pipe, PROMPTS, **options, **CALL)
+    assert parts_of(plain.to_bytes())[1]["version"] == 5 and "small" not in plain.provenance.method
+    assert untimed(ertacache.calibrate(pipe, PROMPTS, **options, predictor=None, **CALL)) == untimed(plain)
+    with pytest.raises(ProfileMismatch, match="predictor: the profile predicts from no small model, and one is given"):
+        with ertacache.apply(pipe, plain, predictor=small):
+            pass
+
+
+def test_nothing_is_left_behind(made: Made) -> None:
+    pipe, small, profile = made
+    parts: tuple[Any, ...] = (pipe.scheduler, pipe.transformer, small)
+    plain, before = drawn(pipe), [set(vars(part)) for part in parts]
+    with pytest.raises(KeyError, match="on purpose"), ertacache.apply(pipe, profile, predictor=small):
+        drawn(pipe)
+        raise KeyError("on purpose")
+    assert [set(vars(part)) for part in parts] == before and torch.equal(drawn(pipe), plain)
+    ertacache.enable(pipe, profile, predictor=small)
+    assisted = drawn(pipe)
+    ertacache.disable(pipe)
+    assert torch.equal(drawn(pipe), plain) and not torch.equal(assisted, plain)
+
+
+def test_a_late_start_asks_for_it_where_steps_are_predicted(made: Made) -> None:
+    pipe, small, profile = made
+    pipe.start = 4  # a predicted step, and the first of this run: computed, as nothing is held
+    small.made.sizes.clear()
+    try:
+        with ertacache.apply(pipe, profile, predictor=small) as stats:
+            assert drawn(pipe).isfinite().all()
+    finally:
+        pipe.start = 0
+    late = [i for i in ALL if i > 4]
+    asked = len(small.made.sizes) // 2
+    assert stats.small["cond"] == asked == stats.predicted["cond"] and 0 < asked <= len(late)
+
+
+def test_another_call_is_computed_without_it(made: Made) -> None:
+    pipe, small, profile = made
+    plain = drawn(pipe, num_inference_steps=9)
+    small.made.sizes.clear()
+    with ertacache.apply(pipe, profile, predictor=small, on_mismatch="compute") as stats:
+        assert torch.equal(drawn(pipe, num_inference_steps=9), plain)
+    assert not small.made.sizes and not stats.small and stats.reason is not None
+    with ertacache.apply(pipe, profile, predictor=small, retarget=True):
+        with pytest.raises(ProfileMismatch, match="predictor: a profile that predicts from a small model is not retar"):
+            drawn(pipe, num_inference_steps=9)
+
+
+class Other(NamedMixtureModule):
+    """Of another class."""
+
+
+class Failing(NamedMixtureModule):
+    def forward(self, *_: Any, **__: Any) -> tuple[Tensor]:
+        raise RuntimeError("mat1 and mat2 must have the same dtype")
+
+
+class Longer(NamedMixtureModule):
+    def forward(self, *args: Any, **given: Any) -> tuple[Tensor]:
+        return (torch.cat([super().forward(*args, **given)[0]] * 2, 1),)
+
+
+def configured(**config: Any) -> NamedMixtureModule:
+    small = other()
+    small.config = {**small.config, **config}
+    return small
+
+
+APPLIED: dict[str, tuple[Callable[[DummyPipeline], Any], type[Exception], str]] = {
+    "none": (
+        lambda _: None, ProfileMismatch,
+        "predictor: the profile predicts from a small NamedMixtureModule, and none is given; apply it with predictor=",
+    ),
+    "no model": (lambda _: "nano-flux", InvalidArgument, "predictor is 'nano-flux'; give a pipeline around a small"),
+    "the large one": (
+        lambda pipe: pipe.transformer, InvalidArgument, "predictor is the very NamedMixtureModule that the pipeline ru",
+    ),
+    "its pipeline": (lambda pipe: copy.copy(pipe), InvalidArgument, "predictor is the very NamedMixtureModule"),
+    "class": (
+        lambda _: Other(GaussianMixture(seed=0)), ProfileMismatch,
+        "predictor class: the profile has 'NamedMixtureModule', this pipeline 'Other'.*; give the small model of the",
+    ),
+    "config": (
+        lambda _: configured(dim=99), ProfileMismatch,
+        "predictor config: dim is 16 in the profile and 99 here .*; give the small model of the calibration",
+    ),
+    "weights": (
+        lambda _: other(shift=0.2), ProfileMismatch,
+        r"predictor: these are other weights of NamedMixtureModule than the profile was fitted with: 1 of 1 tensors",
+    ),
+    "latents": (
+        lambda pipe: configured(in_channels=4), SplitMismatch,
+        "predictor: denoiser.in_channels: the large one has 3, the other one 4; models of one run share latents",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", APPLIED)
+def test_a_profile_is_tied_to_its_small_model(case: str, made: Made) -> None:
+    given, error, message = APPLIED[case]
+    pipe, _, profile = made
+    if case == "latents":
+        pipe = copy.copy(pipe)
+        pipe.transformer = copy.deepcopy(pipe.transformer)
+        pipe.transformer.config = {**pipe.transformer.config, "in_channels": 3}
+        profile = replace(profile, provenance=replace(profile.provenance, model_config=pipe.transformer.config))
+    with pytest.raises(error, match=message), ertacache.apply(pipe, profile, predictor=given(pipe)):
+        pass
+    assert not hasattr(vars(pipe.transformer).get("forward"), "_ertacache_overrides")
+
+
+def test_no_predictor_without_a_profile(made: Made) -> None:
+    pipe, small, _ = made
+    with pytest.raises(InvalidArgument, match="predictor serves a profile that was calibrated with it; give that, and"):
+        ertacache.enable(pipe, speedup=2.0, predictor=small)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "target": ({"target_psnr": 30.0}, InvalidArgument, "predictor takes part in the search at a number of steps"),
+    "time": ({"max_seconds": 1.0}, InvalidArgument, "predictor takes part in the search at a number of steps"),
+    "expert": ({"compute_steps": 5, "history": 2}, InvalidArgument, "predictor takes part in the search"),
+    "method": ({"compute_steps": 5, "method": method(())}, InvalidArgument, "the method has a schedule, which"),
+    "no step": ({"method": method(())}, InvalidArgument, r"or a Method that names|Method\(..., small=\(3, 5\)\)"),
+    "map": ({"compute_steps": 5, "map": print}, InvalidArgument, "predictor and map do not go together; leave one"),
+    "scales": ({"compute_steps": 5, "guidance_scales": [5.0, 7.0]}, InvalidArgument, "predictor and guidance_scales"),
+    "computed steps": (
+        {"method": method((3, 4))}, InvalidArgument, r"has small=\[3, 4\]; name predicted steps of '#..#.#",
+    ),
+    "order": ({"method": method((4, 2))}, InvalidArgument, r"has small=\[4, 2\]; name predicted steps of"),
+    "aim": ({"method": method(aim="step")}, InvalidArgument, "predictor needs a plan that aims at the trajectory, and"),
+    "site": ({"method": method(site="output", directions=0)}, InvalidArgument, "predictor needs a plan that aims at"),
+    "fails": (
+        {"compute_steps": 5, "predictor": Failing(GaussianMixture(seed=0))}, SplitMismatch,
+        r"predictor: Failing cannot answer the pipeline's call of its own denoiser \(mat1 and mat2 must have the same",
+    ),
+    "shape": (
+        {"compute_steps": 5, "predictor": Longer(GaussianMixture(seed=0))}, SplitMismatch,
+        r"predictor: the small model returns \[1, 8, 4\] where the pipeline's denoiser returns",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_calibration_refuses(case: str) -> None:
+    options, error, message = REFUSED[case]
+    pipe = mixture_pipeline()
+    given: dict[str, Any] = {"predictor": other(), "show_progress": False, **CALL, **options}
+    given = {name: value for name, value in given.items() if name + "s" not in given}
+    with pytest.raises(error, match=message):
+        ertacache.calibrate(pipe, PROMPTS, **given)
+
+
+def test_a_method_with_a_small_model_needs_one() -> None:
+    with pytest.raises(InvalidArgument, match=r"the method has small=\[1, 2, 4.*\]; give the small model: predictor="):
+        ertacache.calibrate(mixture_pipeline(), PROMPTS, method=method(), show_progress=False, **CALL)
+
+
+def small_model(profile: Profile, **changes: Any) -> dict[str, Any]:
+    return {"provenance": replace(profile.provenance, small_model={**profile.provenance.small_model, **changes})}
+
+
+def levels(profile: Profile) -> dict[str, Any]:
+    a = profile.predictor.a.clone()
+    a[4, 0, profile.predictor.sources.index("small"), 1] = 1.0
+    return {"predictor": replace(profile.predictor, a=a)}
+
+
+HOSTILE: dict[str, tuple[Callable[[Profile], dict[str, Any]], str]] = {
+    "nobody": (
+        lambda p: {"provenance": replace(p.provenance, small_model={})},
+        r"sources are \['guided', 'direction', 'small'\] and provenance.small_model is {}; have 'small' among the",
+    ),
+    "no source": (
+        lambda p: {"predictor": replace(p.predictor, sources=("guided", "direction", "cond"))},
+        r"sources are \['guided', 'direction', 'cond'\] and provenance.small_model is {.*}; have 'small' among",
+    ),
+    "key unknown": (lambda p: small_model(p, hook=1), "provenance.small_model is .*; give model_class"),
+    "share": (lambda p: small_model(p, share=0.0), r"give model_class \(a text\), .* share \(a number above 0\)"),
+    "share true": (lambda p: small_model(p, share=True), "give model_class"),
+    "config": (lambda p: small_model(p, model_config=[]), "give model_class"),
+    "config of two": (lambda p: small_model(p, model_class="A, B"), "give model_class"),
+    "weights": (lambda p: small_model(p, weights="?"), r"provenance.small_model.weights is '\?'; it must be 16"),
+    "level": (levels, "predictor.a reads a small model further back than level 0; it has one output, at the pred"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_parts_that_do_not_fit_together_are_refused(case: str, made: Made) -> None:
+    change, message = HOSTILE[case]
+    with pytest.raises(InvalidArgument, match=message):
+        replace(made[2], **change(made[2]))
+
+
+def test_a_small_model_without_a_coefficient_is_refused(made: Made) -> None:
+    a = made[2].predictor.a.clone()
+    a[:, :, made[2].predictor.sources.index("small")] = 0
+    with pytest.raises(InvalidArgument, match="has no coefficient of a small model; it has one output"):
+        replace(made[2], predictor=replace(made[2].predictor, a=a))
+
+
+def test_a_call_named_like_the_source_is_refused(made: Made) -> None:
+    facts = replace(made[2].provenance, contexts=("small", "uncond"), calls=())
+    with pytest.raises(InvalidArgument, match=r"provenance\.contexts has a call 'small', which is also the name of"):
+        replace(made[2], provenance=facts)
