@@ -100,12 +100,12 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         r"__metadata__.ertacache: .*NaN is not a JSON number",
     ),
     "wrong version": (
-        lambda: with_document(version=7),
-        r"version: is 7 where this release reads 1 to 6; install a newer release: pip install --upgrade ertacache",
+        lambda: with_document(version=8),
+        r"version: is 8 where this release reads 1 to 7; install a newer release: pip install --upgrade ertacache",
     ),
     "no such version": (
         lambda: with_document(version=0),
-        r"version: is 0 where this release reads 1 to 6; copy it again",
+        r"version: is 0 where this release reads 1 to 7; copy it again",
     ),
     "version not whole": (lambda: with_document(version=True), r"version: is True where"),
     "version missing": (lambda: without("version"), r"version: is None where"),

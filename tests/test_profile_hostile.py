@@ -11,6 +11,7 @@ import test_profile_compensation
 import test_profile_others
 import test_profile_scales
 import test_profile_shapes
+import test_profile_small
 import test_profile_versions
 import test_provenance
 from ertacache.errors import InvalidArgument, ProfileInvalid
@@ -99,6 +100,8 @@ def test_every_rule_of_the_specification_names_its_test() -> None:
         *vars(test_profile_others),
         *vars(test_profile_scales),
         *vars(test_profile_shapes),
+        *vars(test_profile_small),
+        *test_profile_small.HOSTILE,
         *vars(test_profile_versions),
         *vars(test_provenance),
     }

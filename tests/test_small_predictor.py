@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import ertacache
+from assisted import ALL, CALL, MASK, SEED, T, W, calibrated, drawn, method, other
 from by_hand import ByHand
-from dummies import GaussianMixture
 from dummy_pipeline import PROMPTS, DummyPipeline, MixtureModule, NamedMixtureModule, mixture_pipeline, untimed
 from ertacache.calibration import recorder
 from ertacache.calibration.assisted import spread_over, trades
@@ -20,43 +19,16 @@ from ertacache.calibration.method import Method
 from ertacache.calibration.prompts import Prompts
 from ertacache.calibration.small_share import share_of_small
 from ertacache.core.schedule import Schedule
-from ertacache.errors import InvalidArgument, ProfileMismatch, SplitMismatch
+from ertacache.errors import ProfileMismatch
 from ertacache.profile.profile import Profile
 from ertacache.runtime.small_model import SmallModel
 from ertacache.runtime.watch import Watch
 from pipelines import CFG_CALL, VIDEO_CALL, cogvideox, flux, generate
 from pipelines import PROMPTS as TEXTS
-from profile_maker import parts_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*judged prompts cannot tell", "ignore:.*loses to", "ignore:.*far from the"
 )
-MASK, T, W, SEED = "#..#.#...#.#.#", 14, 7.0, 5
-ALL = tuple(i for i, mark in enumerate(MASK) if mark == ".")
-CALL: dict[str, Any] = {"num_inference_steps": T, "guidance_scale": W}
-
-
-def method(small: tuple[int, ...] = ALL, mask: str = MASK, **choices: Any) -> Method:
-    own: dict[str, Any] = {"levels": 3, "directions": 2, "ridge": 1e-3, "aim": "trajectory", **choices}
-    return Method("fitted", own.pop("site", "guided"), Schedule.from_mask(mask), small=small, **own)
-
-
-def other(seed: int = 0, shift: float = 0.05) -> NamedMixtureModule:
-    """A model that is a little off the large one."""
-    mixture = GaussianMixture(seed=seed)
-    mixture.means = mixture.means + shift
-    return NamedMixtureModule(mixture)
-
-
-def calibrated(pipe: Any, small: Any, how: Method | None = None, **options: Any) -> Profile:
-    given = {"show_progress": False, **CALL, **options}
-    return ertacache.calibrate(pipe, PROMPTS, predictor=small, method=how or method(), seed=SEED, **given)
-
-
-def drawn(pipe: DummyPipeline, **call: Any) -> Tensor:
-    pipe.set_progress_bar_config(disable=True)
-    generators = [torch.Generator().manual_seed(40 + n) for n in range(3)]
-    return pipe(PROMPTS[:3], generator=generators, output_type="latent", **{**CALL, **call})[0]
 
 
 def test_a_small_model_that_is_the_large_one_predicts_exactly() -> None:
@@ -203,28 +175,6 @@ def made() -> tuple[DummyPipeline, NamedMixtureModule, Profile]:
 Made = tuple[DummyPipeline, NamedMixtureModule, Profile]
 
 
-def test_it_comes_back_from_its_file(made: Made, tmp_path: Any) -> None:
-    pipe, small, profile = made
-    back = Profile.load(profile.save(tmp_path / "profile.safetensors"))
-    assert back == profile and back.provenance == profile.provenance and parts_of(profile.to_bytes())[1]["version"] == 7
-    assert back.small_steps == ALL and back.provenance.method["small"] == list(ALL)
-    with ertacache.apply(pipe, profile, predictor=small):
-        expected = drawn(pipe)
-    with ertacache.apply(pipe, back, predictor=small):
-        assert torch.equal(drawn(pipe), expected)
-
-
-def test_a_profile_without_one_is_of_the_version_that_it_was(made: Made) -> None:
-    pipe, small, _ = made
-    options: dict[str, Any] = {"method": method(()), "seed": SEED, "show_progress": False}
-    plain = ertacache.calibrate(pipe, PROMPTS, **options, **CALL)
-    assert parts_of(plain.to_bytes())[1]["version"] == 5 and "small" not in plain.provenance.method
-    assert untimed(ertacache.calibrate(pipe, PROMPTS, **options, predictor=None, **CALL)) == untimed(plain)
-    with pytest.raises(ProfileMismatch, match="predictor: the profile predicts from no small model, and one is given"):
-        with ertacache.apply(pipe, plain, predictor=small):
-            pass
-
-
 def test_nothing_is_left_behind(made: Made) -> None:
     pipe, small, profile = made
     parts: tuple[Any, ...] = (pipe.scheduler, pipe.transformer, small)
@@ -263,161 +213,3 @@ def test_another_call_is_computed_without_it(made: Made) -> None:
     with ertacache.apply(pipe, profile, predictor=small, retarget=True):
         with pytest.raises(ProfileMismatch, match="predictor: a profile that predicts from a small model is not retar"):
             drawn(pipe, num_inference_steps=9)
-
-
-class Other(NamedMixtureModule):
-    """Of another class."""
-
-
-class Failing(NamedMixtureModule):
-    def forward(self, *_: Any, **__: Any) -> tuple[Tensor]:
-        raise RuntimeError("mat1 and mat2 must have the same dtype")
-
-
-class Longer(NamedMixtureModule):
-    def forward(self, *args: Any, **given: Any) -> tuple[Tensor]:
-        return (torch.cat([super().forward(*args, **given)[0]] * 2, 1),)
-
-
-def configured(**config: Any) -> NamedMixtureModule:
-    small = other()
-    small.config = {**small.config, **config}
-    return small
-
-
-APPLIED: dict[str, tuple[Callable[[DummyPipeline], Any], type[Exception], str]] = {
-    "none": (
-        lambda _: None, ProfileMismatch,
-        "predictor: the profile predicts from a small NamedMixtureModule, and none is given; apply it with predictor=",
-    ),
-    "no model": (lambda _: "nano-flux", InvalidArgument, "predictor is 'nano-flux'; give a pipeline around a small"),
-    "the large one": (
-        lambda pipe: pipe.transformer, InvalidArgument, "predictor is the very NamedMixtureModule that the pipeline ru",
-    ),
-    "its pipeline": (lambda pipe: copy.copy(pipe), InvalidArgument, "predictor is the very NamedMixtureModule"),
-    "class": (
-        lambda _: Other(GaussianMixture(seed=0)), ProfileMismatch,
-        "predictor class: the profile has 'NamedMixtureModule', this pipeline 'Other'.*; give the small model of the",
-    ),
-    "config": (
-        lambda _: configured(dim=99), ProfileMismatch,
-        "predictor config: dim is 16 in the profile and 99 here .*; give the small model of the calibration",
-    ),
-    "weights": (
-        lambda _: other(shift=0.2), ProfileMismatch,
-        r"predictor: these are other weights of NamedMixtureModule than the profile was fitted with: 1 of 1 tensors",
-    ),
-    "latents": (
-        lambda pipe: configured(in_channels=4), SplitMismatch,
-        "predictor: denoiser.in_channels: the large one has 3, the other one 4; models of one run share latents",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", APPLIED)
-def test_a_profile_is_tied_to_its_small_model(case: str, made: Made) -> None:
-    given, error, message = APPLIED[case]
-    pipe, _, profile = made
-    if case == "latents":
-        pipe = copy.copy(pipe)
-        pipe.transformer = copy.deepcopy(pipe.transformer)
-        pipe.transformer.config = {**pipe.transformer.config, "in_channels": 3}
-        profile = replace(profile, provenance=replace(profile.provenance, model_config=pipe.transformer.config))
-    with pytest.raises(error, match=message), ertacache.apply(pipe, profile, predictor=given(pipe)):
-        pass
-    assert not hasattr(vars(pipe.transformer).get("forward"), "_ertacache_overrides")
-
-
-def test_no_predictor_without_a_profile(made: Made) -> None:
-    pipe, small, _ = made
-    with pytest.raises(InvalidArgument, match="predictor serves a profile that was calibrated with it; give that, and"):
-        ertacache.enable(pipe, speedup=2.0, predictor=small)
-
-
-REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "target": ({"target_psnr": 30.0}, InvalidArgument, "predictor takes part in the search at a number of steps"),
-    "time": ({"max_seconds": 1.0}, InvalidArgument, "predictor takes part in the search at a number of steps"),
-    "expert": ({"compute_steps": 5, "history": 2}, InvalidArgument, "predictor takes part in the search"),
-    "method": ({"compute_steps": 5, "method": method(())}, InvalidArgument, "the method has a schedule, which"),
-    "no step": ({"method": method(())}, InvalidArgument, r"or a Method that names|Method\(..., small=\(3, 5\)\)"),
-    "map": ({"compute_steps": 5, "map": print}, InvalidArgument, "predictor and map do not go together; leave one"),
-    "scales": ({"compute_steps": 5, "guidance_scales": [5.0, 7.0]}, InvalidArgument, "predictor and guidance_scales"),
-    "computed steps": (
-        {"method": method((3, 4))}, InvalidArgument, r"has small=\[3, 4\]; name predicted steps of '#..#.#",
-    ),
-    "order": ({"method": method((4, 2))}, InvalidArgument, r"has small=\[4, 2\]; name predicted steps of"),
-    "aim": ({"method": method(aim="step")}, InvalidArgument, "predictor needs a plan that aims at the trajectory, and"),
-    "site": ({"method": method(site="output", directions=0)}, InvalidArgument, "predictor needs a plan that aims at"),
-    "fails": (
-        {"compute_steps": 5, "predictor": Failing(GaussianMixture(seed=0))}, SplitMismatch,
-        r"predictor: Failing cannot answer the pipeline's call of its own denoiser \(mat1 and mat2 must have the same",
-    ),
-    "shape": (
-        {"compute_steps": 5, "predictor": Longer(GaussianMixture(seed=0))}, SplitMismatch,
-        r"predictor: the small model returns \[1, 8, 4\] where the pipeline's denoiser returns",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_a_calibration_refuses(case: str) -> None:
-    options, error, message = REFUSED[case]
-    pipe = mixture_pipeline()
-    given: dict[str, Any] = {"predictor": other(), "show_progress": False, **CALL, **options}
-    given = {name: value for name, value in given.items() if name + "s" not in given}
-    with pytest.raises(error, match=message):
-        ertacache.calibrate(pipe, PROMPTS, **given)
-
-
-def test_a_method_with_a_small_model_needs_one() -> None:
-    with pytest.raises(InvalidArgument, match=r"the method has small=\[1, 2, 4.*\]; give the small model: predictor="):
-        ertacache.calibrate(mixture_pipeline(), PROMPTS, method=method(), show_progress=False, **CALL)
-
-
-def small_model(profile: Profile, **changes: Any) -> dict[str, Any]:
-    return {"provenance": replace(profile.provenance, small_model={**profile.provenance.small_model, **changes})}
-
-
-def levels(profile: Profile) -> dict[str, Any]:
-    a = profile.predictor.a.clone()
-    a[4, 0, profile.predictor.sources.index("small"), 1] = 1.0
-    return {"predictor": replace(profile.predictor, a=a)}
-
-
-HOSTILE: dict[str, tuple[Callable[[Profile], dict[str, Any]], str]] = {
-    "nobody": (
-        lambda p: {"provenance": replace(p.provenance, small_model={})},
-        r"sources are \['guided', 'direction', 'small'\] and provenance.small_model is {}; have 'small' among the",
-    ),
-    "no source": (
-        lambda p: {"predictor": replace(p.predictor, sources=("guided", "direction", "cond"))},
-        r"sources are \['guided', 'direction', 'cond'\] and provenance.small_model is {.*}; have 'small' among",
-    ),
-    "key unknown": (lambda p: small_model(p, hook=1), "provenance.small_model is .*; give model_class"),
-    "share": (lambda p: small_model(p, share=0.0), r"give model_class \(a text\), .* share \(a number above 0\)"),
-    "share true": (lambda p: small_model(p, share=True), "give model_class"),
-    "config": (lambda p: small_model(p, model_config=[]), "give model_class"),
-    "config of two": (lambda p: small_model(p, model_class="A, B"), "give model_class"),
-    "weights": (lambda p: small_model(p, weights="?"), r"provenance.small_model.weights is '\?'; it must be 16"),
-    "level": (levels, "predictor.a reads a small model further back than level 0; it has one output, at the pred"),
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_parts_that_do_not_fit_together_are_refused(case: str, made: Made) -> None:
-    change, message = HOSTILE[case]
-    with pytest.raises(InvalidArgument, match=message):
-        replace(made[2], **change(made[2]))
-
-
-def test_a_small_model_without_a_coefficient_is_refused(made: Made) -> None:
-    a = made[2].predictor.a.clone()
-    a[:, :, made[2].predictor.sources.index("small")] = 0
-    with pytest.raises(InvalidArgument, match="has no coefficient of a small model; it has one output"):
-        replace(made[2], predictor=replace(made[2].predictor, a=a))
-
-
-def test_a_call_named_like_the_source_is_refused(made: Made) -> None:
-    facts = replace(made[2].provenance, contexts=("small", "uncond"), calls=())
-    with pytest.raises(InvalidArgument, match=r"provenance\.contexts has a call 'small', which is also the name of"):
-        replace(made[2], provenance=facts)
