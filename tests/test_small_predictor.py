@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import benchmark_scripts
 import ertacache
 from assisted import ALL, CALL, MASK, SEED, T, W, calibrated, drawn, method, other
 from by_hand import ByHand
@@ -213,3 +214,15 @@ def test_another_call_is_computed_without_it(made: Made) -> None:
     with ertacache.apply(pipe, profile, predictor=small, retarget=True):
         with pytest.raises(ProfileMismatch, match="predictor: a profile that predicts from a small model is not retar"):
             drawn(pipe, num_inference_steps=9)
+
+
+def test_the_table_of_the_benchmark() -> None:
+    script = benchmark_scripts.load("small_predictor")
+    rows = {
+        "without": {"cost": 6.0, "psnr": [30.0, 32.0]}, "with": {"cost": 5.75, "psnr": [31.0, 33.0]},
+        "alone": {"cost": 9.0, "psnr": [20.0, 20.0]},
+    }  # fmt: skip
+    found = {"T": 30, "budgets": {"6": {"K": 6, "rows": rows}}}
+    last = script.table(found).splitlines()[-1]
+    assert last == "| 6 of 30 | 31.0 ± 1.0 | 32.0 ± 1.0 | - | - | 20.0 ± 0.0 (cost 9.0) | - |"
+    assert script.gains(found) == "6 of 30: +1.00 ± 0.00 dB"

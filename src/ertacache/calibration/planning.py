@@ -34,9 +34,9 @@ def plan(calibrator: Calibrator, request: Request, budget: Budget) -> Found:
         budget = Budget(compute_steps=steps_within(calibrator, budget.max_seconds))
     target = budget.target_psnr
     if target is None:
-        found, K = _planned(calibrator, request, budget), budget.steps(calibrator.T)
-        if calibrator.small is not None and request.effort is not None and K is not None:
-            return with_small(calibrator, request.even(calibrator), found, K, request.effort)
+        found, steps = _planned(calibrator, request, budget), budget.steps(calibrator.T)
+        if calibrator.small is not None and request.effort is not None and steps is not None:
+            return with_small(calibrator, request.even(calibrator), found, steps, request.effort)
         return with_corrections(calibrator, found)
     even = request.even(calibrator)
 

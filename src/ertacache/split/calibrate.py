@@ -19,6 +19,7 @@ from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.pipelines.inputs import Inputs
 from ertacache.pipelines.models import denoisers_of
 from ertacache.profile.fingerprint import prompt_hash, storable
+from ertacache.runtime.pair import check_pair
 from ertacache.split.candidates import Budget, best_of, candidates_of, cheapest_that_keeps
 from ertacache.split.effort import SplitWork, work_of
 from ertacache.split.judged import judged_rows, row_of
