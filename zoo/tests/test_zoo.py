@@ -83,6 +83,30 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path):
     assert [line["iteration"] for line in log] == [50]
 
 
+def test_muon_takes_the_matrices_of_repeated_blocks_and_nothing_else(tmp_path: Path):
+    class Toy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Linear(4, 4, bias=False)
+            self.some_blocks = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+
+    torch.manual_seed(0)
+    module = Toy()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    given = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).diag_embed()[0] + 0.1
+
+    def loss(_: torch.Generator) -> torch.Tensor:
+        return sum((p * (given if p.ndim == 2 else given[0])).sum() for p in module.parameters())  # pyright: ignore[reportReturnType]
+
+    train("toy", module, loss, Recipe(1, 1, 1e-2, warmup=1, muon=True), tmp_path)
+    moved = {name: (before[name] - p.detach()) / 1e-2 for name, p in module.named_parameters()}
+    # AdamW's first step is a sign, Muon's is orthogonal and, by 0.2 · sqrt(4), as large as AdamW's later are.
+    for name in ("embed.weight", "some_blocks.0.bias"):
+        assert torch.allclose(moved[name].abs(), torch.ones_like(moved[name]), atol=1e-3)
+    lengths = torch.linalg.svdvals(moved["some_blocks.0.weight"]) / (0.2 * 2)
+    assert ((lengths > 0.6) & (lengths < 1.3)).all()
+
+
 def test_the_learning_rate_warms_up_and_falls_to_a_hundredth():
     recipe = Recipe(1100, 1, 2.0, warmup=100)
     assert learning_rate(recipe, 49) == 1.0
@@ -149,7 +173,7 @@ def test_bundled_weights_are_stored_as_float16_and_load_as_float32(name: str):
         assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
         assert all(torch.equal(loaded[key], tensor.float()) for key, tensor in stored.items())
     # Who asks for no type gets one type throughout.
-    for part in DiffusionPipeline.from_pretrained(folder).components.values():
+    for part in type(pipe).from_pretrained(folder).components.values():
         if isinstance(part, nn.Module):
             assert {tensor.dtype for tensor in part.parameters()} == {torch.float32}
 

@@ -27,8 +27,9 @@ def train_on_motion(vae: Any, pixels: Tensor, folder: Path, recipe: Recipe, *, d
     """
     vae.train().requires_grad_(True)
     if decoder_only:
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
+        for name, module in vae.named_modules():  # of Open-Sora's autoencoder, in both halves
+            if name.rpartition(".")[2] in ("encoder", "quant_conv"):
+                module.requires_grad_(False)
 
     def loss(generator: torch.Generator) -> Tensor:
         batch = _batch(pixels, recipe.batch_size, generator)

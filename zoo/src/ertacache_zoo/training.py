@@ -30,6 +30,8 @@ class Recipe:
     weight_decay: float = 0.0
     seed: int = 0
     save_every: int = 250
+    #: Muon for the matrices of the repeated blocks, to which it gives steps as large as AdamW's (arXiv 2502.16982).
+    muon: bool = False
 
 
 def learning_rate(recipe: Recipe, iteration: int) -> float:
@@ -49,26 +51,25 @@ def train(name: str, module: nn.Module, loss: Loss, recipe: Recipe, folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     state_path, log_path = folder / f"{name}.pt", folder / f"{name}.jsonl"
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
-    )
+    optimizers = _optimizers(module, recipe)
     average = [p.detach().clone() for p in parameters]
     start = 0
     if state_path.exists():
-        start = _restore(state_path, module, optimizer, average)
+        start = _restore(state_path, module, optimizers, average)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task(f"train {name}", total=recipe.iterations, completed=start)
         running, clock = 0.0, time.monotonic()
         for iteration in range(start, recipe.iterations):
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = learning_rate(recipe, iteration)
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + iteration)
             value = loss(generator)
             value.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             running += value.item()
             decay = min(recipe.ema, (1 + iteration) / (10 + iteration))
             with torch.no_grad():
@@ -82,7 +83,7 @@ def train(name: str, module: nn.Module, loss: Loss, recipe: Recipe, folder: Path
                 state = {
                     "iteration": iteration + 1,
                     "module": module.state_dict(),
-                    "optimizer": optimizer.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "average": average,
                 }
                 save_atomic(state_path, lambda file, state=state: torch.save(state, file))
@@ -91,10 +92,25 @@ def train(name: str, module: nn.Module, loss: Loss, recipe: Recipe, folder: Path
             parameter.copy_(mean)
 
 
-def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor]) -> int:
+def _optimizers(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW for what is to be trained; with `muon` in the recipe, Muon for the matrices of repeated blocks."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    inner = [p for name, p in trained.items() if recipe.muon and "blocks." in name and name.endswith(".weight")]
+    matrices = [p for p in inner if p.ndim == 2]
+    known = {id(p) for p in matrices}
+    others = [p for p in trained.values() if id(p) not in known]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=decay)
+    if not matrices:
+        return [adam]
+    return [adam, torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
+
+
+def _restore(path: Path, module: nn.Module, optimizers: list[torch.optim.Optimizer], average: list[Tensor]) -> int:
     state: dict[str, Any] = torch.load(path, weights_only=True)
     module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     for mean, saved in zip(average, state["average"], strict=True):
         mean.copy_(saved)
     return int(state["iteration"])
