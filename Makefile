@@ -76,7 +76,7 @@ ablation: .venv/.ok
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/compact.py benchmarks/results/ablation
 
-# The same on clips, with the two video models and their published solvers. Rewrites benchmarks/results/ablation-video.
+# The same on clips, with the three video models and their published solvers. Rewrites benchmarks/results/ablation-video.
 ablation-video: .venv/.ok
 	$(BIN)/python benchmarks/ablation.py --models videos
 	$(BIN)/python benchmarks/compact.py benchmarks/results/ablation-video
@@ -91,7 +91,8 @@ compare: .venv/.ok
 compare-video: .venv/.ok
 	$(BIN)/ertacache compare --model tiny-wan --match-cost .5 --out benchmarks/results/compare/tiny-wan
 	$(BIN)/ertacache compare --model tiny-cogvideox --match-cost .5 --out benchmarks/results/compare/tiny-cogvideox
-	$(BIN)/python benchmarks/compact.py benchmarks/results/compare/tiny-wan benchmarks/results/compare/tiny-cogvideox
+	$(BIN)/ertacache compare --model tiny-open-sora --match-cost .5 --out benchmarks/results/compare/tiny-open-sora
+	$(BIN)/python benchmarks/compact.py $(addprefix benchmarks/results/compare/,tiny-wan tiny-cogvideox tiny-open-sora)
 
 # Every method and the recommended plan at T/2 to T/5, on all models, each at two guidances or three: a day on two cores.
 # Killed, it goes on where it was; docs/frontier.md says how to share the work among processes.

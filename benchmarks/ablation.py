@@ -62,10 +62,10 @@ PICTURES = Ablations(
     calibration=24,
     samples=3,
 )
-#: The paper's shares for Wan2.1 and CogVideoX, both of 50 steps.
+#: The paper's shares for Wan2.1 and CogVideoX, both of 50 steps, and for Open-Sora 1.2, of 30.
 VIDEOS = Ablations(
     "ablation-video",
-    (("tiny-wan", {}, (23, 12)), ("tiny-cogvideox", {}, (31, 17))),
+    (("tiny-wan", {}, (23, 12)), ("tiny-cogvideox", {}, (31, 17)), ("tiny-open-sora", {}, (19, 12))),
     prompts=16,
     calibration=12,
     samples=1,

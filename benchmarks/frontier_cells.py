@@ -31,6 +31,7 @@ GUIDANCE: dict[str, tuple[str, tuple[float, ...]]] = {
     "tiny-flux-base": ("true_cfg_scale", (4.0, 7.0, 14.0)),
     "tiny-wan": ("guidance_scale", (5.0, 10.0)),
     "tiny-cogvideox": ("guidance_scale", (6.0, 12.0)),
+    "tiny-open-sora": ("guidance_scale", (7.0, 14.0)),
 }
 #: Budgets: T over these, rounded, is the number of steps that everything is to cost.
 BUDGETS = (2, 3, 4, 5)

@@ -174,7 +174,8 @@ def test_compare_lists_its_methods():
 
 
 def test_zoo_lists_the_bundled_models():
-    assert set(invoke("zoo", "list", "--json")) == {"tiny-flux", "tiny-flux-base", "tiny-wan", "tiny-cogvideox"}
+    names = {"tiny-flux", "tiny-flux-base", "tiny-wan", "tiny-cogvideox", "tiny-open-sora"}
+    assert set(invoke("zoo", "list", "--json")) == names
 
 
 def test_a_number_of_steps_that_the_pipeline_lacks_is_named_in_options(model: Path, profile: Path, monkeypatch, capsys):

@@ -218,13 +218,13 @@ REFUSALS = [
     (f"{COMPARE} --out /proc/x", "ertacache: cannot write the folder /proc/x ("),
     (
         "demo tiny-flx",
-        "ertacache: no bundled model 'tiny-flx'; there are tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox; did "
-        "you mean tiny-flux?",
+        "ertacache: no bundled model 'tiny-flx'; there are tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox, "
+        "tiny-open-sora; did you mean tiny-flux?",
     ),
     (
         "reproduce table1 --model tiny-flx",
         "ertacache: 'tiny-flx' has no settings here; choose flux.1-dev, wan2.1-1.3b, cogvideox-2b, open-sora-1.2, "
-        "tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox; did you mean tiny-flux?",
+        "tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox, tiny-open-sora; did you mean tiny-flux?",
     ),
     ("demo none", "ertacache: no bundled model 'none'; there are tiny-flux, "),
     ("demo --out h.txt", "ertacache: h.txt is a file; name a folder"),

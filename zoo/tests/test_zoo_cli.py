@@ -62,15 +62,6 @@ def test_a_trained_model_goes_to_a_new_folder(trained: list[Any], tmp_path: Path
     assert (tmp_path / "other" / "place").is_dir()
 
 
-def test_a_model_can_be_trained_before_it_is_bundled(trained: list[Any], no: Any):
-    train("tiny-open-sora")
-    train("tiny-open-sora", "--overwrite-bundled")
-    place = BUNDLED.with_name("tiny-open-sora")
-    assert trained == [("tiny-open-sora", Path(".zoo"), out, True) for out in (Path("tiny-open-sora"), place)]
-    trained.clear()
-    assert no("check", "tiny-open-sora").startswith("no bundled model 'tiny-open-sora'; there are tiny-flux,")
-
-
 def test_the_bundled_weights_are_replaced_only_when_that_was_said(trained: list[Any], no: Any, tmp_path: Path):
     (tmp_path / "link").symlink_to(BUNDLED)
     for out in (BUNDLED, BUNDLED / "vae", BUNDLED.parent, tmp_path / "link"):
@@ -109,8 +100,8 @@ def test_places_that_cannot_be_written_to(no: Any, tmp_path: Path):
 @pytest.mark.parametrize("command", ["train", "check"])
 def test_a_name_that_no_bundled_model_has(command: str, no: Any):
     assert no(command, "tiny-sora") == (
-        "no bundled model 'tiny-sora'; there are tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox; did you mean "
-        "tiny-wan?"
+        "no bundled model 'tiny-sora'; there are tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox, tiny-open-sora; "
+        "did you mean tiny-open-sora?"
     )
 
 

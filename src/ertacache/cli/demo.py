@@ -40,6 +40,7 @@ _SIZES = {
     "tiny-flux-base": Size(15),
     "tiny-wan": of_clips(23),
     "tiny-cogvideox": of_clips(31),
+    "tiny-open-sora": of_clips(19),
 }
 
 

@@ -13,8 +13,8 @@ def reproduce(
     model: Annotated[
         str,
         typer.Option(
-            help="flux.1-dev, wan2.1-1.3b, cogvideox-2b, open-sora-1.2, tiny-flux, tiny-flux-base, tiny-wan "
-            "or tiny-cogvideox."
+            help="flux.1-dev, wan2.1-1.3b, cogvideox-2b, open-sora-1.2, tiny-flux, tiny-flux-base, tiny-wan, "
+            "tiny-cogvideox or tiny-open-sora."
         ),
     ] = "tiny-flux",
     out: Annotated[

@@ -9,7 +9,7 @@ from ertacache.extras import require
 
 #: Known without the zoo, so that a name is never taken for a Hub id.
 IMAGE_NAMES = ("tiny-flux", "tiny-flux-base")
-VIDEO_NAMES = ("tiny-wan", "tiny-cogvideox")
+VIDEO_NAMES = ("tiny-wan", "tiny-cogvideox", "tiny-open-sora")
 NAMES = (*IMAGE_NAMES, *VIDEO_NAMES)
 
 

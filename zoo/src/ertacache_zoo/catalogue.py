@@ -5,10 +5,7 @@ from typing import Literal
 
 from ertacache.pipelines.bundled import IMAGE_NAMES, NAMES, VIDEO_NAMES, check_name
 
-__all__ = ["IMAGE_NAMES", "NAMES", "VIDEO_NAMES", "calibration_prompts", "folder", "heldout_prompts", "place"]
-
-#: What can be trained, but is not bundled yet.
-_UNBUNDLED = ("tiny-open-sora",)
+__all__ = ["IMAGE_NAMES", "NAMES", "VIDEO_NAMES", "calibration_prompts", "folder", "heldout_prompts"]
 
 
 def folder(name: str) -> Path:
@@ -18,17 +15,6 @@ def folder(name: str) -> Path:
         InvalidArgument: no such model.
     """
     check_name(name)
-    return place(name)
-
-
-def place(name: str) -> Path:
-    """Where a bundled model lies, or one that can be trained will lie.
-
-    Raises:
-        InvalidArgument: no such model.
-    """
-    if name not in _UNBUNDLED:
-        check_name(name)
     return Path(__file__).parent / "models" / name
 
 

@@ -14,7 +14,7 @@ from ertacache_zoo import catalogue
 
 zoo = typer.Typer(no_args_is_help=True, help="The bundled models: list, train, check.")
 
-Name = Annotated[str, typer.Argument(help="tiny-flux, tiny-flux-base, tiny-wan or tiny-cogvideox.")]
+Name = Annotated[str, typer.Argument(help="tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox or tiny-open-sora.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -83,7 +83,7 @@ def check(
 
 def _destination(name: str, out: Path | None, overwrite_bundled: bool) -> Path:
     """Where a trained model goes: never into the installed package unless that was asked for."""
-    bundled = catalogue.place(name)
+    bundled = catalogue.folder(name)
     if overwrite_bundled:
         if out is not None:
             raise InvalidArgument(f"--out {out} and --overwrite-bundled name two places; give one of them")

@@ -59,7 +59,7 @@ def train_model(name: str, work: Path, out: Path, compiled: bool) -> Path:
     Raises:
         InvalidArgument: no such model.
     """
-    catalogue.place(name)
+    catalogue.folder(name)
     if name in _VIDEO_MODELS:
         return _VIDEO_MODELS[name].train_model(work, out, compiled)
     scenes_ = scenes.sample(POOL, POOL_SEED, "train")

@@ -175,6 +175,7 @@ TINY = (
     Setting("tiny-flux-base", "tiny-flux-base", _TINY_TABLES),
     Setting("tiny-wan", "tiny-wan", WAN.tables),
     Setting("tiny-cogvideox", "tiny-cogvideox", COGVIDEOX.tables),
+    Setting("tiny-open-sora", "tiny-open-sora", OPEN_SORA.tables),
 )
 
 SETTINGS = (FLUX, WAN, COGVIDEOX, OPEN_SORA, *TINY)
