@@ -34,7 +34,8 @@ WAN: dict[str, Any] = {
 
 def _flux(guidance: bool = True, **more: Any) -> tuple[Any, list[dict[str, Any]]]:
     torch.manual_seed(0)
-    model = FluxTransformer2DModel(**{**FLUX, "guidance_embeds": guidance, **more}).eval()
+    config: dict[str, Any] = {**FLUX, "guidance_embeds": guidance, **more}
+    model = FluxTransformer2DModel(**config).eval()
     call: dict[str, Any] = {
         "hidden_states": torch.randn(2, 9, 8),
         "encoder_hidden_states": torch.randn(2, 5, 12),

@@ -97,7 +97,7 @@ def narrow(model: nn.Module, found: Significance, shares: Mapping[str, float]) -
         elif isinstance(module, nn.RMSNorm):
             module.normalized_shape = tuple(module.weight.shape)
         elif place in kept and place in found.heads:
-            module.heads = len(kept[place]) // width
+            setattr(module, "heads", len(kept[place]) // width)  # noqa: B010
     return small
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -174,16 +175,15 @@ class _Probe:
         spaces = [space for space in self.sizes if not _is_attention(space)]
         read = {key for space in spaces for key, _ in readers(self.layout, self.state, space)}
 
-        def add(key: str, inputs: Tensor) -> None:
-            rows = inputs.detach().flatten(0, -2).double()
+        def add(key: str, _module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            rows = given[0].detach().flatten(0, -2).double()
             power[key] = power.get(key, 0) + rows.square().sum(0)
             sizes[key] = sizes.get(key, 0) + len(rows)
 
         with ExitStack() as stack:
             for key in read:
                 module = self.model.get_submodule(key.removesuffix(".weight"))
-                handle = module.register_forward_pre_hook(lambda _, args, key=key: add(key, args[0]))
-                stack.callback(handle.remove)
+                stack.callback(module.register_forward_pre_hook(partial(add, key)).remove)
             self._outputs(self.model, {})
         moved = {key: (power[key] / sizes[key]) * self.state[key].double().square().sum(0) for key in read}
         return {

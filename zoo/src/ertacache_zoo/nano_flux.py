@@ -68,12 +68,11 @@ def train_model(work: Path, out: Path, compiled: bool) -> Path:
     runs = trajectories.record(teacher, guidance, tokenizers, CAPTIONS, work / "trajectories")
     student = Denoiser(pruned(pipe, call), teacher.t5, teacher.clip, compiled)
     distil(student, runs, guidance, work / "run", DISTILLED)
-    latents = unpacked(runs.finals[:PICTURES].float())
-    light = autoencoder_of(pipe.vae, latents, work / "run", AUTOENCODER)
+    light = autoencoder_of(pipe.vae, unpacked(runs.finals[:PICTURES].float()), work / "run", AUTOENCODER)
     parts: dict[str, Any] = {**pipe.components, "transformer": student.transformer, "vae": light}
     facts = {
-        "teacher": TEACHER, "captions": CAPTIONS, "pictures": PICTURES, "ratio": RATIO, "blocks": BLOCKS,
-        "recipes": {"distilled": asdict(DISTILLED), "autoencoder": asdict(AUTOENCODER)},
+        "teacher": TEACHER, "captions": CAPTIONS, "stride": trajectories.STRIDE, "pictures": PICTURES, "ratio": RATIO,
+        "blocks": BLOCKS, "recipes": {"distilled": asdict(DISTILLED), "autoencoder": asdict(AUTOENCODER)},
     }  # fmt: skip
     shown = ", ".join(f"{key}={value!r}" for key, value in call.items())
     caption = scenes.sample(1, 0, "heldout")[0].caption
