@@ -68,7 +68,9 @@ def measure(name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=list(catalogue.NAMES), choices=catalogue.NAMES)
+    parser.add_argument(
+        "--models", nargs="+", default=[*catalogue.IMAGE_NAMES, *catalogue.VIDEO_NAMES], choices=catalogue.NAMES
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

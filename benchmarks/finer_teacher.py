@@ -136,7 +136,9 @@ def cell(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=list(catalogue.NAMES), choices=catalogue.NAMES)
+    parser.add_argument(
+        "--models", nargs="+", default=[*catalogue.IMAGE_NAMES, *catalogue.VIDEO_NAMES], choices=catalogue.NAMES
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--fresh", action="store_true", help="measure models again that the file has")
     parser.add_argument("--table", action="store_true", help="print the table of the file; measures nothing")

@@ -174,7 +174,7 @@ def test_compare_lists_its_methods():
 
 
 def test_zoo_lists_the_bundled_models():
-    names = {"tiny-flux", "tiny-flux-base", "tiny-wan", "tiny-cogvideox", "tiny-open-sora"}
+    names = {"tiny-flux", "tiny-flux-base", "tiny-wan", "tiny-cogvideox", "tiny-open-sora", "nano-flux"}
     assert set(invoke("zoo", "list", "--json")) == names
 
 

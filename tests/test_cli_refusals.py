@@ -219,7 +219,7 @@ REFUSALS = [
     (
         "demo tiny-flx",
         "ertacache: no bundled model 'tiny-flx'; there are tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox, "
-        "tiny-open-sora; did you mean tiny-flux?",
+        "tiny-open-sora, nano-flux; did you mean tiny-flux?",
     ),
     (
         "reproduce table1 --model tiny-flx",

@@ -148,7 +148,7 @@ def test_distillation_starts_from_the_base_model(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", catalogue.IMAGE_NAMES)
+@pytest.mark.parametrize("name", [*catalogue.IMAGE_NAMES, *catalogue.DEVICE_NAMES])
 def test_a_bundled_model_is_small_documented_and_draws_its_captions(name: str):
     folder = catalogue.folder(name)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

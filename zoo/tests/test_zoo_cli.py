@@ -100,8 +100,8 @@ def test_places_that_cannot_be_written_to(no: Any, tmp_path: Path):
 @pytest.mark.parametrize("command", ["train", "check"])
 def test_a_name_that_no_bundled_model_has(command: str, no: Any):
     assert no(command, "tiny-sora") == (
-        "no bundled model 'tiny-sora'; there are tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox, tiny-open-sora; "
-        "did you mean tiny-open-sora?"
+        "no bundled model 'tiny-sora'; there are tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox, tiny-open-sora, "
+        "nano-flux; did you mean tiny-open-sora?"
     )
 
 

@@ -41,6 +41,7 @@ _SIZES = {
     "tiny-wan": of_clips(23),
     "tiny-cogvideox": of_clips(31),
     "tiny-open-sora": of_clips(19),
+    "nano-flux": Size(15),
 }
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from ertacache.pipelines.bundled import IMAGE_NAMES, NAMES, VIDEO_NAMES, check_name
+from ertacache.pipelines.bundled import DEVICE_NAMES, IMAGE_NAMES, NAMES, VIDEO_NAMES, check_name
 
-__all__ = ["IMAGE_NAMES", "NAMES", "VIDEO_NAMES", "calibration_prompts", "folder", "heldout_prompts"]
+__all__ = ["DEVICE_NAMES", "IMAGE_NAMES", "NAMES", "VIDEO_NAMES", "calibration_prompts", "folder", "heldout_prompts"]
 
 
 def folder(name: str) -> Path:

@@ -14,7 +14,9 @@ from ertacache_zoo import catalogue
 
 zoo = typer.Typer(no_args_is_help=True, help="The bundled models: list, train, check.")
 
-Name = Annotated[str, typer.Argument(help="tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox or tiny-open-sora.")]
+Name = Annotated[
+    str, typer.Argument(help="tiny-flux, tiny-flux-base, tiny-wan, tiny-cogvideox, tiny-open-sora or nano-flux.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 

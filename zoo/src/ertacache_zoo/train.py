@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, FluxPipeline
 from torch import Tensor
 
 from ertacache.files import save_atomic
-from ertacache_zoo import autoencoder, catalogue, cogvideox, components, flow, open_sora, scenes, text, wan
+from ertacache_zoo import autoencoder, catalogue, cogvideox, components, flow, nano_flux, open_sora, scenes, text, wan
 from ertacache_zoo.export import write_model
 
 #: Scenes in the training pool, their seed, and how many of them the autoencoder sees.
@@ -39,7 +39,13 @@ _NOTES = {
     ),
 }
 
-_VIDEO_MODELS: dict[str, Any] = {"tiny-wan": wan, "tiny-cogvideox": cogvideox, "tiny-open-sora": open_sora}
+#: Modules that train a model of their own.
+_OTHERS: dict[str, Any] = {
+    "tiny-wan": wan,
+    "tiny-cogvideox": cogvideox,
+    "tiny-open-sora": open_sora,
+    "nano-flux": nano_flux,
+}
 
 CALLS: dict[str, dict[str, Any]] = {
     "tiny-flux": {"guidance_scale": 10.0},
@@ -60,8 +66,8 @@ def train_model(name: str, work: Path, out: Path, compiled: bool) -> Path:
         InvalidArgument: no such model.
     """
     catalogue.folder(name)
-    if name in _VIDEO_MODELS:
-        return _VIDEO_MODELS[name].train_model(work, out, compiled)
+    if name in _OTHERS:
+        return _OTHERS[name].train_model(work, out, compiled)
     scenes_ = scenes.sample(POOL, POOL_SEED, "train")
     vae = _autoencoder(scenes_, work)
     t5, clip = components.t5_tokenizer(), components.clip_tokenizer()
