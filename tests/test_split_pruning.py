@@ -83,7 +83,7 @@ def _same(one: Any, other: Any, calls: list[dict[str, Any]]) -> bool:
 def test_a_model_of_which_nothing_is_removed_is_the_model(build: Build):
     model, calls = build()
     found = significance(model, calls)
-    whole = prune(model, found)
+    whole: Any = prune(model, found)
     assert type(whole) is type(model)
     assert dict(whole.config) == dict(model.config)
     assert not whole.training
