@@ -198,7 +198,7 @@ def _measured(
             "call": storable(runs.call), "seed": runs.seed, "orders": orders, "probes": list(places),
             "prompts": [len(part.texts) for part in runs.parts],
             "prompt_hash": prompt_hash([text for part in runs.parts for text in part.identities]),
-            "large": source_of(runs.pipe), "small": source_of(as_pipeline(runs.pipe, runs.small)),
+            "large": source_of(runs.pipe), "small": source_of(as_pipeline(runs.pipe, runs.partner)),
             "runs": round(spent.runs, 6),
         },
     )  # fmt: skip

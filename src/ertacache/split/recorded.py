@@ -118,7 +118,7 @@ class Following(Controller):
 
 
 class SplitRuns(Calibrator):
-    """Runs by two models, on one set of prompts and call arguments; see `Recorder` for all but `small`.
+    """Runs by two models, on one set of prompts and call arguments; see `Recorder` for all but the small model.
 
     Args:
         large: the pipeline that is called. small: the other pipeline, or its denoiser alone.
@@ -126,16 +126,16 @@ class SplitRuns(Calibrator):
     """
 
     def __init__(self, large: Any, small: Any, prompts: Sequence[str] | None, **options: Any) -> None:
-        self.small, self.ratio = small, 1.0
+        self.partner, self.ratio = small, 1.0  # `small` is a predictor of a calibration
         super().__init__(large, prompts, **options)
 
     def _identity(self) -> str:
-        return config_hash({"large": super()._identity(), "small": pipeline_hash(as_pipeline(self.pipe, self.small))})
+        return config_hash({"large": super()._identity(), "small": pipeline_hash(as_pipeline(self.pipe, self.partner))})
 
     def sized(self, model: int) -> Sized:
         """Two steps of the first prompt by one of the models, 0 or 1."""
         found = Sized()
-        with split(self.pipe, self.small, switch=0) if model else nullcontext():
+        with split(self.pipe, self.partner, switch=0) if model else nullcontext():
             broken_off(self.pipe, self.parts.fitted.first(1), found, self.call)
         if found.steps < SIZED or not found.recorded:
             raise InvalidArgument(f"a run of {found.steps} step(s) cannot be split; give it 2 steps or more")
@@ -174,7 +174,7 @@ class SplitRuns(Calibrator):
             writing = replace(known, directions=None).like(path)
             following = Following(known, s, forced=forced, kept=writing.recording)
             try:
-                with split(self.pipe, self.small, models=models):
+                with split(self.pipe, self.partner, models=models):
                     self.run(self.batches[n], following, "run of the small model", share=self.work(models, s))
                 if not writing.recording.latents[-1].isfinite().all():
                     raise CalibrationError(
@@ -242,7 +242,7 @@ class SplitRuns(Calibrator):
         """
         known = next((i for i, model in enumerate(models) if model), self.T)
         following = Following(recording, known)
-        with split(self.pipe, self.small, models=models):
+        with split(self.pipe, self.partner, models=models):
             batch = batches_of(self, part)[n]
             images = self.run(batch, following, "split run", decode=True, share=self.work(models, known))
         return {"images": images, "latents": following.latents}
