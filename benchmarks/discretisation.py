@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.calibration.prompts import Prompts
-from ertacache.evaluation.evaluate import header
+from ertacache.evaluation.row_figures import header
 from ertacache.files import write_atomic
 from ertacache.metrics import PairedMetrics
 from ertacache.pipelines.loading import call_arguments, load_pipeline
