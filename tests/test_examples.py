@@ -52,6 +52,17 @@ def test_the_script_of_open_sora_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert made == {"calibration", "profile.safetensors", "uncached.gif", "cached.gif"}
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_script_of_split_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(catalogue.calibration_prompts(4)))
+    arguments = ["tiny", "--prompts", str(prompts), "--steps", "5", "--out", str(tmp_path / "split")]
+    monkeypatch.setattr(sys, "argv", ["split_pairs", *arguments])
+    runpy.run_path(str(EXAMPLES / "split_pairs.py"), run_name="__main__")
+    assert "switch 2: 2 calls of tiny-flux, 3 of nano-flux\n" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"prompts.txt", "split.json", "split.png"}
+
+
 def test_the_client_of_a_split_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     service = SplitService("tiny-flux", [load_pipeline("tiny-flux")])
     with running(service, app=make_split_app(service)) as url:
