@@ -37,7 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folders: Path, *arguments: str) -> int:
 def test_it_writes_what_it_says(
     monkeypatch: pytest.MonkeyPatch, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "split.safetensors"
+    out = tmp_path / "split.json"
     prompts = ("--prompts", str(folders / "prompts.txt"))
     assert run(monkeypatch, folders, *prompts, "--cloud-budget", "0.4", "--out", str(out), "--json", "-q") == 0
     said, found = json.loads(capsys.readouterr().out.splitlines()[-1]), SplitProfile.load(out)

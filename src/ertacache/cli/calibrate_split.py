@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def calibrate_split(
     large: given.Model,
     small: Annotated[str, typer.Argument(help="The small model: it shares latents and text encoders with the large.")],
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("split.safetensors"),
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("split.json"),
     prompt: given.SeveralPrompts = None,
     prompts: given.PromptFile = None,
     cloud_budget: Annotated[
