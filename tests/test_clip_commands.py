@@ -122,5 +122,5 @@ def test_every_bundled_model_has_a_demo_and_those_of_clips_are_small():
 def test_the_ablation_of_the_video_models_is_at_the_budgets_of_the_paper():
     script = Path(__file__).parent.parent / "benchmarks" / "ablation.py"
     videos = runpy.run_path(str(script))["VIDEOS"]
-    assert (videos.folder, videos.title) == ("ablation-video", "tiny-wan and tiny-cogvideox")
-    assert videos.jobs == [(0, 23), (0, 12), (1, 31), (1, 17)] and videos.prompts == 16
+    assert (videos.folder, videos.title) == ("ablation-video", "tiny-wan and tiny-cogvideox and tiny-open-sora")
+    assert videos.jobs == [(0, 23), (0, 12), (1, 31), (1, 17), (2, 19), (2, 12)] and videos.prompts == 16

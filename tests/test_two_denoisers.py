@@ -251,7 +251,7 @@ def test_a_checkpoint_belongs_to_one_boundary(pipe: Any, tmp_path: Path) -> None
     def calibrator(ratio: float) -> Calibrator:
         found = Calibrator.__new__(Calibrator)
         found.pipe, found.call, found.seed = wan22(ratio), TWO_CALL, 0
-        found.batch_size = found.teacher = None
+        found.batch_size = found.teacher = found.small = None
         found.parts = Parts(*[Prompts(("x",), 0)] * 3)
         return found
 

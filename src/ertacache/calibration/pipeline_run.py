@@ -59,7 +59,8 @@ def check_call(
         if name in _OURS:
             raise InvalidArgument(f"{name!r} is set by this package for each prompt; leave it out")
         if name not in known:
-            near = meant(name, (*own, *known)) or f"; {type(pipe).__name__} takes {', '.join(known)}"
+            ours = own if name in call else ()  # what comes with a prompt can only be the pipeline's
+            near = meant(name, (*ours, *known)) or f"; {type(pipe).__name__} takes {', '.join(known)}"
             raise InvalidArgument(f"no argument {name!r}{near}")
         if name in call and name in brought:
             raise InvalidArgument(f"{name!r} is given for all prompts and in inputs for each; give it once")
