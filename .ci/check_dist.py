@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 #: Largest size of a file, in bytes, by the beginning of its name.
-_LIMITS = {"ertacache-": 2**20, "ertacache_zoo-": 30 * 2**20}
+_LIMITS = {"ertacache-": 2**20, "ertacache_zoo-": 40 * 2**20}
 #: Where the files of a source distribution may lie, below its own folder; of any, and of each.
 _COMMON = (".gitignore", "LICENSE", "README.md", "PKG-INFO", "pyproject.toml")
 _PLACES = {
