@@ -81,7 +81,9 @@ def test_the_command_with_a_certificate_of_its_own(tmp_path: Path) -> None:
     subprocess.run([*made, *names], check=True, capture_output=True)
     with socket.create_server(("127.0.0.1", 0)) as place:
         port = str(place.getsockname()[1])
-    words = [sys.executable, "-c", "from ertacache.cli.app import main; main()", "split-server", "tiny-flux"]
+    # A shell starts its background jobs, and theirs, with the signal ignored.
+    run = "import signal; signal.signal(2, signal.default_int_handler); from ertacache.cli.app import main; main()"
+    words = [sys.executable, "-c", run, "split-server", "tiny-flux"]
     files = ["--port", port, "--api-key", "key", "--ssl-certfile", str(pem), "--ssl-keyfile", str(key)]
     url, tls = f"https://127.0.0.1:{port}", ssl.create_default_context(cafile=str(pem))
     small = load_pipeline("tiny-flux")
