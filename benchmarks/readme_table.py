@@ -13,6 +13,7 @@ import calibration_tables
 import features
 import frontier_page
 import quantised_page
+import small_predictor
 import split_page
 
 from ertacache.cli.ablation import group_name
@@ -149,7 +150,10 @@ def parts() -> dict[str, dict[str, str]]:
             "zoo-video": zoo_table(catalogue.VIDEO_NAMES),
         },
         "docs/quantised-models.md": {"quantised": quantised_page.part(_result("quantised"))},
-        "docs/split.md": {"switch": split_page.part(_result("split"))},
+        "docs/split.md": {
+            "switch": split_page.part(_result("split")),
+            "small predictor": small_predictor.table(_result("small_predictor")),
+        },
         "docs/sizes-steps-guidance.md": {"flux-grids": flux_grids_table(), "size-losses": size_losses_table()},
     }
 

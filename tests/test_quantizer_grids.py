@@ -82,6 +82,29 @@ def test_a_call_uses_the_grid_of_its_timestep(scheme: str, bits: tuple[int, int]
     assert len(used) > 1
 
 
+def test_tokens_of_a_given_frame_do_not_choose_and_a_call_without_a_timestep_is_refused():
+    plain = Timed()
+    module = copy.deepcopy(plain)
+    quantize(module, "w4a4x4")
+    for t in (1000.0, 20.0):
+        for timestep in (torch.tensor([[0.0, t, t]]), torch.tensor([t, 0.0])):
+            assert torch.equal(module(X, timestep), expected(plain, (4, 4), shifts(4)[grid_at(t, 4)]))
+    for call in ({}, {"timestep": None}):
+        with pytest.raises(UnsupportedPipeline, match="Timed was called without a timestep, by which steps choose"):
+            module(X, **call)
+
+
+def test_a_compiled_layer_changes_its_grid_too():
+    module = Timed()
+    quantize(module, "w4a4x4")
+    plain: Any = copy.deepcopy(module)
+    torch.compiler.reset()
+    module.blocks[0].compile(backend="eager")
+    for t in (1000.0, 500.0, 20.0, 1000.0):
+        assert torch.equal(module(X, t), plain(X, t))
+    torch.compiler.reset()
+
+
 def test_the_keys_stay_those_of_the_plain_layer_and_copies_turn_by_themselves():
     module = Timed()
     names = list(module.state_dict())

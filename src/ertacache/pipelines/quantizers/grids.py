@@ -45,10 +45,19 @@ class Turn(threading.local):
         return type(self), (self.grids, self.position)  # a copied denoiser has one of its own
 
     def __call__(self, denoiser: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        """Choose by the first timestep of the batch, which waits for the device."""
-        timestep: Any = options["timestep"] if "timestep" in options else args[self.position]
-        first = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep
-        self.grid = grid_at(float(first), self.grids)
+        """Choose by the noisiest part of the call, which waits for the device: where tokens have timesteps
+        of their own, those of a given first frame are 0 throughout.
+
+        Raises:
+            UnsupportedPipeline: the call has no timestep.
+        """
+        given: Any = options.get("timestep", args[self.position] if len(args) > self.position else None)
+        if given is None:
+            raise UnsupportedPipeline(
+                f"{type(denoiser).__name__} was called without a timestep, by which steps choose among {self.grids} "
+                "grids; use a scheme of one grid, such as w4a4"
+            )
+        self.grid = grid_at(float(given.max() if isinstance(given, Tensor) else given), self.grids)
 
 
 def turn_of(denoiser: nn.Module, grids: int) -> Turn | None:
