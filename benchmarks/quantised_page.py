@@ -21,8 +21,8 @@ BEHIND = {"w8a8": 0.5}
 #: What a correction may take of a step.
 SHARE = 0.005
 _CORRECTIONS = ("scalar-k", "channel-k", "bias", "ptqd", "affine", "window", "ours")
-_GRIDS = tuple(name for name in ROWS if name.startswith("grids-"))
-_PLANS = ("cached", "own-plan", "one-after-the-other")
+_GRIDS = ("grids-2", "grids-4", "grids-8", "grids-4-ours")
+_PLANS = ("cached", "own-plan", "one-after-the-other", "grids-4-cached")
 
 
 def merged(files: Sequence[Path], facts: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +134,7 @@ def plans_table(rows: list[dict[str, Any]]) -> str:
     names = {
         "full-fewer-steps": "full precision, T/2 steps", "full-cached": "full precision, plan", "cached": "**ours**",
         "own-plan": "own plan, no correction", "one-after-the-other": "one after the other",
+        "grids-4-cached": "ours on 4 grids",
     }  # fmt: skip
     heads = ["T/2, dB", *names.values(), "ours minus full precision, plan"]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]

@@ -93,6 +93,19 @@ def _grids(count: int) -> Callable[[Setting], Made]:
     return make
 
 
+def _on_grids(count: int, make: Callable[[Setting], Made]) -> Callable[[Setting], Made]:
+    """What that makes of the same scheme with so many grids."""
+
+    def measured(setting: Setting) -> Made:
+        several = replace(setting, scheme=f"{setting.scheme}x{count}")
+        made = make(several)
+        with several.owned():
+            found = measure(several.calibrator, made.profile, "judged")
+        return Made(None, f"{several.scheme}: {made.words}", found)
+
+    return measured
+
+
 def _forced(estimator: Estimator, sharing: Sharing, weights: tuple[float, ...] = ()) -> Callable[[Setting], Made]:
     """One teacher-forced correction; with weights of the step before, the one of them that chooses itself."""
 
@@ -202,9 +215,15 @@ ROWS = {
     ),
     "ours": Row("ours: chosen by `calibrate_quantized`", _ours, _ours_runs),
     **{f"grids-{n}": Row(f"{n} grids, not corrected", _grids(n), lambda count: 2 * count.judged) for n in (2, 4, 8)},
+    "grids-4-ours": Row(
+        "4 grids, ours", _on_grids(4, _ours), lambda count: sum(count) + _ours_runs(count)
+    ),
     "cached": Row("ours with caching: plan aimed at full precision", _planned, _plan_runs),
     "own-plan": Row("plan of the quantised model", _own_plan, lambda count: _plan_runs(count) + count.judged / 2),
     "one-after-the-other": Row("that plan and our correction", _one_after_the_other, lambda count: count.judged / 2),
+    "grids-4-cached": Row(
+        "4 grids: plan aimed at full precision", _on_grids(4, _planned), lambda count: sum(count) + _plan_runs(count)
+    ),
     "full-cached": Row("plan of the full-precision model", _planned, lambda c: _plan_runs(c) + sum(c), full=True),
     "full-fewer-steps": Row("full precision, T/2 steps", _fewer_steps, lambda count: count.judged / 2, full=True),
 }  # fmt: skip

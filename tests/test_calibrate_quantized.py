@@ -1,8 +1,11 @@
 """`calibrate_quantized`, and plans that aim at the full-precision run, on a denoiser that is off by a known line."""
 
+import math
 import re
+import statistics
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +27,7 @@ from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.pipelines.quantizers.quantize import quantized_copy
 from ertacache.profile.profile import Profile
-from ertacache.quantization.calibrate import calibrate_quantized
+from ertacache.quantization.calibrate import calibrate_quantized, chosen
 from ertacache.quantization.corrections import Options, options_of
 from ertacache.quantization.forced import forced_sums
 from ertacache.runtime.player import Player
@@ -130,6 +133,26 @@ def test_the_profile_says_what_was_compared_and_gained(affine: Profile):
     assert "correction: affine per channel, teacher-forced, +" in text
     assert "quantised, every step computed" in text and "off the full-precision run after a step:" in text
     assert Profile.from_bytes(affine.to_bytes()) == affine
+
+
+@pytest.mark.parametrize(
+    ("errors", "taken"),
+    [
+        ([[-1.0, -2.0], [-1.4, -1.8], [-1.7, -2.4]], 2),  # the second correction is better by more than the first
+        ([[-1.0, -2.0], [-1.1, -2.2], [-1.0, -2.4]], 1),  # a tie between corrections: the simpler one
+        (
+            [[-1.0, -2.0], [-1.9, -1.15], [-0.9, -2.0]],
+            1,
+        ),  # hardly better, and of large spread: no tie with none
+        ([[-1.0, -2.0], [-1.0, -2.0], [-0.9, -2.0]], 0),  # none better
+        ([[-1.0, -2.0], [-9.0, math.inf], [-1.1, -2.0]], 2),  # one that diverges is not better
+        ([[-1.0, -2.0], [math.inf, math.inf]], 0),
+        ([[-1.0, -2.0]], 0),
+    ],
+)
+def test_none_is_chosen_only_where_no_correction_is_better(errors: list[list[float]], taken: int):
+    tried: Any = [SimpleNamespace(errors=one, deviation=statistics.fmean(one)) for one in errors]
+    assert chosen(tried) is tried[taken]
 
 
 def test_where_nothing_is_off_nothing_is_installed():

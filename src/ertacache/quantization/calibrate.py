@@ -144,7 +144,7 @@ def work_of_corrections(options: Options, calibrator: Calibrator, seen: FirstSte
 def _corrected(calibrator: Calibrator, full: FullPrecision, options: Options) -> Profile:
     """The best correction by the prompts that choose, if it wins on those that judge."""
     tried = candidates(calibrator, options)
-    best = tried[simpler_on_a_tie([one.errors for one in tried])]
+    best = chosen(tried)
     none = measure(calibrator, None, "judged")
     measured = none if best is tried[0] else measure(calibrator, best.profile, "judged")
     correction: dict[str, Any] = {"name": best.name, "installed": False}
@@ -167,6 +167,18 @@ def _corrected(calibrator: Calibrator, full: FullPrecision, options: Options) ->
         warnings.warn(_why(best, tried[0], correction, len(none["error"])), stacklevel=3)
     facts = replace(profile.provenance, heldout=held, measured=times_of(calibrator, measured))
     return replace(profile, provenance=facts)
+
+
+def chosen(tried: Sequence[Candidate]) -> Candidate:
+    """The simplest correction as good as the best, by the prompts that choose; none only if none of them is better.
+
+    No correction takes no part in ties: whether a small gain is one is for the prompts that judge to say.
+
+    Args:
+        tried: from the simplest to the least simple, no correction first.
+    """
+    none, better = tried[0], [one for one in tried[1:] if one.deviation < tried[0].deviation]
+    return better[simpler_on_a_tie([one.errors for one in better])] if better else none
 
 
 def _wins(gain: Mapping[str, Any]) -> bool:
