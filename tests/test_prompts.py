@@ -56,6 +56,52 @@ def test_the_default_shares(count: int, found: tuple[int, int, int]):
     assert tuple(len(part.texts) for part in split_prompts(texts(count), 0.2, 0.2, 0)) == found
 
 
+@pytest.mark.parametrize(
+    ("twice", "message"),
+    [
+        (
+            (0, 11),
+            "prompt 'prompt 0 of class 0' is given twice, as number 1, which is fitted to, and number 12, whi",
+        ),
+        (
+            (3, 4),
+            "prompt 'prompt 3 of class 1' is given twice, as number 4, which is fitted to, and number 5, which c",
+        ),
+        (
+            (7, 8),
+            "prompt 'prompt 7 of class 1' is given twice, as number 8, which chooses, and number 9, which judges",
+        ),
+    ],
+)
+def test_a_prompt_of_two_parts_is_refused_before_any_run(twice: tuple[int, int], message: str):
+    prompts, pipe = texts(12), mixture_pipeline()
+    prompts[twice[1]] = prompts[twice[0]]
+    with pytest.raises(InvalidArgument, match=message):
+        calibrate(pipe, prompts, speedup=2, show_progress=False)
+    assert pipe.calls == 0
+    beside = texts(12)
+    beside[1] = beside[0]  # both are fitted to
+    assert split_prompts(beside, 0.2, 0.2, 0).fitted.texts[:2] == (beside[0], beside[0])
+
+
+def test_what_tells_prompts_of_two_parts_apart_is_all_that_they_bring():
+    same = ["one text"] * 3
+    with pytest.raises(InvalidArgument, match="prompt 'one text' is given twice, as number 1, which is fitted to, and"):
+        split_prompts(same, 0.2, 0.2, 0, [{"image": torch.zeros(2)}] * 3)
+    images = [{"image": torch.full((2,), float(n))} for n in range(3)]
+    assert len(split_prompts(same, 0.2, 0.2, 0, images).judged.texts) == 1
+    with pytest.raises(InvalidArgument, match="as number 2, which chooses, and number 3, which judges"):
+        split_prompts(same, 0.2, 0.2, 0, [images[0], images[1], images[1]])
+    strange = [{"image": object()} for _ in range(3)]  # which nobody can compare
+    assert len(split_prompts(same, 0.2, 0.2, 0, strange).judged.texts) == 1
+    embeddings = [{"prompt_embeds": torch.full((1, 2, 3), float(n % 2))} for n in range(3)]
+    for names in (None, ["a", "b", "c"]):
+        with pytest.raises(InvalidArgument, match=r"prompt 'embeddings .*' is given twice, as number 1, .* number 3"):
+            split_prompts(names, 0.2, 0.2, 0, embeddings)
+    for alike in ({"class_labels": 3}, {}):  # whose samples differ by their noise alone
+        assert len(split_prompts(None, 0.2, 0.2, 0, [alike] * 3).judged.texts) == 1
+
+
 def test_prompts_that_cannot_be_split_are_refused():
     for prompts in ([], ["one"], "one text"):
         with pytest.raises(InvalidArgument, match="calibrate with at least 2, since one part is held out"):

@@ -1,18 +1,22 @@
 """Calibration prompts with the seeds of their noise, and their split in three: fitted, chosen on, judged on."""
 
 import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from ertacache.calibration.checks import check_number, check_whole
 from ertacache.errors import InvalidArgument
-from ertacache.pipelines.inputs import Inputs, embedded, names_of
+from ertacache.pipelines.inputs import Inputs, digest, embedded, names_of
 
 #: What a profile can keep; torch would take twice as many.
 LARGEST_SEED = 2**63 - 1
 #: Prompts of each part where there are three times as many: fewer are no measurement.
 _LEAST = 4
+#: What the prompts of each part do.
+_USES = ("is fitted to", "chooses", "judges")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,10 @@ def split_prompts(
         inputs: one per prompt, which it stays with, or none at all.
 
     Raises:
-        InvalidArgument: fewer than two prompts, one that is no text, another number of inputs, shares outside
-            [0, 1) or of 1 and more together, or no seed.
+        InvalidArgument: fewer than two prompts, one that is no text or in two parts, another number of inputs, shares
+            outside [0, 1) or of 1 and more together, or no seed.
     """
+    said = prompts is not None or embedded(inputs or ())  # of labels, and of noise alone, every sample is another
     if prompts is None and inputs is not None:
         prompts = names_of(inputs)
     if not isinstance(prompts, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -105,7 +110,39 @@ def split_prompts(
     judging = _count(len(texts), judge, room=len(texts) - 1)
     choosing = _count(len(texts), choose, room=len(texts) - 1 - judging)
     whole, cut = Prompts(texts, seed, brought), len(texts) - judging
-    return Parts(whole.part(0, cut - choosing), whole.part(cut - choosing, cut), whole.part(cut, len(texts)))
+    parts = Parts(whole.part(0, cut - choosing), whole.part(cut - choosing, cut), whole.part(cut, len(texts)))
+    if said:
+        _check_apart(parts)
+    return parts
+
+
+def _check_apart(parts: Parts) -> None:
+    """Refuse a prompt of two parts: fitted to or chosen on, it would flatter the plan where it judges.
+
+    Raises:
+        InvalidArgument: naming the prompt, where it stands and what it does there.
+    """
+    whole = list(chain.from_iterable(part.identities for part in parts))
+    uses = [use for part, use in zip(parts, _USES, strict=True) for _ in part.texts]
+    given = list(chain.from_iterable(part.inputs for part in parts))
+    times, first = Counter(whole), dict[tuple[str, str], int]()
+    for n, identity in enumerate(whole):
+        if times[identity] == 1:
+            continue
+        m = first.setdefault((identity, _content(given[n], n) if given else ""), n)
+        if uses[m] != uses[n]:
+            raise InvalidArgument(
+                f"prompt {reprlib.repr(identity)} is given twice, as number {m + 1}, which {uses[m]}, and number "
+                f"{n + 1}, which {uses[n]}; give each prompt once"
+            )
+
+
+def _content(given: Inputs, n: int) -> str:
+    """What tells what the n-th prompt brings from what others bring."""
+    try:
+        return digest([given])
+    except InvalidArgument:  # of a kind that nobody can compare
+        return str(n)
 
 
 def _count(prompts: int, share: float, room: int) -> int:
