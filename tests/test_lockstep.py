@@ -159,6 +159,38 @@ def test_prompts_of_different_numbers_of_steps_are_refused(more: int):
         _ = calibrator(pipe).reference
 
 
+class Unlike(DummyPipeline):
+    """Another argument for one class of prompts."""
+
+    other: dict[str, Any]
+
+    @functools.wraps(DummyPipeline.__call__)
+    def __call__(self, prompt: Any, **options: Any) -> Any:
+        unlike = "class 3" in prompt[0]
+        self.branches = not unlike or "single" not in self.other
+        options |= {name: value for name, value in self.other.items() if unlike and name != "single"}
+        return super().__call__(prompt, **options)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"guidance_scale": 3.0}, r"have different guidance weights \(5 and 3\), which no plan can serve alike"),
+        (
+            {"sigmas": [(1 - n / T) ** 2 for n in range(T)]},
+            "are on different time grids, which no plan can serve",
+        ),
+        ({"single": True}, r"make different denoiser calls \({'cond': 1, 'uncond': 1} and {'cond': 1}\), which no"),
+    ],
+    ids=["guidance", "grid", "calls"],
+)
+def test_prompts_that_run_otherwise_than_the_first_are_refused(other: dict[str, Any], message: str):
+    pipe = Unlike(mixture_pipeline().transformer, (4, 4), branches=True)
+    pipe.other = other
+    with pytest.raises(UnsupportedPipeline, match=message):
+        _ = calibrator(pipe).reference
+
+
 def test_autocast_of_the_caller_holds_in_every_call(clean: DummyPipeline):
     run, seen = calibrator(clean), list[Any]()
     assert run.T == T

@@ -17,7 +17,7 @@ from ertacache.calibration.lockstep import uneven
 from ertacache.calibration.pipeline_run import check_call, run_pipeline
 from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.calibration.recording import Recording
-from ertacache.calibration.reference_log import Reference, ReferenceLog
+from ertacache.calibration.reference_log import Reference, ReferenceLog, check_alike
 from ertacache.calibration.small_share import share_of_small
 from ertacache.calibration.spread import Elsewhere, Made, Map, pipeline_hash, wait_for
 from ertacache.calibration.taught import Teacher
@@ -255,6 +255,8 @@ class Recorder:
         parts = [self.recorded(n) for n in count]
         if len({recording.T for recording, _ in parts}) > 1:
             raise uneven()
+        for _, found in parts[1:]:
+            check_alike(parts[0][1]["facts"], found["facts"])
         facts = {name: value for name, value in parts[0][1]["facts"].items() if name != "directed"}
         return Reference(
             recordings=tuple(recording for recording, _ in parts),

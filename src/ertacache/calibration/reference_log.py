@@ -1,5 +1,6 @@
 """What the uncached run of the calibration prompts leaves behind."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from ertacache.pipelines.branches import branch_count, branch_names, direction_o
 from ertacache.pipelines.denoiser_call import Shapes
 from ertacache.pipelines.guidance import TwoBranchGuidance
 from ertacache.pipelines.solvers import numbers_in
+from ertacache.profile.guidance_scale import same_guidance
+from ertacache.runtime.grids import same_grid
 from ertacache.runtime.run import Controller, Run
 
 
@@ -75,6 +78,31 @@ def check_start(run: Run) -> None:
     """
     if run.step != 0:
         raise UnsupportedPipeline(f"the run starts at step {run.step}; calibrate on a run that starts at step 0")
+
+
+def check_alike(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Refuse two calls of one calibration that no plan can serve alike.
+
+    Args:
+        first, other: what their logs noted, by attribute.
+
+    Raises:
+        UnsupportedPipeline: their time grids, denoiser calls or guidance weights differ, naming them.
+    """
+    weights = zip((first["embedded"], *first["step_weights"]), (other["embedded"], *other["step_weights"]), strict=True)
+    apart = [(a, b) for a, b in weights if a is not None and b is not None and not same_guidance(b, a)]
+    found = ""
+    if not same_grid(first["sigmas"], other["sigmas"]):
+        found = "are on different time grids"
+    elif first["calls"] != other["calls"]:
+        found = f"make different denoiser calls ({first['calls'][0][1]} and {other['calls'][0][1]})"
+    elif apart:
+        found = f"have different guidance weights ({apart[0][0]:g} and {apart[0][1]:g})"
+    if found:
+        raise UnsupportedPipeline(
+            f"the pipeline calls of different prompts {found}, which no plan can serve alike; calibrate on prompts of "
+            "one kind"
+        )
 
 
 @dataclass
