@@ -109,10 +109,11 @@ def test_a_compiled_denoiser_gives_the_same_profile(how: str):
     assert found.provenance.heldout == expected.provenance.heldout
 
 
-def test_inference_mode_gives_the_same_profile_which_runs_outside_of_it():
-    pipe, expected = mixture_pipeline(), calibrated(mixture_pipeline())
+@pytest.mark.parametrize("options", [{}, {"batch_size": 1, "effort": "thorough"}], ids=["one call", "lockstep"])
+def test_inference_mode_gives_the_same_profile_which_runs_outside_of_it(options: dict[str, Any]):
+    pipe, expected = mixture_pipeline(), calibrated(mixture_pipeline(), **options)
     with torch.inference_mode():
-        found = calibrated(pipe)
+        found = calibrated(pipe, **options)
     assert untimed(found) == untimed(expected)
     images: list[torch.Tensor] = []
     for profile in (found, expected):

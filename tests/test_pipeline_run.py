@@ -9,6 +9,7 @@ import torch
 import small_modular
 from by_hand import ByHand
 from dummy_pipeline import PROMPTS, decode, mixture_pipeline
+from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.pipeline_run import Final, check_call, run_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.calibration.recording import Recording
@@ -156,6 +157,16 @@ def test_a_pipeline_of_blocks_is_called_by_what_its_blocks_take_and_give():
     check_call(pipe, BLOCKS_CALL)
     with pytest.raises(InvalidArgument, match=r"no argument 'num_inference_step'.*num_inference_steps"):
         check_call(pipe, {"num_inference_step": 4})
+
+
+@pytest.mark.filterwarnings("ignore:.*steps leave caching little", "ignore:this plan", "ignore:.*judged prompts")
+def test_calls_in_lockstep_leave_the_bars_of_shared_blocks_as_they_were():
+    pipe: Any = small_modular.flux().pipe
+    (bar,) = progress_bars(pipe)
+    bar.set_progress_bar_config(desc="mine")
+    call = {**BLOCKS_CALL, "num_inference_steps": 3}
+    calibrate(pipe, THREE_PROMPTS, schedule="#.#", batch_size=1, show_progress=False, call=call)
+    assert bar._progress_bar_config == {"desc": "mine"}
 
 
 def test_a_pipeline_of_blocks_without_one_that_decodes_is_refused():

@@ -16,7 +16,7 @@ from ertacache.calibration.deviation import log10_error
 from ertacache.calibration.kept import Kept, loop_name, shared_steps
 from ertacache.calibration.lockstep import Lockstep, check_copies, own_copy
 from ertacache.calibration.method import Method
-from ertacache.calibration.pipeline_run import call_pipeline
+from ertacache.calibration.pipeline_run import call_pipeline, quiet
 from ertacache.calibration.recorder import Recorder, ended_early
 from ertacache.calibration.solved import Solved, from_state, schedule_of, to_state
 from ertacache.calibration.solving import Seat, Solving
@@ -105,6 +105,7 @@ class Calibrator(Recorder):
         with ExitStack() as stack:
             if kept is not None:
                 stack.enter_context(self.kept.keeping(kept, seats.items()))
+            stack.enter_context(quiet(self.pipe))  # for all: copies may share the blocks that have the bars
             stack.enter_context(attached(self.pipe, loop, method.site == "hidden"))
             lockstep.run([call(n) for n in seats])
         for n, seat in seats.items():

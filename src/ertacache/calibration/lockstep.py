@@ -163,17 +163,20 @@ def own_copy(pipe: Any) -> Any:
 
 
 class _Carried:
-    """What torch keeps for each thread and the caller has set: autocast, the device."""
+    """What torch keeps for each thread and the caller has set: autocast, the device, inference mode."""
 
     def __init__(self) -> None:
         kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
         self._autocast = [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
+        self._inference = torch.is_inference_mode_enabled()
         self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
     @contextmanager
     def over(self) -> Generator[None]:
         """The same in the thread that asks."""
         with ExitStack() as stack:
+            if self._inference:  # what the caller's thread has made in it can be written to in it only
+                stack.enter_context(torch.inference_mode())
             if self._device is not None:
                 stack.enter_context(torch.cuda.device(self._device))
             for kind, dtype in self._autocast:
