@@ -53,6 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "grids of reuse": {"compute_steps": 5, "basis": "reuse", "timesteps": "auto", "rectifier": "channel"},
     "a threshold": {"threshold": 0.2, "basis": "residual", "rectifier": "scalar"},
     "a schedule": {"schedule": "#.#.#.#.#.#.#.", "aim": "step"},
+    "all steps": {"compute_steps": T, "effort": "fast"},
     "a method": {"compute_steps": 5, "method": Method("fitted", "guided", directions=2, ridge=1e-3, aim="trajectory")},
 }
 
@@ -80,6 +81,15 @@ def test_a_solver_that_cannot_be_aimed_with_pays_for_every_step(announced: list[
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     calibrated(pipe, compute_steps=5, effort="fast")
     assert announced[0].runs == pytest.approx(pipe.transformer.made.samples / (2 * T))
+
+
+def test_a_time_costs_the_call_that_is_timed(announced: list[Work], monkeypatch: pytest.MonkeyPatch):
+    pipe, K = mixture_pipeline(), 5
+    for module in ("target", "held_out"):  # a clock of denoiser calls, two a step
+        monkeypatch.setattr(f"ertacache.calibration.{module}.now", lambda: float(len(pipe.transformer.made.sizes)))
+    (profile,) = calibrated(pipe, max_seconds=2.0 * K, effort="fast")
+    assert profile.schedule.K == K and announced[0].calls == pipe.calls
+    assert profile.provenance.measured["uncached_runs"] == pytest.approx(pipe.transformer.made.samples / (2 * T))
 
 
 def test_one_branch_has_fewer_histories_to_compare(announced: list[Work]):

@@ -23,8 +23,8 @@ _SEARCH, _TARGET = 10, 6
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An estimate where a threshold or a target is searched, an upper bound where effort "thorough" moves and refines
-    plans, as far as it gains, else exact.
+    """An estimate where a threshold, a target or a time is searched, an upper bound where effort "thorough" moves and
+    refines plans, as far as it gains, or so many computed steps leave few schedules to fit, else exact.
 
     Attributes:
         calls: pipeline calls.
@@ -46,7 +46,7 @@ class Loops:
         cheap: those that compute the plan's steps only. whole: those that compute every step.
         measured: plans that are compared on the prompts that choose. single: further uncached runs of one prompt.
         rounds: of a joint refinement, where there are prompts enough.
-        directed: whether it has guidance directions.
+        directed: whether it has guidance directions. timed: whether an uncached run of one prompt is timed for it.
     """
 
     cheap: int
@@ -55,6 +55,7 @@ class Loops:
     single: int = 0
     rounds: int = 0
     directed: bool = False
+    timed: bool = False
 
 
 def loops_of_search(effort: Effort, *, directed: bool, target: bool, aimed: bool = True) -> Loops:
@@ -107,7 +108,7 @@ def work_of(
     fitted, chosen, judged = (len(part.texts) for part in parts)
     calls = [len(part.batches(size)) if part.texts else 0 for part in parts]
     runs, made = (fitted + judged + chosen) * (1.0 + finer) + share_of(seen.steps), sum(calls) * (1 + (finer > 0)) + 1
-    single = min(fitted, max(one.single for one, _ in loops))
+    single = min(fitted, max(one.single for one, _ in loops)) + any(one.timed for one, _ in loops)
     runs, made = runs + single, made + single
     for one, K in loops:
         share = K / seen.steps if K else 0.5
@@ -119,9 +120,9 @@ def work_of(
             runs += fitted * (one.rounds * computed / seen.steps + (1 + one.rounds) * share)
             runs += chosen * one.rounds * share
             made += calls[0] * (one.rounds * nudged + 1 + one.rounds) + calls[1] * one.rounds
-        # The plan, reuse and fewer steps; the latter two where a step is spared at all.
-        runs += judged * share * 3
-        made += calls[2] * 3
+        beside = 2 if K == seen.steps else 3  # the plan, reuse and, where a step is spared at all, fewer steps
+        runs += judged * share * beside
+        made += calls[2] * beside
     # Of plans that are moved or refined the outputs lie on the disk too: of the best and of the one under way.
     files = 3 if any(one.rounds for one, _ in loops) else 1
     stored = fitted * (files * seen.recorded + seen.latents * (finer > 0))

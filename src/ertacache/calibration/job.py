@@ -145,7 +145,13 @@ class Job:
 
     def _announced(self, seen: FirstSteps, size: Size, teacher: Teacher | None, tell: Any) -> Work:
         """Say what this size will take."""
-        loops = [(self.request.loops(one, directed=seen.directed), one.steps(seen.steps)) for one in self.budgets]
+        loops = [
+            (
+                replace(self.request.loops(one, directed=seen.directed), timed=one.max_seconds is not None),
+                one.steps(seen.steps),
+            )
+            for one in self.budgets
+        ]
         if self.reference is not None and self.parts.chosen.texts:  # once more, with computed steps corrected
             loops = [(replace(one, cheap=one.cheap + 1, measured=one.measured + 1), K) for one, K in loops]
         if self.small is not None and self.request.effort is not None:
@@ -155,7 +161,8 @@ class Job:
         if self.reference is not None:  # and the plan once on a call of fitted prompts, to see the errors of its steps
             first = len(self.parts.fitted.batches(self.batch_size)[0].texts)
             shares = [(K or seen.steps // 2) / seen.steps for _, K in loops]
-            work = replace(work, calls=work.calls + len(loops), runs=work.runs + first * sum(shares))
+            runs = work.runs + first * sum(shares)
+            work = replace(work, calls=work.calls + len(loops), runs=runs, seconds=runs * seen.steps * seen.seconds)
         if self.scales is not None:
             steps = [K for _, K in loops]
             work = further_work(self.scales, self.request, steps, work, self.parts, self.batch_size, seen)
