@@ -4,13 +4,18 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from dummy_pipeline import PROMPTS, DummyPipeline, mixture_pipeline, untimed
+from ertacache.calibration import planning
 from ertacache.calibration.budget import Budget, budgets_of
 from ertacache.calibration.calibrate import calibrate
+from ertacache.calibration.method import Method
 from ertacache.calibration.prompts import split_prompts
-from ertacache.calibration.target import fewest_steps
+from ertacache.calibration.search import Found
+from ertacache.calibration.target import fewest_steps, reaches, steps_within
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.metrics import lower_bound
 from ertacache.profile.profile import Profile
@@ -28,12 +33,21 @@ def calibrated(pipe: DummyPipeline, **options: Any) -> Any:
 @pytest.mark.parametrize("T", range(2, 61))
 def test_a_speed_up_is_a_number_of_steps(T: int):
     for tenths in (11, 15, 20, 25, 30, 40, 50):
-        assert Budget(speedup=tenths / 10).steps(T) == max(2, 10 * T // tenths)
+        budget, K = Budget(speedup=tenths / 10), 10 * T // tenths
+        if T > 2 and K >= 2:
+            assert budget.steps(T) == K
+            continue
+        why = f"leaves {K} of {T} steps, .*; choose {T / 2:g} at most, or use more" if T > 2 else "and a run of 2 steps"
+        with pytest.raises(InvalidArgument, match=f"speedup is {tenths / 10}, .*{why}"):
+            budget.steps(T)
 
 
 def test_one_step_has_none_to_spare():
     with pytest.raises(InvalidArgument, match=r"speedup is 2\.0, and a run of 1 step has none to spare; use more"):
         Budget(speedup=2.0).steps(1)
+    for name in ("target_psnr", "max_seconds"):
+        with pytest.raises(InvalidArgument, match=f"{name} is 30, and a run of 2 steps has none to spare; use more"):
+            Budget(**{name: 30}).steps(2)
     with pytest.raises(InvalidArgument, match="compute_steps is 2; choose 2 to 1 of 1 steps"):
         Budget(compute_steps=2).steps(1)
 
@@ -60,6 +74,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"compute_steps": [5, None]}, r"compute_steps is \[5, None\]; give each budget once, and no None"),
     ({"compute_steps": [5, 15]}, "compute_steps is 15; choose 2 to 14 of 14 steps"),
     ({"compute_steps": [5, True]}, "compute_steps is True; choose a whole number"),
+    ({"speedup": [2, 7.1]}, r"speedup is 7\.1, which leaves 1 of 14 steps, .*; choose 7 at most, or use more steps"),
+    ({"speedup": [2, 3], "compute_steps": [5]}, r"speedup=\[2, 3\] excludes compute_steps=\[5\]; give one of them"),
+    ({"compute_steps": b"\x05"}, r"compute_steps is b'\\x05'; give a number, or a list"),
+    (
+        {"compute_steps": np.int64(5)},
+        r"compute_steps is np.int64\(5\); .* computed \(of NumPy .*: value.tolist\(\)\)",
+    ),
+    (
+        {"speedup": torch.tensor(2.0)},
+        r"speedup is tensor\(2\.\); .*, such as 2\.0 \(of NumPy .*: value.tolist\(\)",
+    ),
+    ({"speedup": np.array([2.0, 3.0])}, r"speedup is array\(\[2., 3.\]\); choose a number .*value.tolist\(\)"),
     ({"effort": "slow", "speedup": 2}, "effort is 'slow'; choose one of 'fast', 'balanced', 'thorough'"),
     ({"effort": "fast", "speedup": 2, "history": 2}, "effort='fast' searches for what history=2 fixes; give one of"),
     ({"effort": "fast", "threshold": 0.2}, "effort='fast' searches for what threshold=0.2 fixes"),
@@ -130,6 +156,13 @@ def test_seconds_that_two_steps_exceed_are_refused(monkeypatch: pytest.MonkeyPat
         calibrated(clocked(monkeypatch), max_seconds=13.5)
 
 
+@pytest.mark.parametrize(("seconds", "K"), [(20.0, 9), (12.0, 2), (29.9, 18), (30.0, 20), (99.0, 20)])
+def test_seconds_leave_room_for_the_step_at_which_another_denoiser_takes_over(seconds: float, K: int):
+    store = SimpleNamespace(get=lambda name, run: {"loop": 19.0, "call": 30.0})
+    run: Any = SimpleNamespace(T=20, store=store, reference=SimpleNamespace(boundaries=(7,)))
+    assert steps_within(run, seconds) == K
+
+
 @pytest.mark.parametrize("T", range(2, 30))
 def test_the_fewest_steps_are_found_by_bisection(T: int):
     run: Any = SimpleNamespace(T=T, parts=split_prompts(PROMPTS, 0.5, 0.0, 0))
@@ -162,3 +195,45 @@ def test_a_target_is_kept_by_the_prompts_that_choose(effort: str):
         t = 2.3533634  # of three degrees of freedom
         assert row["psnr"]["mean"] - t * row["psnr"]["standard_error"] >= target - 1e-6
     assert math.isfinite(strict.provenance.measured["uncached_runs"])
+
+
+@pytest.mark.parametrize("options", [{"prompts": PROMPTS[:2]}, {"prompts": PROMPTS[:3]}, {"choose": 0.0}], ids=str)
+def test_a_target_that_no_prompts_could_be_seen_to_keep_is_refused_before_any_run(options: dict[str, Any]):
+    pipe, given = mixture_pipeline(), {"prompts": PROMPTS, **options}
+    chosen = len(given["prompts"]) - 2 if "choose" not in options else 0
+    message = rf"target_psnr is 20, and {chosen} prompt\(s\) to choose on give no confidence bound; give 12 prompts"
+    with pytest.raises(InvalidArgument, match=message):
+        calibrate(pipe, target_psnr=20.0, **CALL, **given)
+    assert pipe.calls == 0
+
+
+def plan(name: str, psnr: list[float], error: float) -> Any:
+    return SimpleNamespace(name=name, psnr=psnr, errors=[error] * len(psnr), evidence=[error] * len(psnr))
+
+
+def test_a_plan_that_is_nearer_but_misses_the_target_gives_way_to_one_that_keeps_it():
+    wild, even = plan("wild", [40.0, 20.0, 40.0, 40.0], -4.0), plan("even", [31.0] * 4, -3.0)
+    mild, fair = plan("mild", [32.0, 33.0] * 2, -3.2), plan("fair", [31.0, 32.0] * 2, -3.1)
+    assert not reaches(wild, 30.0) and all(reaches(one, 30.0) for one in (even, mild, fair))
+    kept = planning.keeping(Found(wild, (wild, fair, mild)), 30.0, even)
+    assert kept.best is mild and kept.measured == (wild, fair, mild)
+    kept = planning.keeping(Found(wild, (wild,)), 30.0, even)
+    assert kept.best is even and kept.measured == (even, wild)
+    found = Found(mild, (wild, mild))
+    assert planning.keeping(found, 30.0, even) is found
+
+
+def test_the_plan_of_a_target_is_one_that_keeps_it(monkeypatch: pytest.MonkeyPatch):
+    def misses(*_: Any) -> Found:
+        wild = plan("wild", [40.0, 20.0], -9.0)
+        return Found(wild, (wild,))
+
+    even = plan("even", [31.0, 31.0], -3.0)
+    monkeypatch.setattr(planning, "_planned", misses)
+    monkeypatch.setattr(planning, "evaluate", lambda *_: even)
+    monkeypatch.setattr(planning, "corrects", lambda *_: False)
+    even.method = None
+    parts = split_prompts(PROMPTS, 0.25, 0.25, 0)
+    run: Any = SimpleNamespace(T=T, parts=parts, reference=SimpleNamespace(boundaries=()))
+    request: Any = SimpleNamespace(effort="balanced", even=lambda _: Method("reuse", "guided", levels=0))
+    assert planning.plan(run, request, Budget(target_psnr=30.0)).best is even

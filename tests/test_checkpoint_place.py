@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,16 @@ def test_a_place_that_is_no_folder_of_ours_is_refused_at_once(tmp_path: Path):
     with pytest.raises(InvalidArgument, match=r"is a folder with other files \(file\); name an empty or a new one"):
         calibrated(pipe, tmp_path)
     assert pipe.calls == 0 and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("path", ["", 5, b"runs", True])
+def test_what_names_no_folder_is_refused_at_once(path: Any):
+    pipe = mixture_pipeline()
+    with pytest.raises(InvalidArgument, match=f"checkpoint is {path!r}; name a folder, which is made if it is missing"):
+        calibrated(pipe, path)
+    with pytest.raises(InvalidArgument, match=f"checkpoint is {path!r}; name a folder"), checkpoint.owned(path):
+        pass
+    assert pipe.calls == 0
 
 
 def test_a_disk_without_room_for_a_recording_is_said_before_the_run_goes_on(tmp_path: Path, monkeypatch):

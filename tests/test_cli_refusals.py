@@ -25,6 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
     (tmp_path / "h.txt").write_text("a ring\n")
     (tmp_path / "one.txt").write_text("a ring\n")
+    (tmp_path / "twice.txt").write_text("a ring\na cross\na ring\n")
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     monkeypatch.chdir(tmp_path)
@@ -120,6 +121,14 @@ REFUSALS = [
     (f"{BARE} --speedup nan", "Error: Invalid value for '--speedup': nan is no finite number."),
     (f"{BARE} --speedup 1", "ertacache: --speedup is 1.0; choose a number above 1, such as 2.0"),
     (f"{BARE} --target-psnr 30 --target-psnr 0", "ertacache: --target-psnr is 0.0; choose dB above 0, such as 30"),
+    (
+        f"{BARE} --target-psnr 30",
+        "ertacache: --target-psnr is 30, and 1 prompt(s) to choose on give no confidence bound",
+    ),
+    (
+        "calibrate m --prompts twice.txt --compute-steps 5",
+        "ertacache: prompt 'a ring' is given twice, as number 1, which is fitted to, and number 3, which judges; give",
+    ),
     (f"{BARE} --max-seconds -1", "ertacache: --max-seconds is -1.0; choose seconds above 0"),
     (f"{BARE} --compute-steps 6 --compute-steps 1", "Error: Invalid value for '--compute-steps': 1; give 2 or more."),
     (

@@ -143,6 +143,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"inputs": [{"generator": None}] * 8}, "'generator' is set by this package for each prompt; leave it out"),
     ({"guidance_scale": 5.0, "inputs": [{**one, "guidance_scale": 7.0} for one in INPUTS]},
      "'guidance_scale' is given for all prompts and in inputs for each; give it once"),
+    ({"inputs": (one for one in INPUTS)}, "inputs is <generator .*; give a list of one dictionary per prompt, such as"),
+    ({"inputs": torch.zeros(8, 3)}, r"inputs is tensor\(\[.*; give a list of one dictionary per prompt"),
+    ({"inputs": "images"}, "inputs is 'images'; give a list of one dictionary per prompt"),
+    ({"inputs": {"image": grey(1)}}, "inputs is {'image': .*; give a list of one dictionary per prompt"),
     ({"image": grey(1), "inputs": None},
      r"image=.* cannot be written .*, or give it for each prompt: inputs=\[{'image': "),
 ]  # fmt: skip
@@ -154,6 +158,12 @@ def test_what_cannot_be_given_is_refused_before_any_run(options: dict[str, Any],
     with pytest.raises(InvalidArgument, match=message):
         calibrated(pipe, **options)
     assert pipe.calls == 0
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "num_inference_steps"])
+def test_what_is_one_for_all_prompts_is_no_input_of_each(name: str):
+    with pytest.raises(InvalidArgument, match=f"'{name}' is one for all prompts; give it in call, not in inputs"):
+        check_call(image_pipeline(), {}, [{name: 3}, {name: 7}])
 
 
 def test_an_empty_dictionary_for_every_prompt_is_no_argument():

@@ -50,17 +50,28 @@ class Budget:
         """K of a run of T steps; None where only measuring tells.
 
         Raises:
-            InvalidArgument: more than T.
+            InvalidArgument: more than T, fewer than 2, or a run without a step to spare.
         """
+        sparing = self.speedup or self.target_psnr or self.max_seconds
+        if sparing is not None and T < _FEWEST:
+            ((name, value),) = self.given.items()
+            steps = f"{T} step{'s' * (T > 1)}"
+            raise InvalidArgument(f"{name} is {value}, and a run of {steps} has none to spare; use more")
         if self.speedup is not None:
-            if T < 2:
-                raise InvalidArgument(f"speedup is {self.speedup}, and a run of {T} step has none to spare; use more")
-            return max(2, math.floor(T / self.speedup + 1e-9))  # 30 at 3 × are 10, whatever 30 / 3.0 rounds to
+            K = math.floor(T / self.speedup + 1e-9)  # 30 at 3 × are 10, whatever 30 / 3.0 rounds to
+            if K < 2:
+                raise InvalidArgument(
+                    f"speedup is {self.speedup}, which leaves {K} of {T} steps, and the first and the last step are "
+                    f"computed; choose {T / 2:g} at most, or use more steps"
+                )
+            return K
         if self.compute_steps is not None and self.compute_steps > T:
             raise InvalidArgument(f"compute_steps is {self.compute_steps}; choose 2 to {T} of {T} steps")
         return self.compute_steps
 
 
+#: Steps of a run of which one can be spared: the first and the last step are computed.
+_FEWEST = 3
 _NUMBERS: dict[str, tuple[str, float]] = {
     "speedup": ("choose a number above 1, such as 2.0", 1),
     "target_psnr": ("choose dB above 0, such as 30", 0),
@@ -81,8 +92,10 @@ def budgets_of(given: dict[str, Any]) -> tuple[tuple[Budget, ...], bool]:
     lists = {name: _entries(value) for name, value in given.items() if isinstance(value, Sequence)}
     if not lists:
         return (Budget(**given),), False
-    name, values = next(iter(lists.items()))
-    if not values or isinstance(given[name], str):
+    (name, values), *more = lists.items()
+    if more:
+        raise InvalidArgument(f"{more[0][0]}={given[more[0][0]]!r} excludes {name}={given[name]!r}; give one of them")
+    if not values or isinstance(given[name], str | bytes | bytearray):
         raise InvalidArgument(f"{name} is {given[name]!r}; give a number, or a list of one number or more")
     found = tuple(Budget(**{**given, name: value}) for value in values if value is not None)
     if len(set(found)) < len(values):

@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 
 from ertacache.calibration.assisted import check_predictor
 from ertacache.calibration.budget import budgets_of
+from ertacache.calibration.checkpoint import check_folder
 from ertacache.calibration.checks import check_number, check_whole
 from ertacache.calibration.defaults import CHOOSE, HOLDOUT, METHOD, RIDGE, Aim, Basis, MethodName, Timesteps
 from ertacache.calibration.full_precision import check_reference, full_precision
@@ -20,12 +21,14 @@ from ertacache.calibration.proposals import Effort
 from ertacache.calibration.request import check_steps, requested
 from ertacache.calibration.sizes import check_own_grids, check_sizes, sized
 from ertacache.calibration.spread import Map
+from ertacache.calibration.target import check_target
 from ertacache.calibration.teacher import check_teacher
 from ertacache.core.rectify import Granularity
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.affine_step import is_affine
-from ertacache.pipelines.inputs import Inputs, input_names
+from ertacache.pipelines.inputs import Inputs, check_inputs, input_names
+from ertacache.pipelines.models import denoisers_of
 from ertacache.profile.profile import Activation, Profile, Site
 from ertacache.runtime.small_model import SmallModel
 
@@ -194,6 +197,8 @@ def calibrate(
             the uncached ones, or the call has fewer than 8 steps, of which caching has little to save.
     """
     own = inspect.signature(calibrate).parameters
+    denoisers_of(pipe)  # whatever is asked of it, it has to be a pipeline
+    check_inputs(inputs)
     refuse_mistaken(pipe, {"threshold": threshold})
     budgets, several = budgets_of(
         {
@@ -227,6 +232,8 @@ def calibrate(
     check_number("holdout", holdout, "choose a share between 0 and 1, such as 0.2", lambda x: 0 < x < 1)
     shares: dict[str, Any] = {"choose": choose if compared else 0.0, "judge": holdout, "seed": seed, "inputs": inputs}
     parts = split_prompts(prompts, **shares)
+    for budget in budgets:
+        check_target(budget.target_psnr, len(parts.chosen.texts))
     full = None if reference is None else full_precision(pipe, reference)
     if full is not None:
         check_reference(aimed=request.aimed and is_affine(pipe.scheduler), spread=map is not None)
@@ -252,6 +259,8 @@ def calibrate(
         pipe, prompts, request, budgets, parts, shares, batch_size, checkpoint, show_progress, len(calls), scales,
         teacher_steps, full, map, small,
     )  # fmt: skip
+    if checkpoint is not None:
+        check_folder(checkpoint)
     check_own_grids(pipe, parts.fitted.batches(1)[0], calls)
     by_size = [job.profiles(size, arguments) for size, arguments in calls.items()]
     profiles = [joined(plan) for plan in zip(*by_size, strict=True)]

@@ -42,7 +42,7 @@ class Cost(NamedTuple):
 
 
 @contextmanager
-def owned(path: Path | None) -> Generator[None]:
+def owned(path: str | os.PathLike[str] | None) -> Generator[None]:
     """Keep the folder of a checkpoint, where there is one, to this process.
 
     Raises:
@@ -51,8 +51,7 @@ def owned(path: Path | None) -> Generator[None]:
     if path is None:
         yield
         return
-    _check_folder(path)
-    with locked(path):
+    with locked(check_folder(path)):
         yield
 
 
@@ -86,8 +85,7 @@ class RunStore:
             # With the store, or at the end of the process.
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         else:
-            self.folder = Path(path)
-            _check_folder(self.folder)
+            self.folder = check_folder(path)
         if self._kept:
             self._begin(identity)
 
@@ -201,7 +199,15 @@ class RunStore:
                 )
 
 
-def _check_folder(path: Path) -> None:
+def check_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint, which is made.
+
+    Raises:
+        InvalidArgument: no path, a file, or a folder that could not be written.
+    """
+    if not path or not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(f"checkpoint is {path!r}; name a folder, which is made if it is missing")
+    path = Path(path)
     if path.is_file():
         raise InvalidArgument(f"checkpoint {path} is a file; name a folder, which is made if it is missing")
-    check_output(path, "folder")
+    return check_output(path, "folder")

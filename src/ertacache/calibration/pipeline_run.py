@@ -29,6 +29,8 @@ _OURS = (
 _COUNTS = {
     "num_inference_steps": "the steps of the solver", "height": "pixels", "width": "pixels", "num_frames": "frames",
 }  # fmt: skip
+#: Further ones that are one for all prompts.
+_FOR_ALL = (*_COUNTS, "guidance_scale", "true_cfg_scale")
 #: The longest text of a pipeline's own error that is passed on.
 _LONGEST = 300
 
@@ -64,6 +66,8 @@ def check_call(
             raise InvalidArgument(f"no argument {name!r}{near}")
         if name in call and name in brought:
             raise InvalidArgument(f"{name!r} is given for all prompts and in inputs for each; give it once")
+        if name in brought and name in _FOR_ALL:
+            raise InvalidArgument(f"{name!r} is one for all prompts; give it in call, not in inputs")
     for name, why in _COUNTS.items():
         if call.get(name) is not None:
             check_whole(name, call[name], 1, why)

@@ -50,7 +50,24 @@ def plan(calibrator: Calibrator, request: Request, budget: Budget) -> Found:
     if request.effort not in (None, "fast") and (fewer := max(2, int(K * _LEANER))) < K:
         leaner = _planned(calibrator, request, Budget(compute_steps=fewer))
         found = leaner if reaches(leaner.best, target) else found
-    return with_corrections(calibrator, found)
+    even_plan = uniform(K)
+    return keeping(with_corrections(calibrator, keeping(found, target, even_plan)), target, even_plan)
+
+
+def keeping(found: Found, target: float, even: Candidate) -> Found:
+    """What was found, where the best of it keeps a PSNR, in dB; else the best that was measured and does.
+
+    A plan may be nearer in the mean log error by which plans are compared, and spread more in dB.
+
+    Args:
+        even: keeps it.
+    """
+    if reaches(found.best, target):
+        return found
+    keep = [candidate for candidate in found.measured if reaches(candidate, target)]
+    if not keep:
+        return Found(even, (even, *found.measured))
+    return Found(keep[simpler_on_a_tie([candidate.evidence for candidate in keep])], found.measured)
 
 
 def with_corrections(calibrator: Calibrator, found: Found) -> Found:

@@ -36,6 +36,22 @@ def fewest_steps(calibrator: Calibrator, psnr: float, plan_of: Callable[[int], C
     return high
 
 
+def check_target(psnr: float | None, chosen: int) -> None:
+    """Refuse a quality that no prompts could be seen to keep, before anything runs.
+
+    Args:
+        psnr: in dB, None where it is not asked for. chosen: how many prompts choose.
+
+    Raises:
+        InvalidArgument: fewer than two, which give no confidence bound.
+    """
+    if psnr is not None and chosen < 2:
+        raise InvalidArgument(
+            f"target_psnr is {psnr:g}, and {chosen} prompt(s) to choose on give no confidence bound; give 12 prompts "
+            "or more, or a larger choose"
+        )
+
+
 def reaches(candidate: Candidate, psnr: float) -> bool:
     """Whether the prompts that choose leave no doubt that a plan keeps a PSNR, in dB."""
     values = candidate.psnr
@@ -44,6 +60,8 @@ def reaches(candidate: Candidate, psnr: float) -> bool:
 
 def steps_within(calibrator: Calibrator, seconds: float) -> int:
     """The most steps with which a call for one prompt takes no longer; one uncached call is made and timed.
+
+    Where further denoisers take over, as many steps are left to them, which a schedule may lack.
 
     Raises:
         InvalidArgument: two steps already take longer, naming how long.
@@ -62,4 +80,4 @@ def steps_within(calibrator: Calibrator, seconds: float) -> int:
             f"max_seconds is {seconds:g}, and two of {T} steps take {rest + 2 * step:.3g} s here with text encoder and "
             f"decoder; give more, all {T} take {found['call']:.3g} s"
         )
-    return min(K, T)
+    return T if K >= T else max(2, K - len(calibrator.reference.boundaries))

@@ -205,8 +205,9 @@ class _Asked:
         from ertacache.calibration.defaults import RIDGE
         from ertacache.calibration.prompts import split_prompts
         from ertacache.calibration.request import check_request
+        from ertacache.calibration.target import check_target
 
-        split_prompts(prompts, self.more["choose"], self.more["holdout"], self.more["seed"])
+        parts = split_prompts(prompts, self.more["choose"], self.more["holdout"], self.more["seed"])
         if self.correct_only:
             self._check_correction()
             return {}
@@ -217,6 +218,7 @@ class _Asked:
         budgets, _ = budgets_of(values)
         check_request(self.method, self.effort, budgets, self.expert, RIDGE)
         for budget in budgets:
+            check_target(budget.target_psnr, len(parts.chosen.texts))
             settle(self.method, budget, self.expert)
         return values
 

@@ -26,6 +26,18 @@ _AXES = {"prompt_embeds_llama3": 1, "negative_prompt_embeds_llama3": 1}
 _LABELS = ("class_labels",)
 
 
+def check_inputs(inputs: object) -> None:
+    """Refuse what is no list with an entry for each prompt, and not None.
+
+    Raises:
+        InvalidArgument: naming it.
+    """
+    if inputs is not None and (isinstance(inputs, str) or not isinstance(inputs, Sequence)):
+        raise InvalidArgument(
+            f'inputs is {reprlib.repr(inputs)}; give a list of one dictionary per prompt, such as [{{"image": image}}]'
+        )
+
+
 def input_names(inputs: Sequence[Inputs]) -> tuple[str, ...]:
     """The arguments that every prompt brings, sorted; empty where they bring none.
 

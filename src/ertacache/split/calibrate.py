@@ -4,7 +4,6 @@ import inspect
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ertacache.calibration.checkpoint import owned
@@ -15,8 +14,9 @@ from ertacache.calibration.own_arguments import pipeline_arguments, refuse_mista
 from ertacache.calibration.pipeline_run import check_batches, check_call
 from ertacache.calibration.progress import run_progress, say
 from ertacache.calibration.prompts import split_prompts
+from ertacache.calibration.target import check_target
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
-from ertacache.pipelines.inputs import Inputs
+from ertacache.pipelines.inputs import Inputs, check_inputs
 from ertacache.pipelines.models import denoisers_of
 from ertacache.profile.fingerprint import prompt_hash, storable
 from ertacache.runtime.pair import check_pair
@@ -86,6 +86,7 @@ def calibrate_split(
         CalibrationError: no switch keeps the target, the checkpoint is another calibration's, or runs end in NaN.
     """
     refuse_mistaken(large, {"seed": seed, "batch_size": batch_size, "choose": choose, "holdout": holdout})
+    check_inputs(inputs)
     budget = Budget.of(cloud_budget, target_psnr)
     shared, own = pipeline_arguments(call, more), inspect.signature(calibrate_split).parameters
     check_call(large, shared, inputs or (), own=own, texts=prompts is not None)
@@ -95,9 +96,10 @@ def calibrate_split(
     parts = split_prompts(prompts, **shares)
     if not parts.chosen.texts:
         raise InvalidArgument("2 prompts leave none to choose a switch on; give 3 or more")
+    check_target(budget.target_psnr, len(parts.chosen.texts))
     check_batches(large, parts, batch_size, shared)
     tell = partial(say, title="calibrate-split", show=show_progress)
-    with owned(None if checkpoint is None else Path(checkpoint)):
+    with owned(checkpoint):
         runs = SplitRuns(
             large, small, prompts, batch_size=batch_size, call=shared, checkpoint=checkpoint, **shares
         )  # fmt: skip
