@@ -114,6 +114,31 @@ def test_a_late_start_drops_the_step_before_and_goes_on():
     assert not torch.equal(seen.outputs[1], without.outputs[1])
 
 
+def with_window() -> tuple[Compensation, Compensation]:
+    """A gain and a bias, without and with the term for the step before."""
+    own = with_tables(gain=1 + rows(s1=0.5, s2=0.5, s3=0.25), bias=rows(s1=1.0, s2=2.0, s3=-0.5))
+    return own, own.with_previous([1.0] * T, [-0.1] * T, 0.5)
+
+
+def test_a_late_start_drops_what_the_bias_has_of_the_step_before_too():
+    own, full = with_window()
+    assert full.bias[2, 0] == 2.5
+    seen = list[Final]()
+    for table in (own, full):
+        pipe = off_pipeline()
+        pipe.start = 2
+        seen.append(play(played(pipe, grid(), table), pipe=pipe))
+    assert torch.equal(seen[0].outputs[0], seen[1].outputs[0])
+    assert not torch.equal(seen[0].outputs[1], seen[1].outputs[1])
+
+
+def test_retargeting_drops_what_the_bias_has_of_the_step_before_too():
+    own, full = (retargeted(played(off_pipeline(), grid(), table), grid(2 * T)) for table in with_window())
+    assert own.compensation is not None and full.compensation is not None
+    for name in ("gain", "previous", "bias"):
+        assert torch.equal(getattr(own.compensation, name), getattr(full.compensation, name))
+
+
 def test_runs_that_are_under_way_at_once_read_their_own_steps():
     """One prompt of each batch size after the other gives what both give in one batch."""
     profile = played(off_pipeline(), grid(), with_tables(previous=rows(s1=0.25, s3=0.5)))

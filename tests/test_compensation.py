@@ -234,6 +234,23 @@ def test_the_previous_term_carries_a_bias_on() -> None:
     assert found.bias.tolist() == [[-0.5, 0.25], [-0.625, 0.3125]] and not found.previous.any()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_previous_term_is_taken_out_with_its_bias(channels: int) -> None:
+    """But for the bias where the step before has a bias alone, which tells nothing of what was carried on."""
+    gain, bias = (random(5, channels, seed=seed).float() for seed in (1, 2))
+    gain[2], bias[3] = 1.0, 0.0  # what step 2 carries on
+    start = Compensation(gain, torch.zeros_like(gain), bias)
+    A, B = [0.9, 0.8, 0.7, 0.6, 0.5], [-0.1, -0.2, -0.3, -0.4, 0.0]
+    full, alone = start.with_previous(A, B, 0.75), start.with_previous(A, B, 0.75).without_previous()
+    assert not torch.equal(full.bias[1:3], bias[1:3]) and not alone.previous.any()
+    assert torch.equal(alone.gain, gain)
+    torch.testing.assert_close(alone.bias[[0, 1, 2, 4]], bias[[0, 1, 2, 4]], rtol=0, atol=1e-6)
+    assert torch.equal(alone.bias[3], full.bias[3])
+    # A term that carries no error of the step before on says nothing of its bias.
+    free = table([[2.0, 3.0]] * 2, [[0.0, 0.0], [0.5, 0.5]], [[1.0, 1.0]] * 2).without_previous()
+    assert free.bias.tolist() == [[1.0, 1.0]] * 2 and not free.previous.any()
+
+
 def test_the_previous_term_refuses_weights_and_tables_that_do_not_fit() -> None:
     start = Compensation.identity(2)
     for weight in (-0.1, 1.5, math.nan):

@@ -185,6 +185,21 @@ class Compensation:
         previous = (carried * (before_gain - 1)).float()
         return type(self)(self.gain, previous, (self.bias.double() + carried * before_bias).float())
 
+    def without_previous(self) -> Self:
+        """For steps that follow none: what `with_previous` added is taken out again, from the bias too.
+
+        A bias is left as it is where the term for the step before is not of that kind (C_{i−1} carried on, with one
+        factor for all channels), and where no such term tells what was carried on.
+        """
+        gain, previous, own = (table.double() for table in (self.gain, self.previous, self.bias))
+        for i in range(1, self.T):
+            turned = gain[i - 1] - 1
+            if previous[i].any() and turned.any():
+                carried = (previous[i] * turned).sum() / turned.square().sum()
+                if torch.allclose(previous[i], carried * turned, rtol=1e-5, atol=0):
+                    own[i] -= carried * own[i - 1]
+        return type(self)(self.gain, torch.zeros_like(self.gain), own.float())
+
 
 def check_window(weight: float) -> None:
     """Refuse the weight of a previous-step term that is no share.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ertacache.core.compensation import Correction
+from ertacache.core.compensation import Compensation, Correction
 from ertacache.core.predictor import Terms
 from ertacache.core.rectify import Affine
 from ertacache.profile.profile import Profile
@@ -18,7 +18,8 @@ class Coefficients:
         self._terms: dict[tuple[int, str], Terms] = {}
         self._affine: dict[tuple[int, str], Affine] = {}
         self._device: torch.device | None = None
-        self._corrections: dict[tuple[int, torch.device], Correction | None] = {}
+        self._corrections: dict[tuple[int, torch.device, bool], Correction | None] = {}
+        self._alone: Compensation | None = None
 
     @property
     def nbytes(self) -> int:
@@ -51,11 +52,17 @@ class Coefficients:
         affine = self._affine[step, target]
         return affine.apply(value) if rectifier.activation == "linear" else affine.apply_sigmoid(value)
 
-    def compensates(self, step: int, output: Tensor) -> Correction | None:
-        """What corrects the raw output [B, *] of a computed step; None where nothing does."""
-        table, key = self._profile.compensation, (step, output.device)
+    def compensates(self, step: int, output: Tensor, *, leads_on: bool) -> Correction | None:
+        """What corrects the raw output [B, *] of a computed step; None where nothing does.
+
+        Args:
+            leads_on: whether the raw output of the step before is there.
+        """
+        table, key = self._profile.compensation, (step, output.device, leads_on)
         if table is None:
             return None
+        if not leads_on:
+            table = self._alone = self._alone or table.without_previous()
         if key not in self._corrections:
             axis = self._profile.provenance.channel_axis
             self._corrections[key] = table.correction(step, output.shape, axis, output.device)

@@ -1,7 +1,5 @@
 """The corrections of one run of a quantised denoiser, with the raw output that the next one may read."""
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from ertacache.runtime.coefficients import Coefficients
@@ -26,13 +24,11 @@ class Compensating:
         """The raw output [B, *] of a computed step, corrected; itself where nothing corrects it.
 
         After a late start, or guidance that came or went, no error of the step before was carried on, and nothing is
-        made up for it.
+        made up for it: neither a term for its output, nor the part of the bias that goes with that.
         """
         before, self._raw = self._raw, None
         if coefficients.reads_previous(step + 1):
             self._raw = output.clone()  # the pipeline may change it in place, and a CUDA graph overwrites it
-        if (correction := coefficients.compensates(step, output)) is None:
-            return output
-        if before is None or before.shape != output.shape:
-            correction, before = replace(correction, previous=None), None
-        return correction(output, before)
+        leads_on = before is not None and before.shape == output.shape
+        correction = coefficients.compensates(step, output, leads_on=leads_on)
+        return output if correction is None else correction(output, before)

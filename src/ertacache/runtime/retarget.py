@@ -165,12 +165,13 @@ def _compensation(profile: Profile, schedule: Schedule, places: np.ndarray) -> C
     old = profile.compensation
     if old is None or schedule == profile.schedule:
         return old
+    alone = old.without_previous()
     known = np.array(profile.schedule.computed_steps)
-    gain, bias = (table.new_zeros(schedule.T, old.channels) for table in (old.gain, old.bias))
+    gain, bias = (table.new_zeros(schedule.T, old.channels) for table in (alone.gain, alone.bias))
     gain += 1
     for i in schedule.computed_steps:
         j = int(known[np.abs(known - places[i]).argmin()])
-        gain[i], bias[i] = old.gain[j], old.bias[j]
+        gain[i], bias[i] = alone.gain[j], alone.bias[j]
     found = Compensation(gain, gain.new_zeros(gain.shape), bias)
     return None if all(map(found.is_identity, range(found.T))) else found
 
