@@ -23,13 +23,17 @@ from ertacache.calibration.full_precision import FullPrecision, full_precision
 from ertacache.calibration.method import Correcting, Method
 from ertacache.calibration.pipeline_run import Final, run_pipeline
 from ertacache.calibration.prompts import Prompts
+from ertacache.calibration.spread import pipeline_hash
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.pipelines.quantizers.quantize import quantized_copy
+from ertacache.pipelines.weights import weights_hash
+from ertacache.profile.fingerprint import config_hash
 from ertacache.profile.profile import Profile
 from ertacache.quantization.calibrate import calibrate_quantized, chosen
 from ertacache.quantization.corrections import Options, options_of
 from ertacache.quantization.forced import forced_sums
+from ertacache.runtime.identity import identity_of
 from ertacache.runtime.player import Player
 from ertacache.runtime.run import Controller
 from ertacache.runtime.run_stats import RunStats
@@ -233,7 +237,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "granularity": ({"granularity": "element"}, "granularity is 'element'; choose one of auto, scalar, channel"),
     "fit": ({"fit": "both"}, "fit is 'both'; choose one of auto, teacher-forced, closed-loop, trajectory"),
     "reference": ({"reference": 3}, "reference is 3; give the pipeline in full precision, or its denoiser"),
-    "names": ({"reference": {"unet": nn.Linear(1, 1)}}, "reference has ['unet']; give one denoiser for each of"),
+    "names": ({"reference": {"unet": nn.Linear(1, 1)}}, "reference has {'unet': 'Linear'}; give one denoiser for each"),
+    "no module": ({"reference": {"transformer": None}}, "reference has {'transformer': 'NoneType'}; give one denoiser"),
+    "no names": ({"reference": {0: None, "transformer": nn.Linear(1, 1)}}, "reference has {0: 'NoneType', 'transf"),
     "class": ({"reference": nn.Linear(1, 1)}, "reference has the model_class 'Linear' and the pipeline"),
     "argument": ({"granularty": "scalar"}, "no argument 'granularty'; did you mean"),
 }
@@ -255,6 +261,10 @@ def test_a_reference_that_is_none_is_refused():
         full_precision(pipe, pipe)
     with pytest.raises(InvalidArgument, match="reference is the very NamedMixtureModule"):
         full_precision(pipe, pipe.transformer)
+    compiled = off_pipeline()
+    compiled.transformer = torch.compile(pipe.transformer, backend="eager")
+    with pytest.raises(InvalidArgument, match="reference is the very NamedMixtureModule"):
+        full_precision(pipe, compiled)
     other = mixture_pipeline()
     other.transformer.config["dim"] = 99
     with pytest.raises(InvalidArgument, match=r"reference has the model_config .* and the pipeline"):
@@ -300,6 +310,18 @@ def test_a_quantiser_is_told_and_its_like_refused_as_a_reference():
     record = {"by": "ertacache", "scheme": "w4a4", "group": 64, "skip": ["*norm*"]}
     assert facts["quantizer"] == {"denoisers": [record]}
     assert full_precision(pipe, quantized_copy(full, "w8a8")).facts(pipe)["quantizer"] == facts["quantizer"]
+
+
+def test_a_checkpoint_knows_how_the_model_and_the_reference_are_quantised():
+    """Activations leave no trace in the weights, and nor do several grids."""
+    full = flux()
+    pipes = [quantized_copy(full, scheme) for scheme in ("w4a4", "w4a8", "w4a4x2", "w16a8")]
+    pipes.append(quantized_copy(full, "w4a4", skip=("*norm*", "*emb*")))
+    assert len({pipeline_hash(pipe) for pipe in (full, *pipes)}) == 6
+    exact = config_hash({"pipeline": [identity_of(full), weights_hash(full), None]})
+    assert pipeline_hash(full) == pipeline_hash(flux()) == exact
+    known = [str(full_precision(pipes[0], one).identity()) for one in (full, *pipes[1:])]
+    assert len(set(known)) == 5 and known[0] == str({"reference": [identity_of(full), weights_hash(full)]})
 
 
 def test_options_are_counted():

@@ -14,7 +14,7 @@ from ertacache.calibration.recording import Recording
 from ertacache.calibration.reference_log import Reference, ReferenceLog
 from ertacache.calibration.taught import Runs
 from ertacache.errors import InvalidArgument
-from ertacache.pipelines.models import denoisers_of
+from ertacache.pipelines.models import denoisers_of, unwrapped
 from ertacache.pipelines.weights import fingerprint_of, weights_hash
 from ertacache.profile.sealed import short
 from ertacache.runtime.identity import identity_of, quantizers_of
@@ -54,7 +54,7 @@ class FullPrecision:
 
     def identity(self) -> dict[str, Any]:
         """What tells it from others, for a checkpoint."""
-        return {"reference": [identity_of(self.pipe), weights_hash(self.pipe)]}
+        return {"reference": [identity_of(self.pipe), weights_hash(self.pipe), *filter(None, quantizers_of(self.pipe))]}
 
     def facts(self, pipe: Any) -> dict[str, Any]:
         """How the pipeline is quantised whose errors are undone, and in what weights there are none."""
@@ -127,9 +127,9 @@ def full_precision(pipe: Any, reference: Any) -> FullPrecision:
     full = _pipeline(pipe, own, reference)
     theirs = denoisers_of(full)
     for ours, one in zip(own, theirs, strict=False):
-        if ours is one:
+        if unwrapped(ours) is unwrapped(one):
             raise InvalidArgument(
-                f"reference is the very {type(one).__name__} that the pipeline runs; give the model in full precision"
+                f"reference is the very {type(unwrapped(one)).__name__} that the pipeline runs; give the model in full precision"
             )
     before, after = identity_of(full), identity_of(pipe)
     for name, value in after.items():
@@ -165,8 +165,9 @@ def _pipeline(pipe: Any, own: tuple[nn.Module, ...], reference: Any) -> Any:
             )
         return reference
     parts = cast("Mapping[str, Any]", reference)
-    if sorted(parts) != sorted(names) or not all(isinstance(part, nn.Module) for part in parts.values()):
-        raise InvalidArgument(f"reference has {sorted(parts)}; give one denoiser for each of {names}")
+    if set(parts) != set(names) or not all(isinstance(part, nn.Module) for part in parts.values()):
+        given = {name: type(part).__name__ for name, part in parts.items()}
+        raise InvalidArgument(f"reference has {given}; give one denoiser for each of {names}")
     full = own_copy(pipe)
     vars(full).update(parts)
     return full

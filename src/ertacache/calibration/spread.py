@@ -16,7 +16,7 @@ from ertacache.errors import CalibrationError, InvalidArgument
 from ertacache.pipelines.models import boundary_of
 from ertacache.pipelines.weights import weights_hash
 from ertacache.profile.fingerprint import config_hash
-from ertacache.runtime.identity import identity_of
+from ertacache.runtime.identity import identity_of, quantizers_of
 
 #: Seconds after which a file that another machine has finished is given up: a network folder's directories may be old.
 _PATIENCE = 90.0
@@ -82,8 +82,11 @@ class Made:
 
 
 def pipeline_hash(pipe: Any) -> str:
-    """A name for all that the results of a pipeline depend on: classes, configurations and weights of its parts."""
-    return config_hash({"pipeline": [identity_of(pipe), weights_hash(pipe), boundary_of(pipe)]})
+    """A name for all that the results of a pipeline depend on: classes, configurations and weights of its parts, and
+    how its denoisers are quantised."""
+    found = quantizers_of(pipe)  # which weights alone do not tell: w4a4 and w4a8 have the same
+    told = [found] if any(one is not None for one in found) else []
+    return config_hash({"pipeline": [identity_of(pipe), weights_hash(pipe), boundary_of(pipe), *told]})
 
 
 def check_seen(file: Path, argument: str) -> None:
