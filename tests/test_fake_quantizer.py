@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import sys
 from typing import Any
 
@@ -83,8 +84,9 @@ def test_bits_that_are_no_grid_are_refused(bits: int):
 def test_a_group_without_entries_is_refused():
     with pytest.raises(InvalidArgument, match="group is 0; use 1 or more entries"):
         rounded(torch.ones(4), 4, 0)
-    with pytest.raises(InvalidArgument, match="group is 0; use 1 or more entries"):
-        quantize(Blocks(), "w4a4", group=0)
+    for group in (0, -1, 64.0, "64", True, None):
+        with pytest.raises(InvalidArgument, match=rf"group is {group!r}; use 1 or more entries, such as 64"):
+            quantize(Blocks(), "w4a4", group=group)  # type: ignore[arg-type]
 
 
 class Blocks(nn.Module):
@@ -210,10 +212,10 @@ def test_what_is_quantised_already_is_refused():
         quantize(module, "w4a4")
 
 
-@pytest.mark.parametrize("text", ["", "w4", "w4a", "4", "w4a4b", "w4a4 ", "int8", "w44a4 x"])
-def test_unknown_schemes_are_refused(text: str):
-    with pytest.raises(InvalidArgument, match=r"no scheme .*(did you mean|there are w4a4, )"):
-        Scheme.parse(text)
+@pytest.mark.parametrize("text", ["", "w4", "w4a", "4", "w4a4b", "w4a4 ", "int8", "w44a4 x", "w٤a4", "w4a４", 4, None])
+def test_unknown_schemes_are_refused(text: Any):
+    with pytest.raises(InvalidArgument, match=rf"no scheme {text!r}(; did you mean|; there are w4a4, )"):
+        quantize(Blocks(), text)
 
 
 @pytest.mark.parametrize("text", ["w1a4", "w4a9", "w0a8", "w4a17", "w15a16"])
@@ -269,6 +271,23 @@ def test_skip_lists_that_say_nothing_or_all_are_refused():
         quantize(Blocks(), "w4a4", skip=(*DEFAULT_SKIP, "*.to_k"))
     with pytest.raises(UnsupportedPipeline, match="Blocks has no linear layers in repeated blocks that are"):
         quantize(Blocks(), "w4a4", skip=["*blocks*"])
+
+
+@pytest.mark.parametrize("skip", [None, 3, [3], [b"*norm*"], ["*norm*", None]])
+def test_skip_lists_of_no_patterns_are_refused(skip: Any):
+    with pytest.raises(InvalidArgument, match=re.escape(f"skip is {skip!r}; pass a list of patterns, such as")):
+        quantize(Blocks(), "w4a4", skip=skip)
+
+
+def test_patterns_come_in_whatever_holds_them():
+    """A generator is read once, and a set has no order."""
+    for skip in (iter(["*to_q", "*norm"]), {"*to_q", "*norm"}, {"*to_q": 1, "*norm": 2}):
+        module = Blocks()
+        quantize(module, "w4a4", skip=skip)  # type: ignore[arg-type]
+        found: Any = quantizer_of(module)
+        assert found["skip"] == (["*norm", "*to_q"] if isinstance(skip, set) else ["*to_q", "*norm"])
+        quantised = [name for name, part in module.named_modules() if isinstance(part, FakeQuantLinear)]
+        assert quantised == ["blocks.0.AdaLN", "blocks.0.shared", "blocks.1.AdaLN"]
 
 
 def test_what_others_quantised_is_known():

@@ -122,6 +122,24 @@ def test_the_keys_stay_those_of_the_plain_layer_and_copies_turn_by_themselves():
         assert torch.equal(copied(X, 1000.0), expected_by_time[1000.0])
 
 
+def test_weights_that_are_loaded_or_fused_in_later_are_on_every_grid():
+    module, other = Timed(), Timed()
+    quantize(module, "w4a8x4")
+    for change in (lambda layer: nn.init.normal_(layer.weight), lambda layer: layer.weight.data.add_(0.25)):
+        change(other.blocks[0])
+        if other.blocks[0].weight is not module.blocks[0].weight:
+            module.load_state_dict(other.state_dict())
+        for t in (1000.0, 966.7, 500.0, 20.0):
+            assert torch.equal(module(X, t), expected(other, (4, 8), shifts(4)[grid_at(t, 4)]))
+
+
+def test_zero_has_one_sign_and_an_empty_batch_gives_an_empty_one():
+    module = Timed()
+    quantize(module, "w4a4x8")
+    assert grid_at(-0.0, 8) == grid_at(0.0, 8) and torch.equal(module(X, torch.tensor(-0.0)), module(X, 0))
+    assert module(X[:0], torch.zeros(0)).shape == (0, 8)
+
+
 def test_each_thread_has_its_own_turn():
     turn = Turn(4, 0)
     turn(Timed(), (1000.0,), {})
@@ -173,7 +191,11 @@ def test_a_saved_model_keeps_its_exact_weights_and_draws_the_same(tmp_path: Any)
     quantised = drawn(copied)
     assert not torch.equal(quantised, drawn(quantized_copy(pipe, "w4a4")))
     weights = {name: weight.clone() for name, weight in pipe.transformer.state_dict().items()}
+    copied.transformer.save_pretrained(tmp_path / "live")
     save_quantized(pipe, Scheme.parse("w4a4x2"), tmp_path / "out")
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):  # what is quantised already is saved alike
+        live, planned = (tmp_path / one / name for one in ("live", "out/transformer"))
+        assert live.read_bytes() == planned.read_bytes()
     loaded = type(pipe).from_pretrained(tmp_path / "out")
     loaded.set_progress_bar_config(disable=True)
     assert all(torch.equal(weight, weights[name]) for name, weight in loaded.transformer.state_dict().items())

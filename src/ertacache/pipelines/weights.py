@@ -15,7 +15,7 @@ from ertacache.profile.weights import ENTRIES, Fingerprint
 #: Entries of each tensor that name the weights of a whole pipeline.
 _SAMPLED = 64
 #: What `fuse_qkv_projections` makes of weights that are there already.
-_FUSED = {"to_qkv", "to_kv", "to_added_qkv"}
+FUSED = {"to_qkv", "to_kv", "to_added_qkv"}
 #: What holds one number of a weight in each of its elements; anything narrower is packed or rounded on purpose.
 _WHOLE = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -55,7 +55,7 @@ def _weights(model: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor | None
         own |= {name: one for name, one in module.named_buffers(recurse=False) if name not in computed}
         for name, weight in own.items():
             path = [part for part in (*place.split("."), name) if part and part != "_orig_mod"]
-            if _FUSED.isdisjoint(path):
+            if FUSED.isdisjoint(path):
                 held = None if id(weight) in on_disk else _held(module, name) if weight.is_meta else weight
                 yield prefix + ".".join(path), _readable(held)
 

@@ -25,8 +25,8 @@ def grid_at(timestep: float, grids: int) -> int:
     Taking turns by the number of the step averages out a little better, but has to know the run; a rule without chance
     in it could fall in step with the grid of timesteps.
     """
-    # Digits enough for a thousand steps: what differs in the last bits only is one timestep.
-    digest = hashlib.blake2b(f"{timestep:.5g}".encode(), digest_size=8).digest()
+    # Digits enough for a thousand steps: what differs in the last bits only is one timestep. And 0 has one sign.
+    digest = hashlib.blake2b(f"{timestep + 0.0:.5g}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % grids
 
 
@@ -57,7 +57,9 @@ class Turn(threading.local):
                 f"{type(denoiser).__name__} was called without a timestep, by which steps choose among {self.grids} "
                 "grids; use a scheme of one grid, such as w4a4"
             )
-        self.grid = grid_at(float(given.max() if isinstance(given, Tensor) else given), self.grids)
+        if isinstance(given, Tensor):
+            given = given.max() if given.numel() else 0  # of an empty batch nothing comes
+        self.grid = grid_at(float(given), self.grids)
 
 
 def turn_of(denoiser: nn.Module, grids: int) -> Turn | None:

@@ -1,8 +1,9 @@
 """Which layers of a denoiser a quantiser takes, and what keeps it from taking them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ def check_layers(denoiser: nn.Module, layers: dict[str, nn.Linear], scheme: Sche
         raise UnsupportedPipeline(
             f"{type(denoiser).__name__} has no linear layers in repeated blocks that are not skipped; skip fewer"
         )
-    if any(type(module).__module__.startswith("peft.") for module in denoiser.modules()):
+    if any(map(_is_adapter, denoiser.modules())):
         raise InvalidArgument(
             f"{type(denoiser).__name__} carries an adapter; fuse it (pipe.fuse_lora(), pipe.unload_lora_weights()) or "
             "load it after quantising"
@@ -64,7 +65,7 @@ def check_layers(denoiser: nn.Module, layers: dict[str, nn.Linear], scheme: Sche
 def _problem(layer: nn.Linear, scheme: Scheme, group: int) -> str | None:
     """Why a layer cannot be quantised, after its name; None where it can."""
     weight = layer.weight
-    if "forward" in (own := vars(layer)) or own["_forward_pre_hooks"] or own["_forward_hooks"]:
+    if _hooked(layer):
         return "has hooks, as offloading and casting set them; quantise first, then offload"
     if weight.is_meta:
         return "has no weights on this machine; quantise before offloading"
@@ -77,19 +78,57 @@ def _problem(layer: nn.Linear, scheme: Scheme, group: int) -> str | None:
     return None
 
 
+def _hooked(layer: nn.Linear) -> bool:
+    own = vars(layer)
+    return bool("forward" in own or own["_forward_pre_hooks"] or own["_forward_hooks"])
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("peft.")
+
+
+def check_undo(denoisers: Sequence[nn.Module], layers: Mapping[str, nn.Linear]) -> None:
+    """Refuse to undo what was built upon since.
+
+    Args:
+        layers: the quantised ones.
+
+    Raises:
+        InvalidArgument: an adapter is fused into quantised weights, or a layer has hooks.
+    """
+    for denoiser in denoisers:
+        if any(_is_adapter(module) and getattr(module, "merged", False) for module in denoiser.modules()):
+            raise InvalidArgument(
+                f"{type(denoiser).__name__} has an adapter fused into its quantised weights; call pipe.unfuse_lora(), "
+                "and undo then"
+            )
+    for name, layer in layers.items():
+        if _hooked(layer):
+            raise InvalidArgument(
+                f"layer {name} has hooks, as offloading and casting set them; remove them (pipe.remove_all_hooks()), "
+                "and undo then"
+            )
+
+
 def check_skip(denoisers: Sequence[nn.Module], skip: Sequence[str]) -> tuple[str, ...]:
     """The patterns as a tuple; ones that are not the default's have to match a layer.
 
     Raises:
-        InvalidArgument: a single text, or a pattern that matches nothing.
+        InvalidArgument: a single text, no texts, or a pattern that matches nothing.
     """
-    if isinstance(skip, str):
+    given: Any = skip
+    if isinstance(given, str):
         raise InvalidArgument(f"skip is the single text {skip!r}; pass a list of patterns: [{skip!r}]")
-    for pattern in skip:
+    patterns = tuple[Any, ...](given) if isinstance(given, Iterable) else (given,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise InvalidArgument(f"skip is {given!r}; pass a list of patterns, such as ['*.attn.to_q']")
+    # A set is iterated in an order of its own in every process, and the order is part of what ties a profile.
+    patterns = tuple(sorted(patterns)) if isinstance(given, Set) else patterns
+    for pattern in patterns:
         names = (name for denoiser in denoisers for name in linears_of(denoiser, ()))
         if pattern not in DEFAULT_SKIP and not any(_matched(name, [pattern]) for name in names):
             raise InvalidArgument(
                 f"skip has {pattern!r}, which no linear layer in the blocks matches; give patterns such as "
                 "'*.attn.to_q' or '*.0.*'"
             )
-    return tuple(skip)
+    return patterns

@@ -10,7 +10,7 @@ from ertacache.errors import InvalidArgument
 from ertacache.pipelines.models import denoisers_of, unwrapped
 from ertacache.pipelines.quantizers.fake import FakeQuantLinear
 from ertacache.pipelines.quantizers.grids import turn_of
-from ertacache.pipelines.quantizers.layers import DEFAULT_SKIP, check_layers, check_skip, linears_of
+from ertacache.pipelines.quantizers.layers import DEFAULT_SKIP, check_layers, check_skip, check_undo, linears_of
 from ertacache.pipelines.quantizers.record import is_live, mark, marked, quantizer_of, unmark, words_of
 from ertacache.pipelines.quantizers.scheme import GROUP, Scheme, torchao
 
@@ -30,24 +30,36 @@ def quantize(
         group: entries that share a scale, for the schemes that have groups.
 
     Returns:
-        A function that undoes it, bit for bit. It keeps the original weights: drop it to free them.
+        A function that undoes it, bit for bit: the original layers, in the dtype and place that the model has by then,
+        and under the adapters that it carries. It refuses what was fused in or offloaded since (InvalidArgument). It
+        keeps the original weights: drop it to free them.
 
     Raises:
         InvalidArgument: an unknown scheme, a denoiser that is quantised already, and as `check_layers`, `check_skip`.
         UnsupportedPipeline: no denoiser, no layer to quantise, or several grids for one that is given no timestep.
         MissingExtra: torchao is not there.
     """
-    kind = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
+    kind = scheme if isinstance(scheme, Scheme) else Scheme.parse(scheme)
     kind.check_here()
     denoisers, record = planned(target, kind, skip, group)
-    undo = [step for denoiser in denoisers for step in _apply(denoiser, record, rounded=False)]
+    layers, undo = dict[str, nn.Linear](), list[Callable[[], None]]()
 
     def undone() -> None:
-        for step in reversed(undo):
-            step()
-        undo.clear()
+        while undo:
+            undo.pop()()
 
-    return undone
+    def checked() -> None:
+        if undo:
+            check_undo(denoisers, layers)
+        undone()
+
+    try:
+        for denoiser in denoisers:
+            layers |= _apply(denoiser, record, undo, rounded=False)
+    except BaseException:  # also Ctrl-C: half a model is quantised by then
+        undone()
+        raise
+    return checked
 
 
 def quantized_copy(pipe: Any, scheme: str | Scheme, *, skip: Sequence[str] = DEFAULT_SKIP, group: int = GROUP) -> Any:
@@ -60,8 +72,9 @@ def quantized_copy(pipe: Any, scheme: str | Scheme, *, skip: Sequence[str] = DEF
     parts = [
         name for name in ("transformer", "transformer_2", "unet") if isinstance(getattr(pipe, name, None), nn.Module)
     ]
-    for name in (*parts, "scheduler"):
-        setattr(copied, name, copy.deepcopy(getattr(pipe, name)))
+    # In one go: a module that is there twice is copied once.
+    for name, part in copy.deepcopy({name: getattr(pipe, name) for name in (*parts, "scheduler")}).items():
+        setattr(copied, name, part)
     quantize(copied, scheme, skip=skip, group=group)
     return copied
 
@@ -74,15 +87,15 @@ def planned(
     Raises:
         InvalidArgument, UnsupportedPipeline: as `quantize`.
     """
-    denoisers = tuple(unwrapped(one) for one in _denoisers(target))
+    denoisers = tuple(dict.fromkeys(unwrapped(one) for one in _denoisers(target)))
     for denoiser in denoisers:
         if (found := quantizer_of(denoiser)) is not None:
             raise InvalidArgument(
                 f"{type(denoiser).__name__} is quantised already ({words_of(found)}); load the model that it was "
                 "made from"
             )
-    if group < 1:
-        raise InvalidArgument(f"group is {group}; use 1 or more entries, such as {GROUP}")
+    if type(group) is not int or group < 1:
+        raise InvalidArgument(f"group is {group!r}; use 1 or more entries, such as {GROUP}")
     patterns = check_skip(denoisers, skip)
     for denoiser in denoisers:
         check_layers(denoiser, linears_of(denoiser, patterns), scheme, group)
@@ -103,20 +116,27 @@ def restore(pipe: Any) -> None:
             scheme = Scheme.parse(record["scheme"])
             scheme.check_here()
             check_layers(denoiser, linears_of(denoiser, record["skip"]), scheme, record["group"])
-            _apply(denoiser, record, rounded=scheme.stored)
+            _apply(denoiser, record, [], rounded=scheme.stored)
 
 
 def _denoisers(target: Any) -> tuple[nn.Module, ...]:
     return (target,) if isinstance(target, nn.Module) else denoisers_of(target)
 
 
-def _apply(denoiser: nn.Module, record: Mapping[str, Any], rounded: bool) -> list[Callable[[], None]]:
-    """Quantise what was checked; returns what undoes it, to be called from the last to the first."""
+def _apply(
+    denoiser: nn.Module, record: Mapping[str, Any], undo: list[Callable[[], None]], *, rounded: bool
+) -> dict[str, nn.Linear]:
+    """Quantise what was checked; returns the layers that compute so now.
+
+    Args:
+        undo: gets what undoes each part, to be called from the last to the first.
+    """
     scheme, layers = Scheme.parse(record["scheme"]), linears_of(denoiser, record["skip"])
-    before = vars(denoiser).get("_internal_dict")
-    undo: list[Callable[[], None]] = [lambda: unmark(denoiser, before)]
+    undo.append(lambda: unmark(denoiser))
     if scheme.bits is None:
-        undo += [_weight_undo(layer) for layer in set(layers.values())]
+        exact = {layer.weight for layer in layers.values()}
+        others = [weight for weight in denoiser.parameters() if weight not in exact]
+        undo += [_weight_undo(layer, others) for layer in set(layers.values())]
         config = scheme.torchao_config(record["group"])
         torchao().quantize_(denoiser, config, filter_fn=lambda module, name: name in layers)
     else:
@@ -127,22 +147,33 @@ def _apply(denoiser: nn.Module, record: Mapping[str, Any], rounded: bool) -> lis
         }
         if turn is not None:
             undo.append(denoiser.register_forward_pre_hook(turn, with_kwargs=True).remove)
+        undo.append(lambda: _put_back(denoiser, {one: layer for layer, one in made.items()}))
         for name, layer in layers.items():
-            undo.append(_module_undo(denoiser, name, layer))
             denoiser.set_submodule(name, made[layer])
+        layers |= {name: made[layer] for name, layer in layers.items()}
     mark(denoiser, record)
-    return undo
+    return layers
 
 
-def _module_undo(denoiser: nn.Module, name: str, layer: nn.Linear) -> Callable[[], None]:
-    return lambda: denoiser.set_submodule(name, layer)
+def _put_back(denoiser: nn.Module, exact: Mapping[nn.Module | None, nn.Linear]) -> None:
+    """The exact layer for each quantised one, wherever that is by now: an adapter holds it within itself."""
+    for one, layer in exact.items():
+        if isinstance(one, nn.Linear):
+            layer.to(one.weight.device, one.weight.dtype).train(one.training)
+            layer.weight.requires_grad_(one.weight.requires_grad)
+    for parent in list(denoiser.modules()):
+        children: dict[str, nn.Module | None] = vars(parent)["_modules"]
+        children.update({name: exact[child] for name, child in children.items() if child in exact})
 
 
-def _weight_undo(layer: nn.Linear) -> Callable[[], None]:
+def _weight_undo(layer: nn.Linear, others: Sequence[nn.Parameter]) -> Callable[[], None]:
+    """Packed weights keep their dtype wherever the model is cast to, which one of `others` tells."""
     weight, before = layer.weight, vars(layer).get("extra_repr")
+    like = next((one for one in others if one.dtype == weight.dtype), None)
 
     def undo() -> None:
-        layer.weight = weight
+        packed, layer.weight = layer.weight, weight
+        layer.to(packed.device, weight.dtype if like is None else like.dtype)
         vars(layer).pop("extra_repr", None)
         if before is not None:
             vars(layer)["extra_repr"] = before

@@ -8,7 +8,9 @@ from torch import nn
 from ertacache.errors import InvalidArgument
 from ertacache.pipelines.models import unwrapped
 from ertacache.pipelines.quantizers.fake import FakeQuantLinear
+from ertacache.pipelines.quantizers.layers import linears_of
 from ertacache.pipelines.quantizers.scheme import Scheme
+from ertacache.pipelines.weights import FUSED
 from ertacache.profile.fingerprint import storable
 
 #: Where a denoiser's configuration says how it was quantised: private, so that it makes no other configuration.
@@ -18,16 +20,24 @@ _KEY = "_ertacache_quantizer"
 def mark(denoiser: nn.Module, record: Mapping[str, Any]) -> None:
     """Write into a denoiser's configuration how it is quantised; a saved model has it too."""
     if hasattr(denoiser, "register_to_config"):
-        cast(Any, denoiser).register_to_config(**{_KEY: dict(record)})
+        _configure(denoiser, {**_config(denoiser), _KEY: dict(record)})
     else:
         setattr(denoiser, _KEY, dict(record))
 
 
-def unmark(denoiser: nn.Module, config: Any) -> None:
-    """Undo `mark`, where the configuration was `config` before (None for a denoiser without one)."""
+def unmark(denoiser: nn.Module) -> None:
+    """Undo `mark`; what else the configuration has got since stays."""
     vars(denoiser).pop(_KEY, None)
-    if config is not None:
-        vars(denoiser)["_internal_dict"] = config
+    if _KEY in (config := _config(denoiser)):
+        _configure(denoiser, {name: value for name, value in config.items() if name != _KEY})
+
+
+def _configure(denoiser: Any, items: dict[str, Any]) -> None:
+    """A configuration of these items, with what was set as its attribute alone (the mark of an IP-Adapter), which
+    `register_to_config` loses."""
+    before = vars(denoiser.config)
+    denoiser._internal_dict = type(denoiser.config)(items)
+    vars(denoiser.config).update({name: value for name, value in before.items() if name != _KEY})
 
 
 def quantizer_of(denoiser: nn.Module) -> dict[str, Any] | None:
@@ -38,7 +48,8 @@ def quantizer_of(denoiser: nn.Module) -> dict[str, Any] | None:
     (torchao's `quantize_`, GGUF, nunchaku, layers cast to float8), of which no more is known.
 
     Raises:
-        InvalidArgument: a saved quantised model that was loaded without `load_pipeline`, whose activations are exact.
+        InvalidArgument: a saved quantised model that was loaded without `load_pipeline`, or projections that were fused
+            after quantising: their activations are exact.
     """
     inner = unwrapped(denoiser)
     record = marked(inner)
@@ -48,6 +59,11 @@ def quantizer_of(denoiser: nn.Module) -> dict[str, Any] | None:
                 f"{type(inner).__name__} was saved as {record['scheme']} and loaded without it; load its folder with "
                 "ertacache.pipelines.loading.load_pipeline"
             )
+        if (name := _fused_since(inner, record)) is not None:
+            raise InvalidArgument(
+                f"layer {name} was fused of quantised ones and computes exactly; call unfuse_qkv_projections(), or "
+                "fuse before quantising"
+            )
         return {"by": "ertacache", **record}
     config = _config(inner).get("quantization_config")
     if config is not None:
@@ -55,6 +71,13 @@ def quantizer_of(denoiser: nn.Module) -> dict[str, Any] | None:
         return {"by": "diffusers", "config": storable(content)}
     kinds = sorted({kind for weight in inner.parameters() if (kind := _packed(weight))})
     return {"by": "weights", "kinds": kinds} if kinds else None
+
+
+def _fused_since(denoiser: nn.Module, record: Mapping[str, Any]) -> str | None:
+    """A layer that `fuse_qkv_projections` has made of quantised ones, which stays a plain one."""
+    if Scheme.parse(record["scheme"]).bits is None:
+        return None
+    return next((name for name in linears_of(denoiser, record["skip"]) if name.rpartition(".")[2] in FUSED), None)
 
 
 def _packed(weight: nn.Parameter) -> str:

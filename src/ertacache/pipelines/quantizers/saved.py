@@ -46,9 +46,9 @@ def save_quantized(
     check_new(folder)
     scheme.check_here()
     denoisers, record = planned(pipe, scheme, skip, group)
-    layers = sum(len(linears_of(denoiser, skip)) for denoiser in denoisers)
+    layers = sum(len(linears_of(denoiser, record["skip"])) for denoiser in denoisers)
     if scheme.stored:
-        quantize(pipe, scheme, skip=skip, group=group)
+        quantize(pipe, scheme, skip=record["skip"], group=group)
     else:
         for denoiser in denoisers:
             mark(denoiser, record)

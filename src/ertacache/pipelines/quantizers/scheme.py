@@ -12,7 +12,7 @@ from ertacache.extras import require
 
 #: Entries along the input axis that share a scale: SVDQuant's for int4, and TCEC's.
 GROUP = 64
-_BITS = re.compile(r"w(\d{1,2})a(\d{1,2})(?:x(\d{1,2}))?")
+_BITS = re.compile(r"w(\d{1,2})a(\d{1,2})(?:x(\d{1,2}))?", re.ASCII)
 #: Grids that the steps of a run may share; each takes a copy of the rounded weights.
 _GRIDS = (1, 2, 4, 8)
 
@@ -68,7 +68,7 @@ class Scheme:
         Raises:
             InvalidArgument: another name.
         """
-        name = text.lower()
+        name = text.lower() if isinstance(text, str) else ""  # pyright: ignore[reportUnnecessaryIsInstance]
         if name in _TORCHAO:
             return cls(name, None)
         found = _BITS.fullmatch(name)
