@@ -129,7 +129,8 @@ def full_precision(pipe: Any, reference: Any) -> FullPrecision:
     for ours, one in zip(own, theirs, strict=False):
         if unwrapped(ours) is unwrapped(one):
             raise InvalidArgument(
-                f"reference is the very {type(unwrapped(one)).__name__} that the pipeline runs; give the model in full precision"
+                f"reference is the very {type(unwrapped(one)).__name__} that the pipeline runs; give the model in full "
+                "precision"
             )
     before, after = identity_of(full), identity_of(pipe)
     for name, value in after.items():
