@@ -3,14 +3,22 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from ertacache.baselines.baseline import Baseline
 from ertacache.calibration.prompts import Prompts
 from ertacache.evaluation.execute import execute
 from ertacache.runtime.watch import Executed
-from pipelines import PROMPTS
+from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, cogvideox, flux, wan
 
+#: What a method is checked on: pipeline, call, blocks of its denoiser, denoiser calls per step.
+PIPELINES = [
+    pytest.param(flux, CALL, 6, 1, id="flux"),
+    pytest.param(lambda: flux(False), CFG_CALL, 6, 2, id="flux-cfg"),
+    pytest.param(wan, VIDEO_CALL, 3, 2, id="wan"),
+    pytest.param(cogvideox, VIDEO_CALL, 3, 1, id="cogvideox"),
+]
 FIRST, SECOND = Prompts(tuple(PROMPTS[:1]), 0), Prompts(tuple(PROMPTS[1:2]), 1)
 
 

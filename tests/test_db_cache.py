@@ -10,26 +10,19 @@ from ertacache.baselines.db_cache import DBCache, DBCacheDMD, DBCacheFoCa, DBCac
 from ertacache.baselines.first_block_cache import FirstBlockCache
 from ertacache.errors import CacheConflict, InvalidArgument, MissingExtra
 from ertacache.evaluation.execute import execute
-from method_contract import FIRST, check_contract
-from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
+from method_contract import FIRST, PIPELINES, check_contract
+from pipelines import CALL, VIDEO_CALL, flux, wan
 
 # Not imported here: the first import, from within the package, decides how much it logs.
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("cache_dit") is None, reason="the extra cache-dit is missing")
 
-#: pipeline, call, blocks, denoiser calls per step
-ALL = [
-    (flux, CALL, 6, 1),
-    (lambda: flux(False), CFG_CALL, 6, 2),
-    (wan, VIDEO_CALL, 3, 2),
-    (cogvideox, VIDEO_CALL, 3, 1),
-]
-IDS = ["flux", "flux-cfg", "wan", "cogvideox"]
+BUILDS = [pytest.param(*entry.values[:2], id=entry.id) for entry in PIPELINES]
 #: two steps of warm-up, then three reused in a row at most
 SCHEDULE = [1, 1, 0, 0, 0, 1, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("method", [DBCache, DBCacheTaylorSeer, DBCacheDMD, DBCacheFoCa])
-@pytest.mark.parametrize(("build", "call", "blocks", "calls"), ALL, ids=IDS)
+@pytest.mark.parametrize(("build", "call", "blocks", "calls"), PIPELINES)
 def test_an_endless_threshold_runs_the_first_block_only(build, call, blocks, calls, method):
     executed = check_contract(build, method(1.0, warmup=2, max_continuous=3), call)
     assert executed.block_calls == [calls * (blocks if computed else 1) for computed in SCHEDULE]
@@ -53,7 +46,7 @@ def test_without_guidance_every_call_is_a_step():
     assert executed.block_calls == [3] * 3 + [1] * 7
 
 
-@pytest.mark.parametrize(("build", "call", "blocks", "calls"), ALL, ids=IDS)
+@pytest.mark.parametrize(("build", "call", "blocks", "calls"), PIPELINES)
 def test_no_threshold_changes_nothing(build, call, blocks, calls):
     pipe = build()
     plain = execute(pipe, None, FIRST, call)[0]
@@ -84,7 +77,7 @@ CALIBRATORS = {
 
 
 @pytest.mark.parametrize("method", CALIBRATORS)
-@pytest.mark.parametrize(("build", "call"), [entry[:2] for entry in ALL], ids=IDS)
+@pytest.mark.parametrize(("build", "call"), BUILDS)
 def test_it_is_what_cache_dit_makes_of_the_same_config(build, call, method):
     import cache_dit
 
@@ -109,7 +102,7 @@ def test_the_calibrators_differ():
         assert all((images - other).abs().max() > 1e-3 for other in found[:n])
 
 
-@pytest.mark.parametrize(("build", "call"), [entry[:2] for entry in ALL], ids=IDS)
+@pytest.mark.parametrize(("build", "call"), BUILDS)
 def test_nothing_is_left_on_the_denoiser_or_the_class(build, call):
     pipe = build()
     execute(pipe, None, FIRST, call)

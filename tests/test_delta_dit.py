@@ -9,18 +9,11 @@ from ertacache.baselines.delta_dit import DeltaDiT
 from ertacache.errors import InvalidArgument
 from ertacache.evaluation.execute import execute
 from ertacache.evaluation.match_cost import match_cost
-from method_contract import FIRST, check_contract
-from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
-
-ALL = [
-    (flux, CALL, 6, 1),
-    (lambda: flux(False), CFG_CALL, 6, 2),
-    (wan, VIDEO_CALL, 3, 2),
-    (cogvideox, VIDEO_CALL, 3, 1),
-]
+from method_contract import FIRST, PIPELINES, check_contract
+from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux
 
 
-@pytest.mark.parametrize(("build", "call", "blocks", "branches"), ALL, ids=["flux", "flux-cfg", "wan", "cogvideox"])
+@pytest.mark.parametrize(("build", "call", "blocks", "branches"), PIPELINES)
 def test_two_thirds_of_the_blocks_are_skipped_between_every_third_step(build, call, blocks, branches):
     executed = check_contract(build, DeltaDiT(skipped=4 / 9, interval=3), call)
     full, rest = branches * blocks, branches * blocks // 3

@@ -7,18 +7,11 @@ from diffusers import FirstBlockCacheConfig
 from ertacache.baselines.first_block_cache import FirstBlockCache
 from ertacache.errors import CacheConflict
 from ertacache.evaluation.execute import execute
-from method_contract import FIRST, check_contract
-from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
-
-ALL = [
-    (flux, CALL, 6, 1),
-    (lambda: flux(False), CFG_CALL, 6, 2),
-    (wan, VIDEO_CALL, 3, 2),
-    (cogvideox, VIDEO_CALL, 3, 1),
-]
+from method_contract import FIRST, PIPELINES, check_contract
+from pipelines import CALL, flux
 
 
-@pytest.mark.parametrize(("build", "call", "blocks", "branches"), ALL, ids=["flux", "flux-cfg", "wan", "cogvideox"])
+@pytest.mark.parametrize(("build", "call", "blocks", "branches"), PIPELINES)
 def test_an_endless_threshold_runs_the_first_block_only(build, call, blocks, branches):
     executed = check_contract(build, FirstBlockCache(threshold=2.0), call)
     assert executed.block_calls == [branches * blocks] + [branches] * 9

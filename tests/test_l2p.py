@@ -9,20 +9,16 @@ from ertacache.baselines.l2p import L2P, fitted_weights
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CalibrationError
 from ertacache.evaluation.execute import execute
-from method_contract import FIRST, check_contract
-from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, cogvideox, flux, wan
+from method_contract import FIRST, PIPELINES, check_contract
+from pipelines import CALL, PROMPTS, VIDEO_CALL, flux, wan
 
-ALL = [
-    (flux, CALL, 6, 1), (lambda: flux(False), CFG_CALL, 6, 2), (wan, VIDEO_CALL, 3, 2), (cogvideox, VIDEO_CALL, 3, 1),
-]  # fmt: skip
-IDS = ["flux", "flux-cfg", "wan", "cogvideox"]
 #: a start of two, then every third step
 SCHEDULE = [1, 1, 0, 0, 1, 0, 0, 1, 0, 0]
 #: Weights of no meaning that differ everywhere; the rows sum to 1.
 TABLE = tuple(tuple((1 + (i * j) % 5) / sum(1 + (i * k) % 5 for k in range(i)) for j in range(i)) for i in range(10))
 
 
-@pytest.mark.parametrize(("build", "call", "blocks", "calls"), ALL, ids=IDS)
+@pytest.mark.parametrize(("build", "call", "blocks", "calls"), PIPELINES)
 def test_blocks_run_on_the_schedule_only(build, call, blocks, calls):
     executed = check_contract(build, L2P(3, start=2, weights=TABLE), call)
     assert executed.block_calls == [calls * blocks * computed for computed in SCHEDULE]

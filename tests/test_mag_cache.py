@@ -12,15 +12,9 @@ from ertacache.calibration.pipeline_run import call_pipeline
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CacheConflict, CalibrationError
 from ertacache.evaluation.execute import execute
-from method_contract import FIRST, check_contract
-from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, cogvideox, flux, wan
+from method_contract import FIRST, PIPELINES, check_contract
+from pipelines import CALL, PROMPTS, flux
 
-ALL = [
-    pytest.param(flux, CALL, 6, 1, id="flux"),
-    pytest.param(lambda: flux(False), CFG_CALL, 6, 2, id="flux-cfg"),
-    pytest.param(wan, VIDEO_CALL, 3, 2, id="wan"),
-    pytest.param(cogvideox, VIDEO_CALL, 3, 1, id="cogvideox"),
-]
 #: Each step doubles the magnitude that diffusers expects: errors 1, 3, 7, 15 after a computed step, sums 1, 4, 11, 26.
 DOUBLING = (1.0, *[2.0] * 9)
 
@@ -29,7 +23,7 @@ def _bench(pipe, call):
     return Bench(pipe, call, Prompts(tuple(PROMPTS), 0))
 
 
-@pytest.mark.parametrize(("build", "call", "blocks", "branches"), ALL)
+@pytest.mark.parametrize(("build", "call", "blocks", "branches"), PIPELINES)
 def test_steps_are_reused_until_the_error_passes_the_threshold(build, call, blocks, branches):
     executed = check_contract(build, MagCache(5.0, retention_ratio=0.2, ratios=DOUBLING), call)
     schedule = [1, 1, 0, 0, 1, 0, 0, 1, 0, 0]  # two of ten are retained
@@ -48,7 +42,7 @@ def test_no_threshold_computes_everything():
     assert execute(flux(), MagCache(0.0, ratios=DOUBLING), FIRST, CALL)[1].block_calls == [6] * 10
 
 
-@pytest.mark.parametrize(("build", "call", "blocks", "branches"), ALL)
+@pytest.mark.parametrize(("build", "call", "blocks", "branches"), PIPELINES)
 def test_images_are_those_of_diffusers_own_config(build, call, blocks, branches):
     method = MagCache(0.3, 4, 0.1, ratios=tuple(1 + 0.01 * n for n in range(10)))
     image = execute(build(), method, FIRST, call)[0]
@@ -59,7 +53,7 @@ def test_images_are_those_of_diffusers_own_config(build, call, blocks, branches)
     assert not torch.equal(image, plain)
 
 
-@pytest.mark.parametrize(("build", "call", "blocks", "branches"), ALL)
+@pytest.mark.parametrize(("build", "call", "blocks", "branches"), PIPELINES)
 def test_ratios_are_those_that_diffusers_prints(build, call, blocks, branches, capsys):
     pipe = build()
     found = measure_ratios(_bench(pipe, call), prompts=2)

@@ -15,18 +15,11 @@ from ertacache.calibration.prompts import Prompts
 from ertacache.errors import CacheConflict, CalibrationError, InvalidArgument
 from ertacache.evaluation.execute import execute
 from ertacache.evaluation.match_cost import match_cost
-from method_contract import FIRST, check_contract
-from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, cogvideox, flux, wan
-
-ALL = [
-    (flux, CALL, 6, 1),
-    (lambda: flux(False), CFG_CALL, 6, 2),
-    (wan, VIDEO_CALL, 3, 2),
-    (cogvideox, VIDEO_CALL, 3, 1),
-]
+from method_contract import FIRST, PIPELINES, check_contract
+from pipelines import CALL, PROMPTS, VIDEO_CALL, flux, wan
 
 
-@pytest.mark.parametrize(("build", "call", "blocks", "branches"), ALL, ids=["flux", "flux-cfg", "wan", "cogvideox"])
+@pytest.mark.parametrize(("build", "call", "blocks", "branches"), PIPELINES)
 def test_background_blocks_run_on_computed_steps_only(build, call, blocks, branches):
     method = ProfilingDiT(background=(0, 2), warm_up=0.2, interval=4)
     executed = check_contract(build, method, call)
@@ -35,7 +28,7 @@ def test_background_blocks_run_on_computed_steps_only(build, call, blocks, branc
     assert executed.denoiser_calls == [branches] * 10
 
 
-@pytest.mark.parametrize(("build", "call", "blocks", "branches"), ALL, ids=["flux", "flux-cfg", "wan", "cogvideox"])
+@pytest.mark.parametrize(("build", "call", "blocks", "branches"), PIPELINES)
 def test_calibration_scores_every_block(build, call, blocks, branches):
     bench = Bench(build(), call, Prompts(tuple(PROMPTS[:2]), 0))
     method = ProfilingDiT().calibrated(bench)

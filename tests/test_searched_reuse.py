@@ -18,13 +18,9 @@ from ertacache.calibration.prompts import Prompts
 from ertacache.core.schedule import Schedule
 from ertacache.errors import CalibrationError
 from ertacache.evaluation.execute import execute
-from method_contract import FIRST, check_contract
-from pipelines import CALL, CFG_CALL, PROMPTS, VIDEO_CALL, cogvideox, flux, wan
+from method_contract import FIRST, PIPELINES, check_contract
+from pipelines import CALL, PROMPTS, flux
 
-ALL = [
-    (flux, CALL, 6, 1), (lambda: flux(False), CFG_CALL, 6, 2), (wan, VIDEO_CALL, 3, 2), (cogvideox, VIDEO_CALL, 3, 1),
-]  # fmt: skip
-IDS = ["flux", "flux-cfg", "wan", "cogvideox"]
 STEPS = (0, 1, 4, 7)
 SHORT = {**CALL, "num_inference_steps": 6}
 
@@ -35,7 +31,7 @@ def bench() -> Bench:
 
 
 @pytest.mark.parametrize("reused", ["hidden", "residual", "plain"])
-@pytest.mark.parametrize(("build", "call", "blocks", "calls"), ALL, ids=IDS)
+@pytest.mark.parametrize(("build", "call", "blocks", "calls"), PIPELINES)
 def test_calls_follow_the_schedule(build, call, blocks, calls, reused):
     executed = check_contract(build, GCache(reused, steps=STEPS), call)
     assert executed.block_calls == [calls * blocks * (i in STEPS) for i in range(10)]

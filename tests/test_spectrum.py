@@ -7,18 +7,14 @@ from torch import nn
 
 from ertacache.baselines.spectrum import Spectrum, chebyshev
 from ertacache.evaluation.execute import execute
-from method_contract import FIRST, check_contract
-from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
+from method_contract import FIRST, PIPELINES, check_contract
+from pipelines import CALL, VIDEO_CALL, flux, wan
 
-ALL = [
-    (flux, CALL, 6, 1), (lambda: flux(False), CFG_CALL, 6, 2), (wan, VIDEO_CALL, 3, 2), (cogvideox, VIDEO_CALL, 3, 1),
-]  # fmt: skip
-IDS = ["flux", "flux-cfg", "wan", "cogvideox"]
 #: five steps, then windows of 2 (W = 2) and of 3 (W = 3)
 SCHEDULE = [1, 1, 1, 1, 1, 0, 1, 0, 0, 1]
 
 
-@pytest.mark.parametrize(("build", "call", "blocks", "calls"), ALL, ids=IDS)
+@pytest.mark.parametrize(("build", "call", "blocks", "calls"), PIPELINES)
 def test_blocks_run_on_the_schedule_only(build, call, blocks, calls):
     executed = check_contract(build, Spectrum(1.0), call)
     assert executed.block_calls == [calls * blocks * computed for computed in SCHEDULE]

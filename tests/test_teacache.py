@@ -11,15 +11,9 @@ from ertacache.calibration.pipeline_run import run_pipeline
 from ertacache.errors import CacheConflict, CalibrationError, InvalidArgument, UnsupportedPipeline
 from ertacache.evaluation.execute import execute
 from ertacache.runtime.hooks import attached, attachment_of
-from method_contract import FIRST, check_contract
+from method_contract import FIRST, PIPELINES, check_contract
 from pipelines import CALL, CFG_CALL, VIDEO_CALL, cogvideox, flux, wan
 
-ALL = [
-    pytest.param(flux, CALL, 6, 1, id="flux"),
-    pytest.param(lambda: flux(False), CFG_CALL, 6, 2, id="flux-cfg"),
-    pytest.param(wan, VIDEO_CALL, 3, 2, id="wan"),
-    pytest.param(cogvideox, VIDEO_CALL, 3, 1, id="cogvideox"),
-]
 BUILDS = {
     "FluxTransformer2DModel": (flux, CALL),
     "WanTransformer3DModel": (wan, VIDEO_CALL),
@@ -90,7 +84,7 @@ def test_decisions_and_latents_are_those_of_the_method_written_by_hand(branches,
     assert torch.equal(latents, expected)
 
 
-@pytest.mark.parametrize(("build", "call", "blocks", "branches"), ALL)
+@pytest.mark.parametrize(("build", "call", "blocks", "branches"), PIPELINES)
 def test_steps_are_reused_until_the_sum_reaches_the_threshold(build, call, blocks, branches):
     executed = check_contract(build, TeaCache(2.5, ONE), call)
     schedule = [1, 0, 0, 1, 0, 0, 1, 0, 0, 1]  # sums 1 and 2 are reused, 3 computes
