@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,6 +13,12 @@ from ertacache.calibration.method import Method
 from ertacache.core.schedule import Schedule
 from ertacache.profile.profile import Profile
 
+#: Of these plans, which are small ones and judged on few prompts.
+FEW_PROMPTS = pytest.mark.filterwarnings(
+    "ignore:.*judged prompts cannot tell", "ignore:.*loses to", "ignore:.*far from the"
+)
+#: What the fixture `assisted_plan` is.
+Plan = tuple[DummyPipeline, NamedMixtureModule, Profile]
 MASK, T, W, SEED = "#..#.#...#.#.#", 14, 7.0, 5
 ALL = tuple(i for i, mark in enumerate(MASK) if mark == ".")
 CALL: dict[str, Any] = {"num_inference_steps": T, "guidance_scale": W}

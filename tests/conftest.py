@@ -32,3 +32,29 @@ def flux_cfg() -> Any:
     import pipelines
 
     return pipelines.flux(guidance_embeds=False, seed=5)
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    """A device's pipeline, with the weights of the server's, so that a split run must be the whole one."""
+    import small_images
+
+    return small_images.stable_diffusion().pipe
+
+
+@pytest.fixture(scope="module")
+def whole(small: Any) -> Any:
+    """What that pipeline draws by itself of `split_http.call()`."""
+    import split_http
+
+    return small(**split_http.call())[0]
+
+
+@pytest.fixture(scope="module")
+def assisted_plan() -> Any:
+    """The mixture pipeline, a small model beside it, and a profile that predicts from both: `assisted.Plan`."""
+    import assisted
+    from dummy_pipeline import mixture_pipeline
+
+    pipe, predictor = mixture_pipeline(), assisted.other()
+    return pipe, predictor, assisted.calibrated(pipe, predictor)

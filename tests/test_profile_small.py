@@ -8,27 +8,17 @@ import pytest
 import torch
 
 import ertacache
-from assisted import ALL, CALL, SEED, calibrated, drawn, method, other
-from dummy_pipeline import PROMPTS, DummyPipeline, NamedMixtureModule, mixture_pipeline, untimed
+from assisted import ALL, CALL, FEW_PROMPTS, SEED, Plan, drawn, method
+from dummy_pipeline import PROMPTS, untimed
 from ertacache.errors import InvalidArgument, ProfileMismatch
 from ertacache.profile.profile import Profile
 from profile_maker import parts_of
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*judged prompts cannot tell", "ignore:.*loses to", "ignore:.*far from the"
-)
-
-Made = tuple[DummyPipeline, NamedMixtureModule, Profile]
+pytestmark = FEW_PROMPTS
 
 
-@pytest.fixture(scope="module")
-def made() -> Made:
-    pipe, small = mixture_pipeline(), other()
-    return pipe, small, calibrated(pipe, small)
-
-
-def test_it_comes_back_from_its_file(made: Made, tmp_path: Any) -> None:
-    pipe, small, profile = made
+def test_it_comes_back_from_its_file(assisted_plan: Plan, tmp_path: Any) -> None:
+    pipe, small, profile = assisted_plan
     back = Profile.load(profile.save(tmp_path / "profile.safetensors"))
     assert back == profile and back.provenance == profile.provenance and parts_of(profile.to_bytes())[1]["version"] == 7
     assert back.small_steps == ALL and back.provenance.method["small"] == list(ALL)
@@ -38,8 +28,8 @@ def test_it_comes_back_from_its_file(made: Made, tmp_path: Any) -> None:
         assert torch.equal(drawn(pipe), expected)
 
 
-def test_a_profile_without_one_is_of_the_version_that_it_was(made: Made) -> None:
-    pipe, small, _ = made
+def test_a_profile_without_one_is_of_the_version_that_it_was(assisted_plan: Plan) -> None:
+    pipe, small, _ = assisted_plan
     options: dict[str, Any] = {"method": method(()), "seed": SEED, "show_progress": False}
     plain = ertacache.calibrate(pipe, PROMPTS, **options, **CALL)
     assert parts_of(plain.to_bytes())[1]["version"] == 5 and "small" not in plain.provenance.method
@@ -79,20 +69,21 @@ HOSTILE: dict[str, tuple[Callable[[Profile], dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_small_model_that_does_not_fit_is_refused(case: str, made: Made) -> None:
-    change, message = HOSTILE[case]
+def test_a_small_model_that_does_not_fit_is_refused(case: str, assisted_plan: Plan) -> None:
+    (change, message), profile = HOSTILE[case], assisted_plan[2]
     with pytest.raises(InvalidArgument, match=message):
-        replace(made[2], **change(made[2]))
+        replace(profile, **change(profile))
 
 
-def test_a_small_model_without_a_coefficient_is_refused(made: Made) -> None:
-    a = made[2].predictor.a.clone()
-    a[:, :, made[2].predictor.sources.index("small")] = 0
+def test_a_small_model_without_a_coefficient_is_refused(assisted_plan: Plan) -> None:
+    profile = assisted_plan[2]
+    a = profile.predictor.a.clone()
+    a[:, :, profile.predictor.sources.index("small")] = 0
     with pytest.raises(InvalidArgument, match="has no coefficient of a small model; it has one output"):
-        replace(made[2], predictor=replace(made[2].predictor, a=a))
+        replace(profile, predictor=replace(profile.predictor, a=a))
 
 
-def test_a_call_named_like_the_source_is_refused(made: Made) -> None:
-    facts = replace(made[2].provenance, contexts=("small", "uncond"), calls=())
+def test_a_call_named_like_the_source_is_refused(assisted_plan: Plan) -> None:
+    facts = replace(assisted_plan[2].provenance, contexts=("small", "uncond"), calls=())
     with pytest.raises(InvalidArgument, match=r"provenance\.contexts has a call 'small', which is also the name of"):
-        replace(made[2], provenance=facts)
+        replace(assisted_plan[2], provenance=facts)

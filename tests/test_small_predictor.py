@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import benchmark_scripts
 import ertacache
-from assisted import ALL, CALL, MASK, SEED, T, W, calibrated, drawn, method, other
+from assisted import ALL, CALL, FEW_PROMPTS, MASK, SEED, Plan, T, W, calibrated, drawn, method, other
 from by_hand import ByHand
-from dummy_pipeline import PROMPTS, DummyPipeline, MixtureModule, NamedMixtureModule, mixture_pipeline, untimed
+from dummy_pipeline import PROMPTS, MixtureModule, NamedMixtureModule, mixture_pipeline, untimed
 from ertacache.calibration import recorder
 from ertacache.calibration.assisted import spread_over, trades
 from ertacache.calibration.calibrator import Calibrator
@@ -27,9 +27,7 @@ from ertacache.runtime.watch import Watch
 from pipelines import CFG_CALL, VIDEO_CALL, cogvideox, flux, generate
 from pipelines import PROMPTS as TEXTS
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*judged prompts cannot tell", "ignore:.*loses to", "ignore:.*far from the"
-)
+pytestmark = FEW_PROMPTS
 
 
 def test_a_small_model_that_is_the_large_one_predicts_exactly() -> None:
@@ -167,17 +165,8 @@ class Zero(NamedMixtureModule):
         return (torch.zeros_like(hidden_states),)
 
 
-@pytest.fixture(scope="module")
-def made() -> tuple[DummyPipeline, NamedMixtureModule, Profile]:
-    pipe, small = mixture_pipeline(), other()
-    return pipe, small, calibrated(pipe, small)
-
-
-Made = tuple[DummyPipeline, NamedMixtureModule, Profile]
-
-
-def test_nothing_is_left_behind(made: Made) -> None:
-    pipe, small, profile = made
+def test_nothing_is_left_behind(assisted_plan: Plan) -> None:
+    pipe, small, profile = assisted_plan
     parts: tuple[Any, ...] = (pipe.scheduler, pipe.transformer, small)
     plain, before = drawn(pipe), [set(vars(part)) for part in parts]
     with pytest.raises(KeyError, match="on purpose"), ertacache.apply(pipe, profile, predictor=small):
@@ -190,8 +179,8 @@ def test_nothing_is_left_behind(made: Made) -> None:
     assert torch.equal(drawn(pipe), plain) and not torch.equal(assisted, plain)
 
 
-def test_a_late_start_asks_for_it_where_steps_are_predicted(made: Made) -> None:
-    pipe, small, profile = made
+def test_a_late_start_asks_for_it_where_steps_are_predicted(assisted_plan: Plan) -> None:
+    pipe, small, profile = assisted_plan
     pipe.start = 4  # a predicted step, and the first of this run: computed, as nothing is held
     small.made.sizes.clear()
     try:
@@ -204,8 +193,8 @@ def test_a_late_start_asks_for_it_where_steps_are_predicted(made: Made) -> None:
     assert stats.small["cond"] == asked == stats.predicted["cond"] and 0 < asked <= len(late)
 
 
-def test_another_call_is_computed_without_it(made: Made) -> None:
-    pipe, small, profile = made
+def test_another_call_is_computed_without_it(assisted_plan: Plan) -> None:
+    pipe, small, profile = assisted_plan
     plain = drawn(pipe, num_inference_steps=9)
     small.made.sizes.clear()
     with ertacache.apply(pipe, profile, predictor=small, on_mismatch="compute") as stats:

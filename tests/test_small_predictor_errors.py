@@ -10,23 +10,12 @@ import torch
 from torch import Tensor
 
 import ertacache
-from assisted import CALL, calibrated, method, other
+from assisted import CALL, FEW_PROMPTS, Plan, method, other
 from dummies import GaussianMixture
 from dummy_pipeline import PROMPTS, DummyPipeline, NamedMixtureModule, mixture_pipeline
 from ertacache.errors import InvalidArgument, ProfileMismatch, SplitMismatch
-from ertacache.profile.profile import Profile
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*judged prompts cannot tell", "ignore:.*loses to", "ignore:.*far from the"
-)
-
-Made = tuple[DummyPipeline, NamedMixtureModule, Profile]
-
-
-@pytest.fixture(scope="module")
-def made() -> Made:
-    pipe, small = mixture_pipeline(), other()
-    return pipe, small, calibrated(pipe, small)
+pytestmark = FEW_PROMPTS
 
 
 class Other(NamedMixtureModule):
@@ -79,9 +68,9 @@ APPLIED: dict[str, tuple[Callable[[DummyPipeline], Any], type[Exception], str]] 
 
 
 @pytest.mark.parametrize("case", APPLIED)
-def test_a_profile_is_tied_to_its_small_model(case: str, made: Made) -> None:
+def test_a_profile_is_tied_to_its_small_model(case: str, assisted_plan: Plan) -> None:
     given, error, message = APPLIED[case]
-    pipe, _, profile = made
+    pipe, _, profile = assisted_plan
     if case == "latents":
         pipe = copy.copy(pipe)
         pipe.transformer = copy.deepcopy(pipe.transformer)
@@ -92,8 +81,8 @@ def test_a_profile_is_tied_to_its_small_model(case: str, made: Made) -> None:
     assert not hasattr(vars(pipe.transformer).get("forward"), "_ertacache_overrides")
 
 
-def test_no_predictor_without_a_profile(made: Made) -> None:
-    pipe, small, _ = made
+def test_no_predictor_without_a_profile(assisted_plan: Plan) -> None:
+    pipe, small, _ = assisted_plan
     with pytest.raises(InvalidArgument, match="predictor serves a profile that was calibrated with it; give that, and"):
         ertacache.enable(pipe, speedup=2.0, predictor=small)
 

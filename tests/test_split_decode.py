@@ -22,16 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
-def small() -> Any:
-    return stable_diffusion().pipe
-
-
-@pytest.fixture(scope="module")
-def whole(small: Any) -> Tensor:
-    return small(**call())[0]
-
-
-@pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     service = SplitService("sd", [stable_diffusion().pipe], limits=Limits(pixels=64 * 64, images=3))
     with running(service, app=make_split_app(service)) as address:

@@ -20,22 +20,12 @@ from ertacache.errors import (
     UnsupportedPipeline,
 )
 from ertacache.split import Handover, SplitClient, first_part
-from small_images import pixart_sigma, stable_diffusion
+from small_images import pixart_sigma
 from small_token_images import flux_img2img
 from split_http import ACCEPTED, JOB, answer, call, client, failed, once_asked, peer
 
 #: Of diffusers' own: numpy's arrays of tensors.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def small() -> Any:
-    return stable_diffusion().pipe
-
-
-@pytest.fixture(scope="module")
-def whole(small: Any) -> Tensor:
-    return small(**call())[0]
 
 
 @pytest.fixture(scope="module")

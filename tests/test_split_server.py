@@ -39,17 +39,6 @@ def large() -> Any:
 
 
 @pytest.fixture(scope="module")
-def small() -> Any:
-    """The same weights, so that a split run must be the whole one."""
-    return stable_diffusion().pipe
-
-
-@pytest.fixture(scope="module")
-def whole(small: Any) -> Tensor:
-    return small(**call())[0]
-
-
-@pytest.fixture(scope="module")
 def service(large: Any) -> SplitService:
     limits = Limits(pixels=64 * 64, steps=20, characters=200, images=3, queue=1, body=2**20)
     return SplitService("sd", [large], limits=limits, api_key=KEY)
