@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,3 +59,15 @@ def assisted_plan() -> Any:
 
     pipe, predictor = mixture_pipeline(), assisted.other()
     return pipe, predictor, assisted.calibrated(pipe, predictor)
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A folder of three files of one prompt, named as VBench wants them."""
+    from ertacache.evaluation.vbench.scores import video_name
+
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for index in range(3):
+        (folder / video_name("a dog, running", index)).write_bytes(b"mp4" * (index + 1))
+    return folder

@@ -24,15 +24,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     return Fake(tmp_path, monkeypatch)
 
 
-@pytest.fixture
-def videos(tmp_path: Path) -> Path:
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for index in range(3):
-        (folder / video_name("a dog, running", index)).write_bytes(b"mp4" * (index + 1))
-    return folder
-
-
 def run(fake: Fake, videos: Path, **options: Any) -> dict[str, Any]:
     return vbench.run(videos, fake.folder / "results.json", folder=fake.environment, **options)
 

@@ -10,7 +10,6 @@ import pytest
 from ertacache.errors import VBenchFailed
 from ertacache.evaluation.vbench import run as vbench
 from ertacache.evaluation.vbench.environment import MARKER, REQUIREMENTS
-from ertacache.evaluation.vbench.scores import video_name
 
 STUBS = {
     "torch.py": """
@@ -38,15 +37,6 @@ PROMPTS = [
     {"prompt_en": "a cat", "dimension": ["scene"]},
     {"prompt_en": "a cow", "dimension": ["color", "temporal_style"]},
 ]
-
-
-@pytest.fixture
-def videos(tmp_path: Path) -> Path:
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for index in range(3):
-        (folder / video_name("a dog, running", index)).write_bytes(b"mp4" * (index + 1))
-    return folder
 
 
 @pytest.fixture(scope="module")
