@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,17 @@ class Held:
         self.calls, self.at = 0, at
         self.reached.clear()
         self.released.clear()
+
+    def queue(self, requests: Sequence[threading.Thread], service: Service) -> None:
+        """The first request is held, the others wait behind it in their order; then all are let go to their end."""
+        self.hold(1)
+        for n, request in enumerate(requests):
+            request.start()
+            assert self.reached.wait(60)
+            until(lambda n=n: len(service.queue.waiting) == n)
+        self.released.set()
+        for request in requests:
+            request.join()
 
     def remove(self) -> None:
         self._handle.remove()

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-import ertacache.cli.app as cli
 from entry_point import refused
 from ertacache.errors import MissingExtra
 from ertacache.extras import present
@@ -18,8 +16,7 @@ from ertacache.pipelines.quantizers.layers import DEFAULT_SKIP
 from ertacache.pipelines.quantizers.quantize import quantize
 from ertacache.pipelines.quantizers.record import mark, quantizer_of
 from pipelines import CALL, PROMPTS, flux
-
-RUN = CliRunner()
+from test_cli import invoke
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +25,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flux().save_pretrained(folder)
     (folder / "call.json").write_text(json.dumps(CALL))
     return folder
-
-
-def invoke(*arguments: object) -> Any:
-    result = RUN.invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.splitlines()[-1]) if "--json" in arguments else result.stdout
 
 
 def drawn(pipe: Any) -> torch.Tensor:

@@ -407,21 +407,13 @@ def test_before_it_is_warm_and_without_the_key_nothing_is_made(pipe: Any, held: 
 def test_equal_requests_go_together_and_others_do_not(pipe: Any, held: Held):
     service = served_flux.service(pipe, batch=4)
     with running(service) as url:
-        held.hold(1)
         found: dict[Any, Any] = {}
 
         def ask(seed: int, quality: str) -> None:
             found[seed] = post(url, seed=seed, quality=quality).json()["data"][0]
 
         asked = [(20, "max"), (21, "low"), (22, "low"), (23, "max"), (24, "low")]
-        threads = [threading.Thread(target=ask, args=one) for one in asked]
-        for n, thread in enumerate(threads):
-            thread.start()
-            assert held.reached.wait(60)
-            until(lambda n=n: len(service.queue.waiting) == n)
-        held.released.set()
-        for thread in threads:
-            thread.join()
+        held.queue([threading.Thread(target=ask, args=one) for one in asked], service)
         page = httpx.get(f"{url}/metrics").text
         assert "ertacache:diffusion_generation_batch_size_count 3.0" in page
         assert "ertacache:diffusion_generation_batch_size_sum 5.0" in page

@@ -137,16 +137,8 @@ def test_a_cancelled_and_a_broken_run_leave_no_adapter_on(url: str, service: Ser
 def test_only_equal_requests_are_one_call(url: str, service: Service):
     held = Held(service.pipes[0].transformer)
     try:
-        held.hold(1)
         bodies = [{"lora": INK}, {"lora": INK}, {"lora": WOOL}, {}, {"lora": {"name": "ink", "scale": 1.0}}]
-        asking = [threading.Thread(target=lambda body=body: ask(url, **body)) for body in bodies]
-        for n, thread in enumerate(asking):
-            thread.start()
-            assert held.reached.wait(60)
-            until(lambda n=n: len(service.queue.waiting) == n)
-        held.released.set()
-        for thread in asking:
-            thread.join()
+        held.queue([threading.Thread(target=lambda body=body: ask(url, **body)) for body in bodies], service)
         assert held.calls == 10 * len(bodies)  # the first began alone
     finally:
         held.released.set()
