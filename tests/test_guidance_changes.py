@@ -18,8 +18,6 @@ from pipelines import CALL, PROMPTS, flux
 from rest_computed import MASK, PREDICTED, Callback, T, fitted, generate, go_on_plainly, refused, reused, video
 from supported import Small
 
-#: A weight, the step after which it comes, and the step from which on all are computed.
-CHANGES = [(2.0, 0, 0), (12.0, 1, 3), (1.0, 2, 3), (2.0, 3, 6), (7.0, 7, 9)]
 THREE = {"prompt": PROMPTS[:3], "negative_prompt": [""] * 3}
 FITTED: tuple[Site, ...] = ("output", "guided")
 W = 5.0

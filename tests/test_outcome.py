@@ -18,7 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*judged prompts cannot tell")
 
 T = 14
 CALL: dict[str, Any] = {"num_inference_steps": T, "guidance_scale": 7.0, "seed": 5}
-COST = {"uncached_runs", "calibration_seconds"}
 
 
 def calibrated(pipe: DummyPipeline, **options: Any) -> Profile:
