@@ -18,6 +18,7 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
+from ertacache.core.channels import channels_at
 from ertacache.core.compensation import Compensation
 from ertacache.core.precision import exact
 from ertacache.core.rectify import AffineSums
@@ -115,12 +116,7 @@ class CompensationSums:
 
     def _rows(self, x: Tensor) -> Tensor:
         """[B, C, positions] of [B, *latent]."""
-        axis = self.channel_axis + x.ndim if self.channel_axis < 0 else self.channel_axis
-        if not 0 < axis < x.ndim:
-            raise InvalidArgument(
-                f"channel_axis={self.channel_axis} is no axis of a latent {tuple(x.shape)}; "
-                f"use 1 to {x.ndim - 1}, the batch being axis 0"
-            )
+        axis = channels_at(x, self.channel_axis)
         return x.movedim(axis, 1).reshape(x.shape[0], x.shape[axis], -1)
 
     def _add(self, sums: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from ertacache.core.channels import channels_at
 from ertacache.core.precision import exact, widen
 from ertacache.errors import CalibrationError, InvalidArgument
 
@@ -138,12 +139,7 @@ class AffineSums:
             return (0,)
         if self.granularity == "scalar":
             return tuple(range(x.ndim))
-        channel = self.channel_axis + x.ndim if self.channel_axis < 0 else self.channel_axis
-        if not 0 < channel < x.ndim:
-            raise InvalidArgument(
-                f"channel_axis={self.channel_axis} is no axis of a latent {tuple(x.shape)}; "
-                f"use 1 to {x.ndim - 1}, the batch being axis 0"
-            )
+        channel = channels_at(x, self.channel_axis)
         return tuple(axis for axis in range(x.ndim) if axis != channel)
 
     def _add(self, sums: Mapping[str, Tensor]) -> None:
