@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ertacache.calibration.defaults import CHOOSE, DEFAULTS, HOLDOUT, METHOD
+from ertacache.calibration.defaults import CHOOSE, HOLDOUT, METHOD
 from ertacache.cli import options as given
 from ertacache.cli.command import shows_progress
 
@@ -16,12 +16,6 @@ if TYPE_CHECKING:
 
 #: What the files of several budgets are named after, by the option that gives them.
 _UNITS = {"speedup": "x", "compute_steps": "steps", "target_psnr": "dB", "max_seconds": "s"}
-
-
-def _rows(name: str, what: str) -> str:
-    """The help of an option whose default is the method's."""
-    values = (f"{method}: {getattr(row, name)}" for method, row in DEFAULTS.items() if getattr(row, name) is not None)
-    return f"{what} Default of {', of '.join(values)}."
 
 
 def _budget(what: str) -> Any:
@@ -37,8 +31,7 @@ def calibrate(
     prompts: given.PromptFile = None,
     speedup: Annotated[list[float] | None, _budget("Times fewer steps to compute, such as 2.")] = None,
     compute_steps: Annotated[
-        list[int] | None,
-        typer.Option(callback=given.each(given.whole(2)), help="K, steps to compute. Several too."),
+        list[int] | None, typer.Option(callback=given.each(given.whole(2)), help="K, steps to compute. Several too.")
     ] = None,
     target_psnr: Annotated[list[float] | None, _budget("dB to keep with as few steps as can be.")] = None,
     max_seconds: Annotated[list[float] | None, _budget("What a call for one prompt may take here.")] = None,
@@ -56,32 +49,8 @@ def calibrate(
     threshold: Annotated[
         float | None, typer.Option(callback=given.finite, help="λ of the paper, instead of a budget.")
     ] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help=_rows("schedule", "uniform, policy, or text such as '#.#.##'."))
-    ] = None,
-    basis: Annotated[
-        Literal["reuse", "residual", "fitted"] | None, typer.Option(help=_rows("basis", "What is predicted from."))
-    ] = None,
-    site: Annotated[
-        Literal["output", "guided", "hidden"] | None, typer.Option(help=_rows("site", "Where it is predicted."))
-    ] = None,
-    history: Annotated[
-        str | None, typer.Option(help=_rows("history", "Depth of the fitted predictor, or auto: measured."))
-    ] = None,
-    aim: Annotated[
-        Literal["step", "trajectory", "auto"] | None, typer.Option(help=_rows("aim", "What is fitted to."))
-    ] = None,
-    timesteps: Annotated[
-        str | None, typer.Option(help=_rows("timesteps", "none, paper, auto, or a strength from 0 to 1."))
-    ] = None,
-    rectifier: Annotated[
-        Literal["none", "scalar", "channel", "element"] | None,
-        typer.Option(help=_rows("rectifier", "Granularity of the correction.")),
-    ] = None,
-    activation: Annotated[
-        Literal["linear", "sigmoid"] | None,
-        typer.Option(help=_rows("activation", "Of the rectifier; sigmoid is the paper's literal one.")),
-    ] = None,
+    *,
+    expert: dict[str, Any],
     choose: Annotated[
         float, typer.Option(callback=given.share, help="Share of the prompts that plans are compared on.")
     ] = CHOOSE,
@@ -90,36 +59,26 @@ def calibrate(
     ] = HOLDOUT,
     seed: given.Seed = 0,
     batch_size: given.BatchSize = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder to continue an interrupted calibration from.")] = None,
+    checkpoint: given.Checkpoint = None,
     teacher_steps: Annotated[
         int | None,
         typer.Option(callback=given.whole(2), help="Steps of a finer run to aim at, such as 4 times the own."),
     ] = None,
     reference: Annotated[
-        str | None,
-        typer.Option(help="Of a quantised model, the one in full precision, whose runs are aimed at."),
+        str | None, typer.Option(help="Of a quantised model, the one in full precision, whose runs are aimed at.")
     ] = None,
     correct_only: Annotated[
         bool, typer.Option(help="Compute every step of a quantised model, and correct it: no budget.")
     ] = False,
-    *,
     calls: dict[str, Any],
     placement: given.Placement,
     spread: given.Spread,
 ) -> dict[str, Any]:
     """Watch a pipeline on a few prompts and write a profile."""
-    budgets = {
-        "speedup": speedup, "compute_steps": compute_steps, "target_psnr": target_psnr, "max_seconds": max_seconds,
-        "threshold": threshold,
-    }  # fmt: skip
-    expert = {
-        "schedule": schedule, "basis": basis, "site": site, "history": given.number_or_word(history, int), "aim": aim,
-        "timesteps": given.number_or_word(timesteps, float), "rectifier": rectifier, "activation": activation,
-    }  # fmt: skip
-    more = {
-        "choose": choose, "holdout": holdout, "seed": seed, "batch_size": batch_size, "checkpoint": checkpoint,
-        "teacher_steps": teacher_steps,
-    }  # fmt: skip
+    budgets: dict[str, Any] = {"speedup": speedup, "compute_steps": compute_steps, "target_psnr": target_psnr}
+    budgets |= {"max_seconds": max_seconds, "threshold": threshold}
+    more: dict[str, Any] = {"choose": choose, "holdout": holdout, "seed": seed, "batch_size": batch_size}
+    more |= {"checkpoint": checkpoint, "teacher_steps": teacher_steps}
     asked = _Asked(model, out, budgets, method, effort, expert, more, size, calls, spread, reference, correct_only)
     return asked.run(prompt or [], prompts, placement)
 

@@ -36,7 +36,7 @@ def calibrate_split(
     ] = HOLDOUT,
     seed: given.Seed = 0,
     batch_size: given.BatchSize = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder to continue an interrupted calibration from.")] = None,
+    checkpoint: given.Checkpoint = None,
     *,
     call: dict[str, Any],
     placement: given.Placement,

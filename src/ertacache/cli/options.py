@@ -1,4 +1,7 @@
-"""Options that several commands have, each described once. Words and numbers are checked when they are parsed."""
+"""Options that several commands have or that belong together, each described once.
+
+Words and numbers are checked when they are parsed.
+"""
 
 import math
 import re
@@ -7,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
+
+from ertacache.calibration.defaults import DEFAULTS
 
 #: Prompt n starts from seed + n; a profile keeps 63 bits.
 _LARGEST_SEED = 2**63 - 1
@@ -152,6 +157,7 @@ BatchSize = Annotated[
     int | None,
     typer.Option(callback=whole(1), help="Prompts per pipeline call of a calibration; all at once by default."),
 ]
+Checkpoint = Annotated[Path | None, typer.Option(help="Folder to continue an interrupted calibration from.")]
 Samples = Annotated[int, typer.Option(callback=whole(0), help="Prompts whose pictures or clips are kept.")]
 
 
@@ -164,10 +170,54 @@ _CALL: dict[str, tuple[Any, Any]] = {
     "width": (_Width, None),
     "num_frames": (_Frames, None),
 }
+
+
+def _rows(name: str, what: str) -> str:
+    """The help of an option whose default is the method's."""
+    values = (f"{method}: {getattr(row, name)}" for method, row in DEFAULTS.items() if getattr(row, name) is not None)
+    return f"{what} Default of {', of '.join(values)}."
+
+
+def _expert(**values: Any) -> dict[str, Any]:
+    """What `calibrate` takes: a depth and a strength as numbers."""
+    history, timesteps = number_or_word(values["history"], int), number_or_word(values["timesteps"], float)
+    return {**values, "history": history, "timesteps": timesteps}
+
+
+#: The choices that fix a plan; what is not given is the method's.
+_EXPERT: dict[str, Any] = {
+    "schedule": Annotated[
+        str | None, typer.Option(help=_rows("schedule", "uniform, policy, or text such as '#.#.##'."))
+    ],
+    "basis": Annotated[
+        Literal["reuse", "residual", "fitted"] | None, typer.Option(help=_rows("basis", "What is predicted from."))
+    ],
+    "site": Annotated[
+        Literal["output", "guided", "hidden"] | None, typer.Option(help=_rows("site", "Where it is predicted."))
+    ],
+    "history": Annotated[
+        str | None, typer.Option(help=_rows("history", "Depth of the fitted predictor, or auto: measured."))
+    ],
+    "aim": Annotated[
+        Literal["step", "trajectory", "auto"] | None, typer.Option(help=_rows("aim", "What is fitted to."))
+    ],
+    "timesteps": Annotated[
+        str | None, typer.Option(help=_rows("timesteps", "none, paper, auto, or a strength from 0 to 1."))
+    ],
+    "rectifier": Annotated[
+        Literal["none", "scalar", "channel", "element"] | None,
+        typer.Option(help=_rows("rectifier", "Granularity of the correction.")),
+    ],
+    "activation": Annotated[
+        Literal["linear", "sigmoid"] | None,
+        typer.Option(help=_rows("activation", "Of the rectifier; sigmoid is the paper's literal one.")),
+    ],
+}
 #: Parameters of commands that stand for several options: what is made of their values, and name, annotation, default.
 GROUPS: dict[str, tuple[Any, dict[str, tuple[Any, Any]]]] = {
     "call": (_given, _CALL),
     "calls": (_given, {**_CALL, "guidance_scale": (_Scales, None)}),
+    "expert": (_expert, {name: (option, None) for name, option in _EXPERT.items()}),
     "placement": (Placement, {"device": (Device, None), "dtype": (Dtype, None), "offload": (_Offload, "none")}),
     "spread": (Spread, {"ray_actors": (_Actors, None), "num_gpus": (_Gpus, None)}),
 }
