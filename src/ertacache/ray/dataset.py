@@ -44,8 +44,7 @@ def generate(
 
     Args:
         dataset: a `ray.data.Dataset`.
-        pipeline: where each actor gets its own from: a bundled model, a folder, a Hub id, or a function without
-            arguments that makes it.
+        pipeline: a bundled model, a folder or a Hub id, or a function without arguments that makes it, in each actor.
         profile: from `calibrate` or `Profile.load`, or the path or Hub id to load it from. Each actor applies it once.
         prompt_column: texts. seed_column: whole numbers, the seed of each row's noise; None for `seed` in all rows.
         call: further arguments of the pipeline call.
@@ -57,8 +56,7 @@ def generate(
 
     Returns:
         The dataset with the columns `image` uint8 [H, W, 3], of clips `frames` uint8 [F, H, W, 3], `computed` and
-        `predicted` (denoiser calls of the pipeline call that made the row) and `reason` (why it was computed though a
-        profile is on; null where it was not).
+        `predicted` (denoiser calls of the row's pipeline call) and `reason` (why it was computed, null if it was not).
 
     Raises:
         MissingExtra: Ray is not installed.
@@ -70,11 +68,7 @@ def generate(
     check_shares(num_gpus, num_cpus)
     source = source_of(pipeline, num_gpus, dtype)
     _check_columns(dataset, prompt_column, seed_column)
-    check_whole("seed", seed, 0, "the noise of every row starts from it, unless seed_column is given", LARGEST_SEED)
-    check_whole("batch_size", batch_size, 1, "prompts per pipeline call")
-    least, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
-    check_whole("concurrency", least, 1, "actors, or the fewest and the most of them")
-    check_whole("concurrency", most, least, "actors, or the fewest and the most of them")
+    least, most = _checked_numbers(seed, batch_size, concurrency)
     check_on_mismatch(on_mismatch)
     loaded, given = read_profile(profile), dict(call or {})
     check_sendable("call", given)
@@ -87,6 +81,16 @@ def generate(
         num_gpus=num_gpus,
         num_cpus=num_cpus,
     )
+
+
+def _checked_numbers(seed: int, batch_size: int, concurrency: int | tuple[int, int]) -> tuple[int, int]:
+    """The fewest and the most actors."""
+    check_whole("seed", seed, 0, "the noise of every row starts from it, unless seed_column is given", LARGEST_SEED)
+    check_whole("batch_size", batch_size, 1, "prompts per pipeline call")
+    least, most = (concurrency, concurrency) if isinstance(concurrency, int) else concurrency
+    check_whole("concurrency", least, 1, "actors, or the fewest and the most of them")
+    check_whole("concurrency", most, least, "actors, or the fewest and the most of them")
+    return least, most
 
 
 def _check_columns(dataset: Any, prompt_column: str, seed_column: str | None) -> None:
