@@ -59,22 +59,19 @@ def calibrate_split(
     """Measure at which step a small model shall take over from a large one.
 
     On the recorded runs of the large model the small one is run on the same latents; how far their outputs are apart,
-    carried to the end of the run, prices every switch without a run (see `split/prices.py`). The best few are run on
-    prompts that choose, and the best of these on prompts that took no part in either.
+    carried to the end, prices every switch. The best few are run on prompts that choose, the best of these on others.
 
     Args:
         large, small: as for `split`; small may be a denoiser alone.
         prompts: three or more; one part is priced on, one chooses, one judges. None where `inputs` say it all.
         cloud_budget: the large model's operations that may be spent, as a share of a whole run of it, such as 0.4.
-        target_psnr: instead, dB to the large model's pictures to keep with as few of its steps as can be: the lower
-            95 % confidence bound of the mean on the prompts that choose reaches it.
+        target_psnr: instead, dB to the large model's pictures to keep with the fewest of its steps; as in `calibrate`.
         orders: "switch" gives the first steps to the large model. "any" also tries its steps in one piece elsewhere,
             and in several pieces: for `split` in one process, since each change hands the run over.
         tried: orders that are run on the prompts that choose; 1 trusts the prices.
         probes: runs of the small model by which its response to a deviation is measured, from evenly spaced steps on;
             the price of a switch at one of these is exact.
-        choose, holdout: shares of the prompts that choose and that judge.
-        seed, batch_size, inputs, checkpoint, show_progress, call, more: as in `calibrate`.
+        choose, holdout, seed, batch_size, inputs, checkpoint, show_progress, call, more: as in `calibrate`.
 
     Returns:
         The profile, for `split(large, small, profile=...)` and `first_part(..., until=profile.switch)`.
@@ -98,20 +95,25 @@ def calibrate_split(
         raise InvalidArgument("2 prompts leave none to choose a switch on; give 3 or more")
     check_target(budget.target_psnr, len(parts.chosen.texts))
     check_batches(large, parts, batch_size, shared)
-    tell = partial(say, title="calibrate-split", show=show_progress)
     with owned(checkpoint):
-        runs = SplitRuns(
-            large, small, prompts, batch_size=batch_size, call=shared, checkpoint=checkpoint, **shares
-        )  # fmt: skip
-        sizes = runs.sized(0), runs.sized(1)
-        runs.ratio = ratio_of(sizes)
-        budget.check(sizes[0].steps)
-        places = probes_of(sizes[0].steps, probes)
-        work = work_of(runs, sizes, budget, places, tried, any_order=orders == "any")
-        tell(_announced(runs, work))
-        with run_progress(show_progress, title="calibrate-split", expected=work.calls) as progress:
-            runs.progress = progress
-            profile = _measured(runs, sizes, budget, orders, tried, places)
+        runs = SplitRuns(large, small, prompts, batch_size=batch_size, call=shared, checkpoint=checkpoint, **shares)
+        return _calibrated(runs, budget, orders, tried, probes, show_progress)
+
+
+def _calibrated(
+    runs: SplitRuns, budget: Budget, orders: Orders, tried: int, probes: int, show_progress: bool
+) -> SplitProfile:
+    """Say what it will take, measure, and say what came of it."""
+    tell = partial(say, title="calibrate-split", show=show_progress)
+    sizes = runs.sized(0), runs.sized(1)
+    runs.ratio = ratio_of(sizes)
+    budget.check(sizes[0].steps)
+    places = probes_of(sizes[0].steps, probes)
+    work = work_of(runs, sizes, budget, places, tried, any_order=orders == "any")
+    tell(_announced(runs, work))
+    with run_progress(show_progress, title="calibrate-split", expected=work.calls) as progress:
+        runs.progress = progress
+        profile = _measured(runs, sizes, budget, orders, tried, places)
     for line in profile.summary().splitlines():
         tell(line)
     return profile
