@@ -132,6 +132,7 @@ def plans_table(rows: list[dict[str, Any]]) -> str:
     if not own:
         return ""
     names = {
+        "quantised": "quantised, T steps",
         "full-fewer-steps": "full precision, T/2 steps", "full-cached": "full precision, plan", "cached": "**ours**",
         "own-plan": "own plan, no correction", "one-after-the-other": "one after the other",
         "grids-4-cached": "ours on 4 grids",
