@@ -243,7 +243,8 @@ def test_the_tables_word_by_word(result: Any) -> None:
         "| T/2, dB | quantised, T steps | full precision, T/2 steps | full precision, plan | **ours** | own plan, no "
         "correction | one after the other | ours on 4 grids | ours minus full precision, plan |\n"
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|\n"
-        "| tiny-flux w8a8 | – | – | 41.00 ± 1.00 | 40.75 ± 1.75 | 30.50 ± 0.50 | – | – | -0.25 ± 0.75, goal −0.5: met |\n\n"
+        "| tiny-flux w8a8 | – | – | 41.00 ± 1.00 | 40.75 ± 1.75 | 30.50 ± 0.50 | – | – | "
+        "-0.25 ± 0.75, goal −0.5: met |\n\n"
         "| ours | is | of a step | of how many ms | file | held |\n|---|---|---:|---:|---:|---:|\n"
         "| tiny-flux w4a4 | ours words | 0.10 % | 20.0 | 2.0 KiB | 0.5 KiB |"
     )
