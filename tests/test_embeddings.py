@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no text": ({"inputs": [{"prompt_2": "x"}] * 3}, "FluxPipeline needs prompts; give texts, or what its encode_pr"),
     "no prompts at all": ({}, "FluxPipeline needs prompts; give texts"),
     "no batch axis": (
-        {"inputs": [{"prompt_embeds": E1[0]}] * 3, "batch_size": 1},
+        {"inputs": [{"prompt_embeds": E1[0] + n} for n in range(3)], "batch_size": 1},
         r"prompt_embeds of one prompt is \[3, 2\]; give it with a batch axis of 1 at 0, as encode_prompt returns it",
     ),
     "lengths": (
@@ -206,7 +206,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"prompts": ["a", "b", "c"]},
         r"FluxPipeline has no text_encoder and no text_encoder_2, and its call fails \(.*\); give everything that enc",
     ),
-    "half": ({"inputs": [{"prompt_embeds": E1}] * 3}, "FluxPipeline refuses the call: If `prompt_embeds` are provided"),
+    "half": (
+        {"inputs": [{"prompt_embeds": E1 + n} for n in range(3)]},
+        "FluxPipeline refuses the call: If `prompt_embeds` are provided",
+    ),
+    "one twice": (
+        {"inputs": [{"prompt_embeds": E1}] * 3},
+        r"prompt 'embeddings \w+' is given twice, as number 1, which is fitted to, and number 3, which judges; give ea",
+    ),
 }
 
 
