@@ -13,7 +13,7 @@ from ertacache.extras import require
 #: Entries along the input axis that share a scale: SVDQuant's for int4, and TCEC's.
 GROUP = 64
 _BITS = re.compile(r"w(\d{1,2})a(\d{1,2})(?:x(\d{1,2}))?", re.ASCII)
-#: Grids that the steps of a run may share; each takes a copy of the rounded weights.
+#: Grids that the steps of a run may share; weights are rounded to one of them in each call.
 _GRIDS = (1, 2, 4, 8)
 
 
