@@ -2,12 +2,13 @@
 
 `python benchmarks/frontier.py` measures what its folder lacks, one method, budget, split, guidance and model after the
 other, and goes on there when it is started again; `--models`, `--guidance`, `--methods`, `--budgets` and `--splits`
-choose a part, so that several processes can share the work. `--merge` measures nothing and writes
-benchmarks/results/frontier.json from what is there; of that benchmarks/readme_table.py makes the tables of
-docs/frontier.md and of the README, benchmarks/frontier_plot.py the picture.
+choose a part, so that several processes can share the work. `--merge` measures nothing and adds what is there to
+benchmarks/results/frontier.json; of that benchmarks/readme_table.py makes the tables of docs/frontier.md and of the
+README, benchmarks/frontier_plot.py the picture.
 """
 
 import argparse
+import json
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def measure(part: Part, work: Path, show_progress: bool = True) -> list[str]:
     expected = sum(len(left) for left in missing.values())
     with run_progress(show_progress, "frontier", expected=expected) as progress:
         for cell, left in missing.items():
-            judge = loaded(cell, work / cell.name)
+            judge = loaded(cell, work / cell.name, left)
             for budget, method in left:
                 path = cell.file(work, name_of(method), budget)
                 try:
@@ -80,25 +81,17 @@ def parsed(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=32, help="judged prompts of each split")
     parser.add_argument("--calibration", type=int, default=40, help="calibration prompts of each split")
     parser.add_argument("--steps", type=int, help="solver steps instead of the model's own, for a trial")
-    parser.add_argument("--merge", action="store_true", help="write the result of what is there, and measure nothing")
+    parser.add_argument("--merge", action="store_true", help="add what is there to the result, and measure nothing")
     return arguments_of(parser, "frontier", given)
-
-
-def command_of(arguments: argparse.Namespace) -> str:
-    """What measures the same again."""
-    whole, words = parsed([]), ["python benchmarks/frontier.py"]
-    for name in ("models", "guidance", "budgets", "splits"):
-        if (value := getattr(arguments, name)) != getattr(whole, name):
-            words.append(f"--{name} {value}")
-    return " ".join(words)
 
 
 def main() -> None:
     arguments = parsed()
     part = part_of(arguments)
     if arguments.merge:
-        facts = made_with() | {"command": command_of(arguments)}
-        write(merged(part.cells, part.budgets, arguments.work, facts), arguments.out)
+        facts = made_with() | {"command": "python benchmarks/frontier.py"}
+        old = json.loads(arguments.out.read_text()) if arguments.out.is_file() else None
+        write(merged(part.cells, part.budgets, arguments.work, facts, old), arguments.out)
     elif failed := measure(part, arguments.work):
         raise SystemExit(f"{len(failed)} failed, and are tried again the next time: {', '.join(failed)}")
 

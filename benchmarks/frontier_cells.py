@@ -1,14 +1,14 @@
 """One setting of the frontier (model, guidance, split of the prompts) and what a method is worth in it."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from frontier_plan import Planned, name_of, title_of
+from frontier_plan import Planned, calibrated, name_of, title_of
 
 from ertacache.baselines.baseline import Baseline, Bench
 from ertacache.calibration.prompts import Prompts
@@ -21,6 +21,7 @@ from ertacache.evaluation.row_figures import latent_error
 from ertacache.evaluation.separate import check_separate
 from ertacache.metrics import SampleMetrics
 from ertacache.pipelines.loading import call_arguments, load_pipeline, with_steps
+from ertacache.profile.profile import Profile
 from ertacache.runtime.watch import Executed
 from ertacache_zoo import catalogue
 
@@ -95,11 +96,14 @@ class Judge:
     Args:
         folder: for the uncached runs.
         pipe: of the cell's model.
+        wanted: what it will be asked for: all plans of an effort are calibrated with the first of them.
     """
 
     cell: Cell
     folder: Path
     pipe: Any
+    wanted: Sequence[tuple[int, Baseline]] = ()
+    _plans: dict[str, dict[int, Profile]] = field(default_factory=dict[str, dict[int, Profile]], init=False)
 
     def __post_init__(self) -> None:
         cell = self.cell
@@ -125,6 +129,8 @@ class Judge:
         """What a method is worth at T/budget steps' cost: per judged prompt, and the processor time that it took."""
         begun, T = time.process_time(), self.bench.T
         K = round(T / budget)
+        if isinstance(method, Planned):
+            method = self._from_one_recording(method, K)
         entrant = Entrant(f"{name_of(method)}@{budget}", method, K / T)
         tuned = tune(entrant, self.bench, self.prices, lambda _: None)
         facts = {"method": name_of(method), "title": title_of(method), "T": T, "K": K}
@@ -138,6 +144,15 @@ class Judge:
             "judging_seconds": round(time.process_time() - begun - tuning, 2),
         }
         return {**facts, "knob": knob(tuned.method), "tuned_cost": tuned.cost, **columns, **seconds}
+
+    def _from_one_recording(self, plan: Planned, K: int) -> Planned:
+        """The plan with its profile at K steps, and those at the other numbers of steps that are wanted of it."""
+        if K not in self._plans.get(plan.effort, {}):
+            others = {
+                round(self.bench.T / budget) for budget, method in self.wanted if name_of(method) == name_of(plan)
+            }
+            self._plans[plan.effort] = calibrated(self.bench, plan.effort, sorted({K, *others}))
+        return replace(plan, profiles=self._plans[plan.effort])
 
     def _judged(self, tuned: Tuned) -> Iterator[dict[str, float]]:
         """One row per judged prompt. Who decides at run time decides for a whole batch, and so runs alone."""
@@ -187,6 +202,6 @@ def knob(method: Baseline) -> str:
     return f"{method.knob.field} {getattr(method, method.knob.field):.4g}"
 
 
-def loaded(cell: Cell, folder: Path) -> Judge:
+def loaded(cell: Cell, folder: Path, wanted: Sequence[tuple[int, Baseline]] = ()) -> Judge:
     """A cell's judge with the bundled model."""
-    return Judge(cell, folder, load_pipeline(cell.model))
+    return Judge(cell, folder, load_pipeline(cell.model), wanted)

@@ -1,51 +1,57 @@
-"""The committed result of the frontier: means over the judged prompts of all splits, and what sets methods apart."""
+"""The committed result of the frontier: every judged prompt of a split, their means, and what sets methods apart."""
 
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from frontier_cells import SEED, Cell
+from frontier_cells import GUIDANCE, SEED, Cell
 from frontier_plan import EVEN, OURS, OWN, methods, name_of, title_of
 
 #: Budget -> what our plan shall be ahead of everybody else, in dB.
 GOALS = {2: 6.0, 3: 6.0, 5: 3.0}
 #: Who costs up to so much more than the budget is still compared with: not every knob reaches every cost.
 DEARER = 1.1
-COLUMNS = ("method", "cost", "psnr", "standard_error", "p10", "worst", "ssim", "splits", "knobs")
+#: `values` is the PSNR of every judged prompt; rows of before these were kept have none.
+COLUMNS = ("method", "cost", "psnr", "standard_error", "p10", "worst", "ssim", "knob", "values")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method at a budget, over all splits.
+    """A method at a budget.
 
     Attributes:
-        psnr, ssim, cost: one value per judged prompt, by split.
+        values: PSNR of every judged prompt.
+        ssim, cost: means over them.
     """
 
     method: str
-    psnr: dict[int, list[float]]
-    ssim: list[float]
+    values: list[float]
+    ssim: float
     cost: float
-    knobs: list[str]
+    knob: str
 
-    @property
-    def values(self) -> list[float]:
-        """PSNR of every judged prompt."""
-        return [value for split in sorted(self.psnr) for value in self.psnr[split]]
+    @classmethod
+    def measured(cls, one: dict[str, Any]) -> Self:
+        """The row of a file of figures."""
+        values = [round(value, 2) for value in one["psnr"]]
+        return cls(one["method"], values, statistics.fmean(one["ssim"]), statistics.fmean(one["cost"]), one["knob"])
+
+    @classmethod
+    def kept(cls, figures: list[Any]) -> Self:
+        """The row of a line of the result file."""
+        line = dict(zip(COLUMNS, figures, strict=True))
+        return cls(**{name: line[name] for name in ("method", "values", "ssim", "cost", "knob")})
 
     def figures(self) -> list[Any]:
         """The columns of the result file."""
-        values = self.values
-        mean, error = mean_and_error(values)
-        splits = [round(statistics.fmean(self.psnr[split]), 2) for split in sorted(self.psnr)]
-        knobs = list(dict.fromkeys(self.knobs))
-        tenth = statistics.quantiles(values, n=10, method="inclusive")[0] if len(values) > 1 else mean
-        figures = [mean, error, round(tenth, 2), round(min(values), 2), round(statistics.fmean(self.ssim), 4)]
-        return [self.method, round(self.cost, 4), *figures, splits, knobs]
+        mean, error = mean_and_error(self.values)
+        tenth = statistics.quantiles(self.values, n=10, method="inclusive")[0] if len(self.values) > 1 else mean
+        figures = [mean, error, round(tenth, 2), min(self.values), round(self.ssim, 4)]
+        return [self.method, round(self.cost, 4), *figures, self.knob, self.values]
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -54,37 +60,20 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return round(statistics.fmean(values), 2), round(error, 2)
 
 
-def read(cells: Iterable[Cell], budget: int, work: Path) -> tuple[dict[str, list[dict[str, Any]]], int, int]:
-    """What is there of one model, guidance and budget, by method and split; with T and K."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    T = K = 0
-    for cell in cells:
-        for path in sorted((work / cell.name).glob(f"*@{budget}.json")):
-            one = json.loads(path.read_text())
-            if one["settings"] != json.loads(json.dumps(cell.settings)):
-                raise SystemExit(f"{path} was made with {one['settings']}, not {cell.settings}; merge with its options")
-            T, K = one["T"], one["K"]
-            found.setdefault(one["method"], []).append({**one, "split": cell.split})
-    return found, T, K
-
-
-def row_of(method: str, splits: list[dict[str, Any]]) -> Row:
-    """A method's splits as one row."""
-    return Row(
-        method,
-        {one["split"]: one["psnr"] for one in splits},
-        [value for one in splits for value in one["ssim"]],
-        statistics.fmean(value for one in splits for value in one["cost"]),
-        [one["knob"] for one in splits],
-    )
+def read(cell: Cell, budget: int, work: Path) -> list[dict[str, Any]]:
+    """What is there of one cell at a budget."""
+    found = [json.loads(path.read_text()) for path in sorted((work / cell.name).glob(f"*@{budget}.json"))]
+    for one in found:
+        if one["settings"] != json.loads(json.dumps(cell.settings)):
+            made = f"{cell.name}, {one['method']}, T/{budget} was made with {one['settings']}"
+            raise SystemExit(f"{made}, not {cell.settings}; merge with its options")
+    return found
 
 
 def difference(ours: Row, other: Row) -> dict[str, Any]:
-    """PSNR of ours minus the other's, prompt by prompt, over the splits that both have."""
-    shared = sorted(set(ours.psnr) & set(other.psnr))
-    gains = [a - b for split in shared for a, b in zip(ours.psnr[split], other.psnr[split], strict=True)]
-    mean, error = mean_and_error(gains)
-    return {"over": other.method, "mean": mean, "standard_error": error, "prompts": len(gains)}
+    """PSNR of ours minus the other's, prompt by prompt."""
+    mean, error = mean_and_error([a - b for a, b in zip(ours.values, other.values, strict=True)])
+    return {"over": other.method, "mean": mean, "standard_error": error}
 
 
 def compared(rows: list[Row], budget: int, wanted: float) -> dict[str, Any]:
@@ -95,33 +84,55 @@ def compared(rows: list[Row], budget: int, wanted: float) -> dict[str, Any]:
         return {}
     gain = difference(ours, max(others, key=lambda row: statistics.fmean(row.values)))
     if budget in GOALS:
-        gain |= {"goal": GOALS[budget], "met": gain["mean"] >= GOALS[budget]}
+        gain["goal"] = GOALS[budget]
     even = [difference(ours, row) for row in rows if row.method == EVEN]
     return {"gain": gain, **({"over_even": even[0]} if even else {})}
 
 
-def merged(cells: list[Cell], budgets: list[int], work: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """The whole result of what is there."""
-    settings: list[dict[str, Any]] = []
-    titles: dict[str, str] = {}
-    absent = 0
-    for model, guidance in dict.fromkeys((cell.model, cell.guidance) for cell in cells):
-        own = [cell for cell in cells if (cell.model, cell.guidance) == (model, guidance)]
+def setting(cell: Cell, budget: int, found: list[dict[str, Any]], old: dict[str, Any] | None) -> dict[str, Any]:
+    """One cell at a budget: what was found, beside the rows that the result has of it already.
+
+    Raises:
+        SystemExit: a row of the result cannot be compared with others, having no value for each prompt.
+    """
+    new = {one["method"] for one in found}
+    others = [figures for figures in old["rows"] if figures[0] not in new] if old is not None else []
+    if without := [figures[0] for figures in others if not figures[-1]]:
+        raise SystemExit(
+            f"{cell.name}, T/{budget}: {', '.join(without)} have no value for each prompt; measure these, too"
+        )
+    refused = {} if old is None else {method: reason for method, reason in old["refused"].items() if method not in new}
+    refused |= {one["method"]: one["refusal"] for one in found if "refusal" in one}
+    rows = [Row.kept(figures) for figures in others] + [Row.measured(one) for one in found if "refusal" not in one]
+    rows.sort(key=lambda row: -statistics.fmean(row.values))
+    T, K = found[0]["T"], found[0]["K"]
+    head = {"model": cell.model, "guidance": cell.guidance, "split": cell.split, "T": T, "K": K, "budget": budget}
+    return {**head, **compared(rows, budget, K / T), "refused": refused, "rows": [row.figures() for row in rows]}
+
+
+def merged(
+    cells: list[Cell], budgets: list[int], work: Path, facts: dict[str, Any], old: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The whole result: of what is there, and of what `old` has already."""
+    titles: dict[str, str] = {} if old is None else dict(old["titles"])
+    settings = {} if old is None else {key(setting): setting for setting in old["settings"]}
+    for cell in cells:
         for budget in budgets:
-            found, T, K = read(own, budget, work)
-            titles |= {method: splits[0]["title"] for method, splits in found.items()}
-            absent += sum(len(own) - len(splits) for splits in found.values())
-            refused = {m: splits[0]["refusal"] for m, splits in found.items() if any("refusal" in s for s in splits)}
-            rows = [row_of(method, splits) for method, splits in found.items() if method not in refused]
-            if rows:
-                rows.sort(key=lambda row: -statistics.fmean(row.values))
-                head = {"model": model, "guidance": guidance, "T": T, "K": K, "budget": budget}
-                head |= {"prompts": max(len(row.values) for row in rows), **compared(rows, budget, K / T)}
-                settings.append({**head, "refused": refused, "rows": [row.figures() for row in rows]})
+            if found := read(cell, budget, work):
+                titles |= {one["method"]: one["title"] for one in found}
+                name = (cell.model, cell.guidance, budget, cell.split)
+                settings[name] = setting(cell, budget, found, settings.get(name))
     header = {**facts, "seed": SEED, "judged": cells[0].judged, "calibration": cells[0].calibration}
     header["not_measured"] = [title_of(method) for method in methods("all") if name_of(method) not in titles]
-    header |= {"incomplete": absent, "dearer": DEARER, "columns": list(COLUMNS)}
-    return {"header": header, "titles": dict(sorted(titles.items())), "settings": settings}
+    header |= {"dearer": DEARER, "columns": list(COLUMNS)}
+    order = {model: n for n, model in enumerate(GUIDANCE)}
+    whole = sorted(settings.values(), key=lambda one: (order[one["model"]], *key(one)[1:]))
+    return {"header": header, "titles": dict(sorted(titles.items())), "settings": whole}
+
+
+def key(setting: dict[str, Any]) -> tuple[str, float, int, int]:
+    """What a setting is of."""
+    return setting["model"], setting["guidance"], setting["budget"], setting["split"]
 
 
 def write(result: dict[str, Any], path: Path) -> None:

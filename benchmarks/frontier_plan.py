@@ -1,6 +1,7 @@
 """What takes part in the frontier: every compared method, and what `ertacache.calibrate` makes of a budget."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 import ertacache
@@ -8,6 +9,7 @@ from ertacache.baselines import catalogue
 from ertacache.baselines.baseline import Baseline, Bench
 from ertacache.baselines.profile_method import ProfileMethod
 from ertacache.errors import InvalidArgument
+from ertacache.profile.profile import Profile
 
 EFFORTS = ("fast", "balanced", "thorough")
 #: The row whose difference to the others is taken.
@@ -24,6 +26,7 @@ class Planned(ProfileMethod):
 
     Args:
         effort: of the search.
+        profiles: by K, what was calibrated already.
     """
 
     key: ClassVar[str] = "plan"
@@ -31,15 +34,22 @@ class Planned(ProfileMethod):
     paper: ClassVar[str] = "this package"
 
     effort: str = "balanced"
+    profiles: Mapping[int, Profile] = field(default_factory=dict[int, Profile], repr=False, compare=False)
 
     def planned(self, bench: Bench, target: float | None) -> Self:
         K = min(bench.T, max(2, round((self.share if target is None else target) * bench.T)))
-        efforts: dict[str, Any] = {"effort": self.effort}
-        profile = ertacache.calibrate(
-            bench.pipe, bench.prompts.texts, compute_steps=K, seed=bench.prompts.seed, call=bench.call,
-            batch_size=bench.batch_size, show_progress=False, **efforts,
-        )  # fmt: skip
+        profile = self.profiles[K] if K in self.profiles else calibrated(bench, self.effort, [K])[K]
         return replace(self, share=profile.schedule.K / bench.T, profile=profile)
+
+
+def calibrated(bench: Bench, effort: str, steps: list[int]) -> dict[int, Profile]:
+    """The plan of an effort at each of several numbers of steps, from one recording."""
+    efforts: dict[str, Any] = {"effort": effort}
+    profiles = ertacache.calibrate(
+        bench.pipe, bench.prompts.texts, compute_steps=steps, seed=bench.prompts.seed, call=bench.call,
+        batch_size=bench.batch_size, show_progress=False, **efforts,
+    )  # fmt: skip
+    return dict(zip(steps, profiles, strict=True))
 
 
 def name_of(method: Baseline) -> str:

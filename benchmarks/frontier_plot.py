@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from frontier_page import by_model, rows_of
+from frontier_page import Budgets, best_others, by_model, mean_of, rows_of
 from frontier_plan import OURS, OWN
 
 ROOT = Path(__file__).parent.parent
@@ -17,22 +17,25 @@ LINES = {"uniform": SOFT, "fewer-steps": INK}
 COLUMNS = 2
 
 
-def points(result: dict[str, Any], own: list[dict[str, Any]]) -> dict[str, list[tuple[float, float, float]]]:
-    """Cost, PSNR and its standard error of every method at every budget, by method."""
+def points(result: dict[str, Any], own: Budgets) -> dict[str, list[tuple[float, float, float]]]:
+    """Cost, PSNR and its standard error of every method at every budget, by method; means over the splits."""
     found: dict[str, list[tuple[float, float, float]]] = {}
-    for setting in own:
-        for method, row in rows_of(result, setting).items():
-            found.setdefault(method, []).append((row["cost"], row["psnr"], row["standard_error"]))
+    for splits in own.values():
+        rows = [row for setting in splits for row in rows_of(result, setting).values()]
+        for method in dict.fromkeys(row["method"] for row in rows):
+            mean = mean_of([row for row in rows if row["method"] == method])
+            found.setdefault(method, []).append((mean["cost"], mean["psnr"], mean["standard_error"]))
     return {method: sorted(places) for method, places in found.items()}
 
 
-def best_others(result: dict[str, Any], own: list[dict[str, Any]]) -> list[tuple[float, float]]:
+def best(result: dict[str, Any], own: Budgets) -> list[tuple[float, float]]:
     """Cost and PSNR of the best other method at each budget."""
-    named = [(rows_of(result, setting), setting["gain"]["over"]) for setting in own if "gain" in setting]
-    return sorted((rows[method]["cost"], rows[method]["psnr"]) for rows, method in named)
+    led = [[setting for setting in splits if "gain" in setting] for splits in own.values()]
+    means = [mean_of(best_others(result, splits)) for splits in led if splits]
+    return sorted((mean["cost"], mean["psnr"]) for mean in means)
 
 
-def panel(axes: Any, result: dict[str, Any], name: str, own: list[dict[str, Any]]) -> None:
+def panel(axes: Any, result: dict[str, Any], name: str, own: Budgets) -> None:
     """One model and guidance; our line on top of everything."""
     places = points(result, own)
     rest = [place for method, found in places.items() if method not in {*LINES, *OWN} for place in found]
@@ -41,8 +44,8 @@ def panel(axes: Any, result: dict[str, Any], name: str, own: list[dict[str, Any]
         if method in places:
             x, y, _ = zip(*places[method], strict=True)
             axes.plot(x, y, "o-", color=colour, markersize=4, linewidth=1.4, zorder=2)
-    if best := best_others(result, own):
-        axes.plot(*zip(*best, strict=True), "s--", color=BEST, markersize=5, linewidth=1.6, zorder=3)
+    if others := best(result, own):
+        axes.plot(*zip(*others, strict=True), "s--", color=BEST, markersize=5, linewidth=1.6, zorder=3)
     if OURS in places:
         x, y, error = zip(*places[OURS], strict=True)
         axes.errorbar(x, y, error, fmt="o-", color=COLOUR, markersize=7, linewidth=2.4, capsize=3, zorder=4)

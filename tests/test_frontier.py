@@ -71,16 +71,35 @@ def test_a_plan_is_what_calibrate_gives_for_the_steps(judge: Any, monkeypatch: p
 
     def calibrate(pipe: Any, prompts: Any, *, effort: str, **options: Any) -> Any:
         asked.append((pipe, prompts, effort, options))
-        return profile
+        return [profile]
 
     monkeypatch.setattr(ertacache, "calibrate", calibrate)
     found = plan.Planned(effort="thorough").planned(judge.bench, 0.5)
     ((pipe, prompts, effort, options),) = asked
     assert pipe is judge.pipe and prompts == judge.bench.prompts.texts and effort == "thorough"
     assert options == {
-        "compute_steps": 4, "seed": 0, "call": judge.bench.call, "batch_size": None, "show_progress": False,
+        "compute_steps": [4], "seed": 0, "call": judge.bench.call, "batch_size": None, "show_progress": False,
     }  # fmt: skip
     assert found.profile is profile and found.share == 5 / 8 and cells.knob(found) == "#.##.#.#"
+
+
+def test_the_plans_of_an_effort_come_from_one_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the budgets that are wanted of it, and of the one it is asked for."""
+    asked: list[tuple[str, list[int]]] = []
+    profiles = {K: numbered("#" * K + "." * (8 - K)) for K in (2, 3, 4)}
+
+    def calibrate(pipe: Any, prompts: Any, *, effort: str, compute_steps: list[int], **options: Any) -> Any:
+        asked.append((effort, compute_steps))
+        return [profiles[K] for K in compute_steps]
+
+    monkeypatch.setattr(ertacache, "calibrate", calibrate)
+    fast, balanced = plan.methods("plan-fast,plan-balanced")
+    judge = cells.loaded(CELL, tmp_path, [(2, fast), (4, fast), (2, balanced)])
+    assert [judge._from_one_recording(fast, K).profiles[K] for K in (4, 2)] == [profiles[4], profiles[2]]
+    assert asked == [("fast", [2, 4])]
+    assert judge._from_one_recording(balanced, 3).planned(judge.bench, 3 / 8).profile is profiles[3]
+    assert asked[1:] == [("balanced", [3, 4])]
+    assert judge._from_one_recording(balanced, 4).planned(judge.bench, 0.5).share == 0.5 and len(asked) == 2
 
 
 @pytest.mark.parametrize("method", [FewerSteps(), Uniform(), FirstBlockCache()], ids=lambda method: method.key)
