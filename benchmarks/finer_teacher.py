@@ -1,6 +1,6 @@
 """How near plans are to the exact trajectory, fitted to a finer run or not, beside solvers at as many calls.
 
-Run by hand: `python benchmarks/finer_teacher.py`; about an hour on one core. Per bundled model, at its default
+Run by hand: `python benchmarks/finer_teacher.py`; an hour and a quarter on one core. Per bundled model, at its default
 guidance: plans of T / 3, T / 2 and 2 T / 3 steps, fitted to the uncached run and to one of 4 T steps, and the
 pipeline's own solver, DPM-Solver++ (2M), UniPC and Adams-2 with as many steps, on held-out prompts. Each row has its
 distance to the run of 4 T steps and to the uncached one, and what the zoo's judge finds of the captions. A model that

@@ -87,6 +87,11 @@ ARGUMENTS: list[tuple[dict[str, Any], str]] = [
         for value in (0, 0.0, 1, 2, -0.1, float("nan"), True, "half")
     ),
     *(
+        ({"choose": value, **more}, f"choose is {value!r}; choose a share from 0 to below 1, such as 0.2")
+        for value in (1, -0.1, float("nan"), True, "half", None)
+        for more in ({}, {"effort": "fast"})
+    ),
+    *(
         ({"seed": value}, f"seed is {value!r}; choose a whole number from 0 to 9223372036854775807: prompt n starts fr")
         for value in (2**64, 2**63, -1, True, 1.0)
     ),

@@ -273,6 +273,26 @@ def test_a_reference_that_is_none_is_refused():
         calibrate_quantized(pipe, PROMPTS[:2], reference=mixture_pipeline(), show_progress=False, **CALL)
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"inputs": 5}, "inputs is 5; give a list of one dictionary per prompt"),
+        ({"inputs": "abc"}, "inputs is 'abc'; give a list of one dictionary per prompt"),
+        ({"checkpoint": 5}, "checkpoint is 5; name a folder, which is made if it is missing"),
+        ({"checkpoint": b"x"}, "checkpoint is b'x'; name a folder, which is made if it is missing"),
+        ({"checkpoint": ["a"]}, r"checkpoint is \['a'\]; name a folder, which is made if it is missing"),
+        ({"choose": 0}, "choose is 0; choose a share between 0 and 1"),
+        ({"holdout": 1.0}, "holdout is 1.0; choose a share between 0 and 1"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused_before_the_work(bad: dict[str, Any], message: str):
+    pipe, full = off_pipeline(), mixture_pipeline()
+    with pytest.raises(InvalidArgument, match=message):
+        calibrate_quantized(pipe, PROMPTS, reference=full, show_progress=False, **CALL, **bad)
+    assert pipe.calls == full.calls == 0
+
+
 def test_a_denoiser_alone_runs_in_a_copy_of_the_pipeline():
     pipe, module = off_pipeline(), mixture_pipeline().transformer
     for reference in (module, {"transformer": module}):

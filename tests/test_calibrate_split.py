@@ -288,6 +288,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "probes": ({"probes": 0.5}, "probes is 0.5; choose a whole number of 1 or more: runs of the small model"),
     "batch": ({"batch_size": 0}, "batch_size is 0; choose a whole number of 1 or more"),
     "share": ({"choose": 0}, "choose is 0; choose a share between 0 and 1"),
+    "inputs": ({"inputs": 5}, "inputs is 5; give a list of one dictionary per prompt"),
+    "checkpoint": ({"checkpoint": ["a"]}, r"checkpoint is \['a'\]; name a folder, which is made if it is missing"),
     "few prompts": ({"prompts": PROMPTS[:2]}, "2 prompts leave none to choose a switch on; give 3 or more"),
     "argument": ({"guidance": 3}, "no argument 'guidance'"),
     "one step": ({"call": {**CALL, "num_inference_steps": 1}}, r"a run of 1 step\(s\) cannot be split; give it 2"),

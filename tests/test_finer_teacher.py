@@ -45,6 +45,7 @@ from ertacache.profile.profile_figures import tables
 from ertacache.runtime.player import Player
 from ertacache.runtime.run import Controller
 from ertacache.runtime.run_stats import RunStats
+from ertacache_zoo import catalogue
 from pipelines import PROMPTS as TEXTS
 from video_profiles import wan22
 
@@ -422,6 +423,7 @@ def test_the_table_of_the_page_is_that_of_the_result_file() -> None:
     benchmark = load("finer_teacher")
     found = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
     assert benchmark.table(found) in (ROOT / "docs" / "finer-teacher.md").read_text(encoding="utf-8")
+    assert set(found) == {*catalogue.IMAGE_NAMES, *catalogue.VIDEO_NAMES}
     for model in found.values():
         assert model["header"]["prompts"] >= 24
         assert model["header"]["teacher_steps"] == 4 * model["header"]["T"]

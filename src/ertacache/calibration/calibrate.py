@@ -230,6 +230,7 @@ def calibrate(
     compared = any(request.compares(budget) for budget in budgets)
     compared |= predictor is not None and request.effort is not None
     check_number("holdout", holdout, "choose a share between 0 and 1, such as 0.2", lambda x: 0 < x < 1)
+    check_number("choose", choose, "choose a share from 0 to below 1, such as 0.2", lambda x: 0 <= x < 1)
     shares: dict[str, Any] = {"choose": choose if compared else 0.0, "judge": holdout, "seed": seed, "inputs": inputs}
     parts = split_prompts(prompts, **shares)
     for budget in budgets:

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ertacache.calibration.checks import check_number, check_whole
 from ertacache.errors import InvalidArgument
-from ertacache.pipelines.inputs import Inputs, digest, embedded, names_of
+from ertacache.pipelines.inputs import Inputs, check_inputs, digest, embedded, names_of
 
 #: What a profile can keep; torch would take twice as many.
 LARGEST_SEED = 2**63 - 1
@@ -64,6 +64,32 @@ class Parts(NamedTuple):
     fitted: Prompts
     chosen: Prompts
     judged: Prompts
+
+
+def three_parts(
+    prompts: Sequence[str] | None,
+    choose: float,
+    holdout: float,
+    seed: int,
+    inputs: Sequence[Inputs] | None,
+    chosen: str,
+) -> tuple[dict[str, Any], Parts]:
+    """`split_prompts` where none of the parts may be empty; with its arguments, which a recording takes too.
+
+    Args:
+        chosen: what the second part is to choose.
+
+    Raises:
+        InvalidArgument: as `split_prompts`, a share of 0, or prompts for two parts only.
+    """
+    check_inputs(inputs)
+    for name, share in (("choose", choose), ("holdout", holdout)):
+        check_number(name, share, "choose a share between 0 and 1, such as 0.2", lambda x: 0 < x < 1)
+    shares: dict[str, Any] = {"choose": choose, "judge": holdout, "seed": seed, "inputs": inputs}
+    parts = split_prompts(prompts, **shares)
+    if not parts.chosen.texts:
+        raise InvalidArgument(f"2 prompts leave none to choose {chosen} on; give 3 or more")
+    return shares, parts
 
 
 def split_prompts(

@@ -7,13 +7,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ertacache.calibration.calibrator import Calibrator
 from ertacache.calibration.candidates import Candidate, distance, heldout_figures
 from ertacache.calibration.checkpoint import owned
-from ertacache.calibration.checks import check_number, check_whole
+from ertacache.calibration.checks import check_whole
 from ertacache.calibration.defaults import CHOOSE, HOLDOUT
 from ertacache.calibration.effort import Work, duration, size_in_words
 from ertacache.calibration.errors_by_step import errors_by_step
@@ -24,12 +23,11 @@ from ertacache.calibration.outcome import candidate_row, times_of
 from ertacache.calibration.own_arguments import pipeline_arguments, refuse_mistaken
 from ertacache.calibration.pipeline_run import check_batches, check_call
 from ertacache.calibration.progress import run_progress, say
-from ertacache.calibration.prompts import split_prompts
+from ertacache.calibration.prompts import three_parts
 from ertacache.calibration.tie import simpler_on_a_tie
-from ertacache.errors import InvalidArgument
 from ertacache.metrics import paired_gain
 from ertacache.pipelines.affine_step import is_affine
-from ertacache.pipelines.inputs import Inputs
+from ertacache.pipelines.inputs import Inputs, check_inputs
 from ertacache.profile.profile import Profile
 from ertacache.quantization.corrections import Options, candidates, options_of
 
@@ -85,22 +83,18 @@ def calibrate_quantized(
         UserWarning: no correction wins, and none is installed.
     """
     own = inspect.signature(calibrate_quantized).parameters
+    check_inputs(inputs)
     refuse_mistaken(pipe, {"choose": choose, "holdout": holdout, "seed": seed, "batch_size": batch_size})
     shared = pipeline_arguments(call, more)
     check_call(pipe, shared, inputs or (), own=own, texts=prompts is not None)
     options = options_of(estimator, granularity, fit, affine=is_affine(pipe.scheduler))
-    for name, share in (("choose", choose), ("holdout", holdout)):
-        check_number(name, share, "choose a share between 0 and 1, such as 0.2", lambda x: 0 < x < 1)
     if batch_size is not None:
         check_whole("batch_size", batch_size, 1, "prompts per pipeline call, or None for all at once")
-    shares: dict[str, Any] = {"choose": choose, "judge": holdout, "seed": seed, "inputs": inputs}
-    parts = split_prompts(prompts, **shares)
-    if not parts.chosen.texts:
-        raise InvalidArgument("2 prompts leave none to choose a correction on; give 3 or more")
+    shares, parts = three_parts(prompts, choose, holdout, seed, inputs, chosen="a correction")
     check_batches(pipe, parts, batch_size, shared)
     full = full_precision(pipe, reference)
     tell = partial(say, title="calibrate", show=show_progress)
-    with owned(None if checkpoint is None else Path(checkpoint)):
+    with owned(checkpoint):
         calibrator = Calibrator(
             pipe, prompts, batch_size=batch_size, call=shared, teacher=full, checkpoint=checkpoint, **shares
         )

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from ertacache.calibration.checkpoint import owned
-from ertacache.calibration.checks import check_number, check_whole
+from ertacache.calibration.checks import check_whole
 from ertacache.calibration.defaults import CHOOSE, HOLDOUT
 from ertacache.calibration.effort import duration, size_in_words
 from ertacache.calibration.own_arguments import pipeline_arguments, refuse_mistaken
 from ertacache.calibration.pipeline_run import check_batches, check_call
 from ertacache.calibration.progress import run_progress, say
-from ertacache.calibration.prompts import split_prompts
+from ertacache.calibration.prompts import three_parts
 from ertacache.calibration.target import check_target
 from ertacache.errors import InvalidArgument, UnsupportedPipeline
 from ertacache.pipelines.inputs import Inputs, check_inputs
@@ -87,12 +87,9 @@ def calibrate_split(
     budget = Budget.of(cloud_budget, target_psnr)
     shared, own = pipeline_arguments(call, more), inspect.signature(calibrate_split).parameters
     check_call(large, shared, inputs or (), own=own, texts=prompts is not None)
-    _check(orders, tried, probes, choose, holdout, batch_size)
+    _check(orders, tried, probes, batch_size)
     check_models(large, small)
-    shares: dict[str, Any] = {"choose": choose, "judge": holdout, "seed": seed, "inputs": inputs}
-    parts = split_prompts(prompts, **shares)
-    if not parts.chosen.texts:
-        raise InvalidArgument("2 prompts leave none to choose a switch on; give 3 or more")
+    shares, parts = three_parts(prompts, choose, holdout, seed, inputs, chosen="a switch")
     check_target(budget.target_psnr, len(parts.chosen.texts))
     check_batches(large, parts, batch_size, shared)
     with owned(checkpoint):
@@ -119,13 +116,11 @@ def _calibrated(
     return profile
 
 
-def _check(orders: str, tried: int, probes: int, choose: float, holdout: float, batch_size: int | None) -> None:
+def _check(orders: str, tried: int, probes: int, batch_size: int | None) -> None:
     if orders not in get_args(Orders):
         raise InvalidArgument(f"orders is {orders!r}; choose 'switch' or 'any'")
     check_whole("tried", tried, 1, "orders that are run on the prompts that choose")
     check_whole("probes", probes, 1, "runs of the small model by which its response is measured")
-    for name, share in (("choose", choose), ("holdout", holdout)):
-        check_number(name, share, "choose a share between 0 and 1, such as 0.2", lambda x: 0 < x < 1)
     if batch_size is not None:
         check_whole("batch_size", batch_size, 1, "prompts per pipeline call, or None for all at once")
 
