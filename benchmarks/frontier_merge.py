@@ -113,7 +113,14 @@ def setting(cell: Cell, budget: int, found: list[dict[str, Any]], old: dict[str,
 def merged(
     cells: list[Cell], budgets: list[int], work: Path, facts: dict[str, Any], old: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The whole result: of what is there, and of what `old` has already."""
+    """The whole result: of what is there, and of what `old` has already.
+
+    Raises:
+        SystemExit: `old` is of other numbers of prompts, or lacks what a comparison needs.
+    """
+    numbers = {"seed": SEED, "judged": cells[0].judged, "calibration": cells[0].calibration}
+    if old is not None and (had := {name: old["header"][name] for name in numbers}) != numbers:
+        raise SystemExit(f"the result was made with {had}, not {numbers}; choose another --out")
     titles: dict[str, str] = {} if old is None else dict(old["titles"])
     settings = {} if old is None else {key(setting): setting for setting in old["settings"]}
     for cell in cells:
@@ -122,7 +129,7 @@ def merged(
                 titles |= {one["method"]: one["title"] for one in found}
                 name = (cell.model, cell.guidance, budget, cell.split)
                 settings[name] = setting(cell, budget, found, settings.get(name))
-    header = {**facts, "seed": SEED, "judged": cells[0].judged, "calibration": cells[0].calibration}
+    header = {**facts, **numbers}
     header["not_measured"] = [title_of(method) for method in methods("all") if name_of(method) not in titles]
     header |= {"dearer": DEARER, "columns": list(COLUMNS)}
     order = {model: n for n, model in enumerate(GUIDANCE)}

@@ -121,6 +121,14 @@ def test_a_row_without_its_prompts_is_not_compared(result: Any, tmp_path: Path) 
     )
 
 
+def test_a_result_of_other_prompts_is_not_added_to(result: Any, tmp_path: Path) -> None:
+    result["header"]["judged"] = 9
+    with pytest.raises(
+        SystemExit, match=r"made with \{.*'judged': 9, .*\}, not \{.*'judged': 2, .*; choose another --out"
+    ):
+        merge.merged(CELLS, [2], tmp_path, {}, result)
+
+
 def test_nothing_measured_is_said(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"nothing is measured yet; run benchmarks/frontier\.py without --merge first"):
         merge.write(merge.merged(CELLS, [2], tmp_path / "none", {}), tmp_path / "frontier.json")
