@@ -149,7 +149,8 @@ def test_a_lora_is_swapped_between_the_runs_of_an_enabled_profile() -> None:
                                   "group offload by block", "group offload to a disk"])  # fmt: skip
 @pytest.mark.parametrize("when", ["before", "while applied"])
 def test_offloaded_blocks_are_passed_by_at_site_hidden(name: str, when: str) -> None:
-    put_on = combined_placement.ROWS[name].on
+    row = combined_placement.ROWS[name]
+    put_on = row.on
     assert put_on is not None
     small, other = tokens.flux(), tokens.flux()
     profile = calibrated(small, "hidden")
@@ -162,9 +163,9 @@ def test_offloaded_blocks_are_passed_by_at_site_hidden(name: str, when: str) -> 
             if when != "before" and not stats.computed:
                 assert torch.equal(generate(other), expected)
                 put_on(other.pipe)
-            assert torch.equal(generate(other), expected)
+            assert distance(generate(other), expected) <= row.rounding
             assert (stats.computed, stats.predicted) == ({"cond": 5}, {"cond": 3})
-    assert torch.equal(generate(other), generate(small))
+    assert distance(generate(other), generate(small)) <= row.rounding
 
 
 @pytest.mark.parametrize("site", SITES)

@@ -129,7 +129,8 @@ def test_the_forward_is_the_rounded_product_and_the_keys_stay():
     before = plain.blocks[0]["shared"]
     assert torch.equal(layer.weight, by_hand(before.weight.detach(), 4, 4))
     expected = nn.functional.linear(by_hand(x, 8, 4), by_hand(before.weight.detach(), 4, 4), before.bias)
-    assert torch.equal(layer(x), expected)
+    # On some CPUs the last bit of a product depends on where its factors lie in memory; a step of the grid is 1e-2.
+    torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-6)
     assert "bits=(4, 8), group=4" in repr(layer)
 
 
