@@ -136,10 +136,8 @@ def part(result: dict[str, Any]) -> str:
 
 def readme_part(result: dict[str, Any]) -> str:
     """The README's one table: our plan, the best other method and fewer steps in every setting with a goal."""
-    shown = {
-        name: {b: splits for b, splits in own.items() if "goal" in splits[0].get("gain", {})}
-        for name, own in by_model(result).items()
-    }
+    aimed = {**result, "settings": [one for one in result["settings"] if "goal" in one.get("gain", {})]}
+    shown = by_model(aimed)
     counts = sorted({len(splits) * result["header"]["judged"] for own in shown.values() for splits in own.values()})
     text = (
         "PSNR in dB against the uncached run of the **plan** / the best other method measured / fewer steps, and\n"

@@ -178,6 +178,14 @@ def test_the_readmes_table_has_plan_best_other_and_fewer_steps(result: Any) -> N
     assert "Means over 4 prompts that no calibration has seen." in lines[2]
 
 
+def test_the_readmes_table_leaves_out_a_split_that_has_no_lead_yet(result: Any) -> None:
+    del result["settings"][1]["gain"]
+    text = page.readme_part(result)
+    assert (
+        text.endswith("| tiny-flux, guidance 10 | **42.0** / 35.0 / 33.0 (+7.0 ± 1.0) |") and "over 2 prompts" in text
+    )
+
+
 def test_the_picture_has_a_panel_for_every_setting_and_our_line(result: Any, tmp_path: Path) -> None:
     other = {**result["settings"][0], "guidance": 14.0}
     plot.draw(result, tmp_path / "one.png")
