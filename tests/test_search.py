@@ -10,9 +10,10 @@ from dummy_pipeline import mixture_pipeline
 from ertacache.calibration import job, joint
 from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.calibrator import Calibrator
+from ertacache.calibration.candidates import best_of, fitted_candidate
 from ertacache.calibration.effort import Work, work_of
 from ertacache.calibration.proposals import count_of, schedules
-from ertacache.calibration.search import Found, prices, proposals, recommended, refined, search
+from ertacache.calibration.search import MEASURED, Found, prices, proposals, recommended, refined, search
 from ertacache.calibration.tie import simpler_on_a_tie
 from ertacache.core.paths import cheapest, price_of
 from ertacache.core.schedule import Schedule
@@ -116,6 +117,28 @@ def test_weighed_prices_are_those_of_the_growth():
     even, whole = (segment_costs(grams, 3, 2, growth=g, ridge=1e-3, boundaries=(5,)) for g in (None, growth))
     assert torch.equal(even.weighed(growth).prices, whole.prices)
     assert price_of(even.weighed(growth), Schedule.uniform(T, K)) == price_of(whole, Schedule.uniform(T, K))
+
+
+def test_even_steps_take_part_with_every_history():
+    run = calibrator()
+    base = recommended(run, 1e-3, "trajectory")
+    for effort in ("balanced", "thorough"):
+        measured = search(run, base, K, effort).measured
+        assert [one.name for one in measured[:2]] == ["uniform, own history", "uniform"]
+        assert len([one for one in measured if one.method.correcting is None]) >= MEASURED[effort]
+    assert [one.name for one in search(run, base, K, "fast").measured] == ["uniform"]
+
+
+def test_prompts_that_were_fitted_to_do_not_overrule_the_others():
+    run = calibrator()
+    first = fitted_candidate(run, replace(recommended(run, 1e-3, "trajectory"), schedule=Schedule.uniform(T, K)))
+    even = replace(first, measured={"error": [-2.0, -2.1, -1.9, -2.0]}, fitted=[-2.0] * 12)
+    flattered = replace(first, measured={"error": [-1.8, -1.9, -1.8, -1.9]}, fitted=[-3.0] * 12)
+    borne_out = replace(first, measured={"error": [-2.0, -2.2, -1.8, -2.0]}, fitted=[-2.5] * 12)
+    assert best_of([even, flattered]) is even
+    assert best_of([even, flattered, borne_out]) is borne_out
+    alone = [replace(one, measured={"error": one.errors[:1]}) for one in (even, flattered)]
+    assert best_of(alone) is alone[1]
 
 
 def test_a_joint_refinement_is_taken_beyond_a_standard_error_of_the_prompts_that_choose(

@@ -7,12 +7,11 @@ from typing import Any
 
 from ertacache.calibration.budget import Budget
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.candidates import compared, fitted_candidates
+from ertacache.calibration.candidates import best_of, compared, fitted_candidates
 from ertacache.calibration.method import Method
 from ertacache.calibration.proposals import Effort, schedules
 from ertacache.calibration.request import Request
 from ertacache.calibration.search import Found, prices
-from ertacache.calibration.tie import simpler_on_a_tie
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument, PredictorInvalid
 from ertacache.pipelines.affine_step import is_affine
@@ -107,6 +106,4 @@ def with_small(calibrator: Calibrator, base: Method, found: Found, K: int, effor
         return found
     ranked = sorted(fitted, key=lambda candidate: candidate.deviation)[: _MEASURED[effort]]
     measured = [compared(calibrator, candidate) for candidate in ranked]
-    everyone = [found.best, *measured]
-    best = everyone[simpler_on_a_tie([candidate.evidence for candidate in everyone])]
-    return Found(best, (*found.measured, *measured))
+    return Found(best_of([found.best, *measured]), (*found.measured, *measured))

@@ -3,7 +3,7 @@
 import logging
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from ertacache.calibration.held_out import measure
 from ertacache.calibration.kept import loop_name
 from ertacache.calibration.method import Method
 from ertacache.calibration.solved import Solved
+from ertacache.calibration.tie import simpler_on_a_tie, unrefuted
 from ertacache.core.schedule import Schedule
 from ertacache.errors import InvalidArgument, PredictorInvalid
 from ertacache.metrics import figures
@@ -67,8 +68,8 @@ class Candidate:
 
     @property
     def evidence(self) -> list[float]:
-        """The same of all prompts that may choose. The fitted ones flatter every plan by little, having thousands of
-        values for each coefficient, and few that choose can tell no plans apart."""
+        """The same of all prompts that may choose. Few that were not fitted to can tell no plans apart; the fitted ones
+        flatter every plan, and some more than others, so that they have no say against the others, see `best_of`."""
         return [*self.errors, *self.fitted]
 
 
@@ -221,6 +222,16 @@ def compared(calibrator: Calibrator, candidate: Candidate) -> Candidate:
     facts = replace(candidate.profile.provenance, heldout=heldout_figures(candidate.profile, measured))
     profile = replace(candidate.profile, provenance=facts)
     return replace(candidate, profile=profile, measured=measured, fitted=candidate.errors)
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """The simplest of those as good as the best by all evidence, but for those that unseen prompts speak against.
+
+    Args:
+        candidates: measured, the simplest first.
+    """
+    taking = [candidates[n] for n in unrefuted([candidate.errors for candidate in candidates])]
+    return taking[simpler_on_a_tie([candidate.evidence for candidate in taking])]
 
 
 def heldout_figures(profile: Profile, measured: dict[str, list[float]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from ertacache.calibration.assemble import fit_ahead
 from ertacache.calibration.assisted import with_small
 from ertacache.calibration.budget import Budget
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.candidates import Candidate, evaluate, fitted_candidate, options_of
+from ertacache.calibration.candidates import Candidate, best_of, evaluate, fitted_candidate, options_of
 from ertacache.calibration.full_precision import FullPrecision
 from ertacache.calibration.method import Correcting, Method
 from ertacache.calibration.request import Request
@@ -67,7 +67,7 @@ def keeping(found: Found, target: float, even: Candidate) -> Found:
     keep = [candidate for candidate in found.measured if reaches(candidate, target)]
     if not keep:
         return Found(even, (even, *found.measured))
-    return Found(keep[simpler_on_a_tie([candidate.evidence for candidate in keep])], found.measured)
+    return Found(best_of(keep), found.measured)
 
 
 def with_corrections(calibrator: Calibrator, found: Found) -> Found:

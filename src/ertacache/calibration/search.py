@@ -8,7 +8,7 @@ from typing import Any
 
 from ertacache.calibration import joint
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.candidates import Candidate, compared, fitted_candidates
+from ertacache.calibration.candidates import Candidate, best_of, compared, fitted_candidates
 from ertacache.calibration.coarse_grid import coarse_grid
 from ertacache.calibration.held_out import measure_ahead
 from ertacache.calibration.kept import loop_name
@@ -117,19 +117,25 @@ def recommended(calibrator: Calibrator, ridge: float, aim: Any) -> Method:
 def choose(calibrator: Calibrator, fitted: Sequence[Candidate], count: int) -> Found:
     """The best of fitted plans by the prompts that choose; of those equal within one standard error the simplest.
 
+    A plan is not taken where a simpler one is better, beyond a standard error, on the prompts that neither was fitted
+    to.
+
     Args:
-        fitted: in the order of simplicity. The first always takes part.
+        fitted: in the order of simplicity. The first always takes part, and so do those of its schedule that were
+            fitted too: evenly spaced steps with less to predict from, and with all of it.
         count: how many take part.
 
     Raises:
         CalibrationError: the runs of all of them end in NaN or infinity.
     """
-    ranked = sorted(fitted[1:], key=lambda candidate: candidate.deviation)[: count - 1]
-    taking = [candidate for candidate in fitted if candidate is fitted[0] or candidate in ranked]
+    even = [candidate for candidate in fitted if candidate.profile.schedule == fitted[0].profile.schedule][:count]
+    others = [candidate for candidate in fitted if candidate not in even]
+    ranked = sorted(others, key=lambda candidate: candidate.deviation)[: count - len(even)]
+    taking = [candidate for candidate in fitted if candidate in even or candidate in ranked]
     if calibrator.parts.chosen.texts:
         measure_ahead(calibrator, [candidate.profile for candidate in taking], "chosen")
     measured = [compared(calibrator, candidate) for candidate in taking]
-    best = measured[simpler_on_a_tie([candidate.evidence for candidate in measured])]
+    best = best_of(measured)
     if best.deviation == math.inf:
         raise CalibrationError(
             f"runs of prompts that were not fitted end in NaN or infinity with schedule {best.profile.schedule}; "
