@@ -26,6 +26,7 @@ class Row:
     Attributes:
         values: PSNR of every judged prompt.
         ssim, cost: means over them.
+        line: that of the result file, where the values are not known.
     """
 
     method: str
@@ -33,6 +34,7 @@ class Row:
     ssim: float
     cost: float
     knob: str
+    line: Sequence[Any] = ()
 
     @classmethod
     def measured(cls, one: dict[str, Any]) -> Self:
@@ -44,10 +46,17 @@ class Row:
     def kept(cls, figures: list[Any]) -> Self:
         """The row of a line of the result file."""
         line = dict(zip(COLUMNS, figures, strict=True))
-        return cls(**{name: line[name] for name in ("method", "values", "ssim", "cost", "knob")})
+        return cls(**{name: line[name] for name in ("method", "values", "ssim", "cost", "knob")}, line=figures)
+
+    @property
+    def mean(self) -> float:
+        """PSNR over the judged prompts, in dB."""
+        return statistics.fmean(self.values) if self.values else self.line[COLUMNS.index("psnr")]
 
     def figures(self) -> list[Any]:
         """The columns of the result file."""
+        if not self.values:
+            return [*self.line]
         mean, error = mean_and_error(self.values)
         tenth = statistics.quantiles(self.values, n=10, method="inclusive")[0] if len(self.values) > 1 else mean
         figures = [mean, error, round(tenth, 2), min(self.values), round(self.ssim, 4)]
@@ -71,7 +80,13 @@ def read(cell: Cell, budget: int, work: Path) -> list[dict[str, Any]]:
 
 
 def difference(ours: Row, other: Row) -> dict[str, Any]:
-    """PSNR of ours minus the other's, prompt by prompt."""
+    """PSNR of ours minus the other's, prompt by prompt.
+
+    Raises:
+        SystemExit: their prompts are not known.
+    """
+    if without := [row.method for row in (ours, other) if not row.values]:
+        raise SystemExit(f"{', '.join(without)} without a value for each prompt; measure that, too")
     mean, error = mean_and_error([a - b for a, b in zip(ours.values, other.values, strict=True)])
     return {"over": other.method, "mean": mean, "standard_error": error}
 
@@ -82,7 +97,7 @@ def compared(rows: list[Row], budget: int, wanted: float) -> dict[str, Any]:
     others = [row for row in rows if row.method not in OWN and row.cost <= DEARER * wanted]
     if ours is None or not others:
         return {}
-    gain = difference(ours, max(others, key=lambda row: statistics.fmean(row.values)))
+    gain = difference(ours, max(others, key=lambda row: row.mean))
     if budget in GOALS:
         gain["goal"] = GOALS[budget]
     even = [difference(ours, row) for row in rows if row.method == EVEN]
@@ -93,21 +108,21 @@ def setting(cell: Cell, budget: int, found: list[dict[str, Any]], old: dict[str,
     """One cell at a budget: what was found, beside the rows that the result has of it already.
 
     Raises:
-        SystemExit: a row of the result cannot be compared with others, having no value for each prompt.
+        SystemExit: of what is to be compared a row of the result has no value for each prompt.
     """
     new = {one["method"] for one in found}
     others = [figures for figures in old["rows"] if figures[0] not in new] if old is not None else []
-    if without := [figures[0] for figures in others if not figures[-1]]:
-        raise SystemExit(
-            f"{cell.name}, T/{budget}: {', '.join(without)} have no value for each prompt; measure these, too"
-        )
     refused = {} if old is None else {method: reason for method, reason in old["refused"].items() if method not in new}
     refused |= {one["method"]: one["refusal"] for one in found if "refusal" in one}
     rows = [Row.kept(figures) for figures in others] + [Row.measured(one) for one in found if "refusal" not in one]
-    rows.sort(key=lambda row: -statistics.fmean(row.values))
+    rows.sort(key=lambda row: -row.mean)
     T, K = found[0]["T"], found[0]["K"]
+    try:
+        lead = compared(rows, budget, K / T)
+    except SystemExit as error:
+        raise SystemExit(f"{cell.name}, T/{budget}: {error}") from None
     head = {"model": cell.model, "guidance": cell.guidance, "split": cell.split, "T": T, "K": K, "budget": budget}
-    return {**head, **compared(rows, budget, K / T), "refused": refused, "rows": [row.figures() for row in rows]}
+    return {**head, **lead, "refused": refused, "rows": [row.figures() for row in rows]}
 
 
 def merged(

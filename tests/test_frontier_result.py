@@ -105,20 +105,27 @@ def test_what_is_measured_later_joins_what_the_result_has(result: Any, tmp_path:
     )
 
 
-def test_a_row_without_its_prompts_is_not_compared(result: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["taylorseer", "plan-fast", "plan-balanced"])
+def test_a_row_without_its_prompts_is_not_compared(result: Any, tmp_path: Path, missing: str) -> None:
     for row in result["settings"][0]["rows"]:
         row[-1] = []
-    with pytest.raises(
-        SystemExit, match=r"split-0, T/2: .*uniform.* have no value for each prompt; measure these, too"
-    ):
-        work = tmp_path / "later"
-        written(work)
-        CELLS[0].file(work, "uniform", 2).unlink()
+    written(work := tmp_path / "later")
+    CELLS[0].file(work, missing, 2).unlink()
+    said = f"split-0, T/2: {missing} without a value for each prompt; measure that, too"
+    with pytest.raises(SystemExit, match=said):
         merge.merged(CELLS, [2], work, {}, result)
     assert merge.merged(CELLS, [2], tmp_path / "none", {}, result)["settings"] == result["settings"]
-    assert all(
-        row[-1] for setting in merge.merged(CELLS, [2], tmp_path, {}, result)["settings"] for row in setting["rows"]
-    )
+
+
+def test_a_row_without_its_prompts_stays_as_it_is(result: Any, tmp_path: Path) -> None:
+    for row in result["settings"][0]["rows"]:
+        row[-1] = []
+    written(work := tmp_path / "later")
+    CELLS[0].file(work, "uniform", 2).unlink()
+    found = merge.merged(CELLS, [2], work, {}, result)["settings"][0]
+    assert {row[0]: row for row in found["rows"]}["uniform"] == result["settings"][0]["rows"][-1]
+    assert [row[0] for row in found["rows"] if not row[-1]] == ["uniform"]
+    assert found["gain"] == result["settings"][0]["gain"]
 
 
 def test_a_result_of_other_prompts_is_not_added_to(result: Any, tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ def simpler_on_a_tie(candidates: Sequence[Sequence[float]]) -> int:
 def unrefuted(unseen: Sequence[Sequence[float]]) -> list[int]:
     """Indices of the candidates than which no simpler one is better by more than one standard error.
 
-    A closed loop flatters some plans more than others on the prompts that it was fitted to, and by more than the
-    plans differ (by 2 dB on tiny-cogvideox at T/5): those prompts may tell plans apart, but not overrule the others.
-    One prompt, which has no spread, speaks against none.
+    A closed loop flatters some plans more than others on the prompts that it was fitted to, where steps are few by
+    more than the plans differ: those prompts may tell plans apart, but not overrule the others. One prompt, which has
+    no spread, speaks against none.
 
     Args:
         unseen: from the simplest to the least simple, the log errors of each on the same prompts, none of which it was
