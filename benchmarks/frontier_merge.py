@@ -131,11 +131,14 @@ def merged(
     """The whole result: of what is there, and of what `old` has already.
 
     Raises:
-        SystemExit: `old` is of other numbers of prompts, or lacks what a comparison needs.
+        SystemExit: `old` is of other numbers of prompts or other versions, or lacks what a comparison needs.
     """
     numbers = {"seed": SEED, "judged": cells[0].judged, "calibration": cells[0].calibration}
-    if old is not None and (had := {name: old["header"][name] for name in numbers}) != numbers:
-        raise SystemExit(f"the result was made with {had}, not {numbers}; choose another --out")
+    if old is not None:
+        made, now = ({**header, **header.get("versions", {})} for header in (old["header"], {**facts, **numbers}))
+        if differing := [name for name in (*numbers, "torch", "diffusers") if made.get(name) != now.get(name)]:
+            had, have = ({name: header.get(name) for name in differing} for header in (made, now))
+            raise SystemExit(f"the result was made with {had}, not {have}; choose another --out")
     titles: dict[str, str] = {} if old is None else dict(old["titles"])
     settings = {} if old is None else {key(setting): setting for setting in old["settings"]}
     for cell in cells:

@@ -18,6 +18,7 @@ plot: Any = load("frontier_plot")
 
 RESULTS = ROOT / "benchmarks" / "results" / "frontier.json"
 CELLS = [cells.Cell("tiny-flux", 10.0, split, 4, 2) for split in (0, 1)]
+FACTS = {"machine": "one core", "versions": {"torch": "2", "diffusers": "1"}}
 #: Method -> cost, and PSNR of the two prompts of each split.
 FIGURES: dict[str, tuple[float, list[list[float]]]] = {
     "plan-balanced": (0.5, [[40.0, 44.0], [42.0, 50.0]]),
@@ -45,8 +46,7 @@ def written(work: Path, budget: int = 2, **changes: Any) -> None:
 @pytest.fixture
 def result(tmp_path: Path) -> Any:
     written(tmp_path)
-    facts = {"machine": "one core", "versions": {"torch": "2", "diffusers": "1"}}
-    found = merge.merged(CELLS, [2, 3], tmp_path, facts)
+    found = merge.merged(CELLS, [2, 3], tmp_path, FACTS)
     merge.write(found, tmp_path / "frontier.json")
     assert json.loads((tmp_path / "frontier.json").read_text()) == json.loads(json.dumps(found))
     return json.loads((tmp_path / "frontier.json").read_text())
@@ -92,13 +92,13 @@ def test_what_is_measured_later_joins_what_the_result_has(result: Any, tmp_path:
     path = CELLS[1].file(work, "gcache", 2)
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(own | {"psnr": [41.0, 45.0], "ssim": [0.5, 0.5], "cost": [0.5, 0.5]}))
-    found = merge.merged(CELLS, [2], work, {"machine": "m"}, result)
+    found = merge.merged(CELLS, [2], work, FACTS, result)
     first, second = found["settings"]
     assert first == result["settings"][0] and found["titles"] == {**result["titles"], "gcache": "GCACHE"}
     assert second["gain"] == {"over": "gcache", "mean": 3.0, "standard_error": 2.0, "goal": 6.0}
     assert [row for row in second["rows"] if row[0] != "gcache"] == result["settings"][1]["rows"]
     path.write_text(json.dumps(own | {"refusal": "none such"}))
-    again = merge.merged(CELLS, [2], work, {"machine": "m"}, found)["settings"][1]
+    again = merge.merged(CELLS, [2], work, FACTS, found)["settings"][1]
     assert (
         again["refused"] == {"t-gate": "no gate", "gcache": "none such"}
         and again["rows"] == result["settings"][1]["rows"]
@@ -113,8 +113,8 @@ def test_a_row_without_its_prompts_is_not_compared(result: Any, tmp_path: Path, 
     CELLS[0].file(work, missing, 2).unlink()
     said = f"split-0, T/2: {missing} without a value for each prompt; measure that, too"
     with pytest.raises(SystemExit, match=said):
-        merge.merged(CELLS, [2], work, {}, result)
-    assert merge.merged(CELLS, [2], tmp_path / "none", {}, result)["settings"] == result["settings"]
+        merge.merged(CELLS, [2], work, FACTS, result)
+    assert merge.merged(CELLS, [2], tmp_path / "none", FACTS, result)["settings"] == result["settings"]
 
 
 def test_a_row_without_its_prompts_stays_as_it_is(result: Any, tmp_path: Path) -> None:
@@ -122,18 +122,21 @@ def test_a_row_without_its_prompts_stays_as_it_is(result: Any, tmp_path: Path) -
         row[-1] = []
     written(work := tmp_path / "later")
     CELLS[0].file(work, "uniform", 2).unlink()
-    found = merge.merged(CELLS, [2], work, {}, result)["settings"][0]
+    found = merge.merged(CELLS, [2], work, FACTS, result)["settings"][0]
     assert {row[0]: row for row in found["rows"]}["uniform"] == result["settings"][0]["rows"][-1]
     assert [row[0] for row in found["rows"] if not row[-1]] == ["uniform"]
     assert found["gain"] == result["settings"][0]["gain"]
 
 
-def test_a_result_of_other_prompts_is_not_added_to(result: Any, tmp_path: Path) -> None:
-    result["header"]["judged"] = 9
-    with pytest.raises(
-        SystemExit, match=r"made with \{.*'judged': 9, .*\}, not \{.*'judged': 2, .*; choose another --out"
-    ):
-        merge.merged(CELLS, [2], tmp_path, {}, result)
+@pytest.mark.parametrize(("name", "value"), [("judged", 9), ("diffusers", "0")])
+def test_a_result_of_other_prompts_or_versions_is_not_added_to(
+    result: Any, tmp_path: Path, name: str, value: Any
+) -> None:
+    header = result["header"]
+    (header if name in header else header["versions"])[name] = value
+    said = rf"made with \{{'{name}': {value!r}\}}, not \{{'{name}': .*\}}; choose another --out"
+    with pytest.raises(SystemExit, match=said):
+        merge.merged(CELLS, [2], tmp_path, FACTS, result)
 
 
 def test_nothing_measured_is_said(tmp_path: Path) -> None:
