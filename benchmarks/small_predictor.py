@@ -24,7 +24,7 @@ from torch import Tensor
 from ertacache.calibration.assemble import assemble
 from ertacache.calibration.assisted import most_loops, with_small
 from ertacache.calibration.calibrator import Calibrator
-from ertacache.calibration.candidates import Candidate
+from ertacache.calibration.candidates import Candidate, best_of
 from ertacache.calibration.checkpoint import owned
 from ertacache.calibration.held_out import uncached_ahead
 from ertacache.calibration.kept import loop_name
@@ -137,7 +137,7 @@ def budget(bench: Bench, K: int) -> dict[str, Any]:
     rows = {"without": bench.play(plain.best.profile, plain.best.name)}
     helped = [candidate for candidate in found.measured if candidate.profile.small_steps]
     if helped:
-        best = min(helped, key=lambda candidate: sum(candidate.evidence))
+        best = found.best if found.best.profile.small_steps else best_of(helped)
         rows["with"] = bench.play(best.profile, best.name)
         rows["alone there"] = bench.play(alone_there(calibrator, best.method), "alone there")
     rows["chosen"] = {**rows["without" if found.best is plain.best else "with"], "plan": found.best.name}

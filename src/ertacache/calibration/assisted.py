@@ -105,5 +105,5 @@ def with_small(calibrator: Calibrator, base: Method, found: Found, K: int, effor
         logger.info("no small model: %s", error)
         return found
     ranked = sorted(fitted, key=lambda candidate: candidate.deviation)[: _MEASURED[effort]]
-    measured = [compared(calibrator, candidate) for candidate in ranked]
+    measured = [compared(calibrator, candidate) for candidate in fitted if candidate in ranked]  # few calls first
     return Found(best_of([found.best, *measured]), (*found.measured, *measured))

@@ -69,7 +69,7 @@ class Candidate:
     @property
     def evidence(self) -> list[float]:
         """The same of all prompts that may choose. Few that were not fitted to can tell no plans apart; the fitted ones
-        flatter every plan, and some more than others, so that they have no say against the others, see `best_of`."""
+        flatter every plan, and some more than others, so that they cannot overrule the others, see `best_of`."""
         return [*self.errors, *self.fitted]
 
 

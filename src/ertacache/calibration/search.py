@@ -115,10 +115,7 @@ def recommended(calibrator: Calibrator, ridge: float, aim: Any) -> Method:
 
 
 def choose(calibrator: Calibrator, fitted: Sequence[Candidate], count: int) -> Found:
-    """The best of fitted plans by the prompts that choose; of those equal within one standard error the simplest.
-
-    A plan is not taken where a simpler one is better, beyond a standard error, on the prompts that neither was fitted
-    to.
+    """The best of fitted plans by the prompts that choose, see `candidates.best_of`.
 
     Args:
         fitted: in the order of simplicity. The first always takes part, and so do those of its schedule that were
