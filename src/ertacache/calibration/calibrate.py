@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 from ertacache.calibration.assisted import check_predictor
-from ertacache.calibration.budget import budgets_of
+from ertacache.calibration.budget import Budget, budgets_of
 from ertacache.calibration.checkpoint import check_folder
 from ertacache.calibration.checks import check_number, check_whole
 from ertacache.calibration.defaults import CHOOSE, HOLDOUT, METHOD, RIDGE, Aim, Basis, MethodName, Timesteps
-from ertacache.calibration.full_precision import check_reference, full_precision
+from ertacache.calibration.full_precision import FullPrecision, check_reference, full_precision
 from ertacache.calibration.guidance_scales import check_plan, check_scales, joined
 from ertacache.calibration.job import Job
 from ertacache.calibration.method import Method
@@ -18,7 +18,7 @@ from ertacache.calibration.own_arguments import pipeline_arguments, refuse_mista
 from ertacache.calibration.pipeline_run import check_batches, check_call
 from ertacache.calibration.prompts import split_prompts
 from ertacache.calibration.proposals import Effort
-from ertacache.calibration.request import check_steps, requested
+from ertacache.calibration.request import Request, check_steps, requested
 from ertacache.calibration.sizes import check_own_grids, check_sizes, sized
 from ertacache.calibration.spread import Map
 from ertacache.calibration.target import check_target
@@ -235,27 +235,15 @@ def calibrate(
     parts = split_prompts(prompts, **shares)
     for budget in budgets:
         check_target(budget.target_psnr, len(parts.chosen.texts))
-    full = None if reference is None else full_precision(pipe, reference)
-    if full is not None:
-        check_reference(aimed=request.aimed and is_affine(pipe.scheduler), spread=map is not None)
-        if scales is not None or teacher_steps is not None:
-            other = "guidance_scales" if scales is not None else f"teacher_steps={teacher_steps}"
-            raise InvalidArgument(f"reference and {other} aim at different runs; give one of them")
-    if teacher_steps is not None and scales is not None:
-        raise InvalidArgument(
-            f"teacher_steps={teacher_steps} aims at a finer run of one guidance scale; calibrate each scale by itself"
-        )
+    scaled = scales is not None
+    full = _aimed_at(pipe, request, reference, teacher_steps, scaled=scaled, spread=map is not None)
     if teacher_steps is not None:
         check_teacher(pipe, shared, inputs or (), teacher_steps, aimed=request.aimed)
     check_steps(pipe, {**dict.fromkeys(brought, ()), **shared}, request, budgets)
     for arguments in calls.values():
         check_batches(pipe, parts, batch_size, arguments)
-    small = None if predictor is None else SmallModel(pipe, predictor)
-    if small is not None:
-        others = {"map": map, "reference": reference, "guidance_scales": guidance_scales, "sizes": sizes}
-        check_predictor(pipe, request, budgets, {name: value is not None for name, value in others.items()})
-    elif request.method is not None and request.method.small:
-        raise InvalidArgument(f"the method has small={list(request.method.small)}; give the small model: predictor=")
+    others = {"map": map, "reference": reference, "guidance_scales": guidance_scales, "sizes": sizes}
+    small = _small_model(pipe, predictor, request, budgets, {name: other is not None for name, other in others.items()})
     job = Job(
         pipe, prompts, request, budgets, parts, shares, batch_size, checkpoint, show_progress, len(calls), scales,
         teacher_steps, full, map, small,
@@ -266,3 +254,33 @@ def calibrate(
     by_size = [job.profiles(size, arguments) for size, arguments in calls.items()]
     profiles = [joined(plan) for plan in zip(*by_size, strict=True)]
     return profiles if several else profiles[0]
+
+
+def _aimed_at(
+    pipe: Any, request: Request, reference: Any, teacher_steps: int | None, *, scaled: bool, spread: bool
+) -> FullPrecision | None:
+    """The model in full precision whose runs are the goal, if one is given; of two goals neither is taken."""
+    full = None if reference is None else full_precision(pipe, reference)
+    if full is not None:
+        check_reference(aimed=request.aimed and is_affine(pipe.scheduler), spread=spread)
+        if scaled or teacher_steps is not None:
+            other = "guidance_scales" if scaled else f"teacher_steps={teacher_steps}"
+            raise InvalidArgument(f"reference and {other} aim at different runs; give one of them")
+    if teacher_steps is not None and scaled:
+        raise InvalidArgument(
+            f"teacher_steps={teacher_steps} aims at a finer run of one guidance scale; calibrate each scale by itself"
+        )
+    return full
+
+
+def _small_model(
+    pipe: Any, predictor: Any, request: Request, budgets: Sequence[Budget], given: dict[str, bool]
+) -> SmallModel | None:
+    """The small model that plans may predict from; `given` are the arguments that go without one."""
+    if predictor is not None:
+        small = SmallModel(pipe, predictor)
+        check_predictor(pipe, request, budgets, given)
+        return small
+    if request.method is not None and request.method.small:
+        raise InvalidArgument(f"the method has small={list(request.method.small)}; give the small model: predictor=")
+    return None
