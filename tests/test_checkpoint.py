@@ -154,6 +154,14 @@ def test_a_checkpoint_of_another_calibration_is_refused(
     assert pipe.calls == 0 and state_of(path) == content
 
 
+def test_a_checkpoint_in_which_nothing_was_run_is_anyones(tmp_path: Path):
+    path = tmp_path / "runs"
+    RunStore(path, "refused before its first run")
+    whole = calibrated(mixture_pipeline(), path, threshold=0.3)
+    pipe = mixture_pipeline()
+    assert calibrated(pipe, path, threshold=0.3) == whole and pipe.calls == 0
+
+
 @pytest.mark.parametrize("file", ["calibration.json", "*.pt", "*.bin"])
 @pytest.mark.parametrize(
     "damage",

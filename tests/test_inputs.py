@@ -15,6 +15,7 @@ from ertacache.calibration.calibrate import calibrate
 from ertacache.calibration.pipeline_run import check_call, run_pipeline
 from ertacache.calibration.prompts import Prompts, split_prompts
 from ertacache.errors import CalibrationError, InvalidArgument
+from ertacache.pipelines import pipeline_call
 from ertacache.pipelines.inputs import digest, input_names
 from ertacache.profile.profile import Profile
 from ertacache.runtime.run import Controller
@@ -160,10 +161,27 @@ def test_what_cannot_be_given_is_refused_before_any_run(options: dict[str, Any],
     assert pipe.calls == 0
 
 
-@pytest.mark.parametrize("name", ["guidance_scale", "num_inference_steps"])
-def test_what_is_one_for_all_prompts_is_no_input_of_each(name: str):
+@pytest.mark.parametrize(
+    "name",
+    ["guidance_scale", "guidance_scale_2", "image_guidance_scale", "guidance_rescale", "true_cfg_scale", "strength",
+     "sigmas", "denoising_end", "num_inference_steps"],
+)  # fmt: skip
+def test_what_is_one_for_all_prompts_is_no_input_of_each(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipeline_call, "defaults_of", lambda pipe: {"prompt": None, name: None})
     with pytest.raises(InvalidArgument, match=f"'{name}' is one for all prompts; give it in call, not in inputs"):
         check_call(image_pipeline(), {}, [{name: 3}, {name: 7}])
+
+
+def test_what_only_some_prompts_have_is_refused():
+    """A prompt without a negative one has no guidance, or an image of its own: its run is another one."""
+    assert input_names([{"negative_prompt": "", "image": None}, {"negative_prompt": "x", "image": None}]) == (
+        "image", "negative_prompt",
+    )  # fmt: skip
+    match = r"negative_prompt is None in inputs\[2\] and 'dark' in inputs\[0\]; give every prompt the same arguments"
+    with pytest.raises(InvalidArgument, match=match):
+        input_names([{"negative_prompt": text} for text in ("dark", "", None)])
+    with pytest.raises(InvalidArgument, match=r"image is 5 in inputs\[1\] and None in inputs\[0\]; give every prompt"):
+        input_names([{"image": None}, {"image": 5}])
 
 
 def test_an_empty_dictionary_for_every_prompt_is_no_argument():

@@ -12,9 +12,10 @@ import ertacache.runtime.apply as ertacache
 import pipelines
 from cached import latents
 from ertacache.calibration.calibrate import calibrate
-from ertacache.errors import InvalidArgument, ProfileMismatch
+from ertacache.errors import CalibrationError, InvalidArgument, ProfileMismatch
 from ertacache.pipelines.solvers import read_grid
 from ertacache.profile.profile import Profile
+from ertacache.runtime.folder_lock import locked
 from ertacache.runtime.grids import distance, nearest, pick
 from ertacache.runtime.retarget import retargeted
 from numbered_profile import numbered, straight
@@ -175,6 +176,18 @@ def test_each_size_continues_from_a_checkpoint_of_its_own(profile: Profile, tmp_
     again = pipelines.flux()
     calls = counted(again)
     assert calibrated(again, sizes=SIZES, checkpoint=path, **OTHERS) == found and calls == [0]
+
+
+def test_a_later_sizes_checkpoint_of_another_calibration_shows_before_the_first_size_is_run(tmp_path: Path) -> None:
+    path, flux = tmp_path / "runs", pipelines.flux()
+    calibrated(pipelines.flux(), seed=1, checkpoint=path / "64x64", height=64, width=64, **OTHERS)
+    calls = counted(flux)
+    with pytest.raises(CalibrationError, match="64x64 belongs to another calibration"):
+        calibrated(flux, sizes=SIZES, checkpoint=path, **OTHERS)
+    assert calls == [0]
+    with locked(path / "64x64"), pytest.raises(InvalidArgument, match="64x64 is in use"):
+        calibrated(flux, sizes=SIZES, seed=1, checkpoint=path, **OTHERS)
+    assert calls == [0]
 
 
 def test_one_size_is_an_ordinary_calibration(profile: Profile, capsys: pytest.CaptureFixture[str]) -> None:

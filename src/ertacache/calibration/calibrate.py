@@ -251,6 +251,7 @@ def calibrate(
     if checkpoint is not None:
         check_folder(checkpoint)
     check_own_grids(pipe, parts.fitted.batches(1)[0], calls)
+    job.check_checkpoints(calls)
     by_size = [job.profiles(size, arguments) for size, arguments in calls.items()]
     profiles = [joined(plan) for plan in zip(*by_size, strict=True)]
     return profiles if several else profiles[0]

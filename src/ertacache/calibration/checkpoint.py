@@ -143,23 +143,26 @@ class RunStore:
         return self.folder / _IDENTITY
 
     def _begin(self, identity: str) -> None:
-        path = self.identity
+        path, found = self.identity, None
         if path.exists():
             try:
                 found = json_object(path.read_bytes()).get("identity")
             except (OSError, ValueError) as error:
                 raise self._unreadable(path, error) from error
-            if found != identity:
-                raise CalibrationError(
-                    f"checkpoint {self.folder} belongs to another calibration (model, prompts, seed or call differ); "
-                    "delete it or name another folder"
-                )
-        elif strange := sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")):
-            raise InvalidArgument(
-                f"checkpoint {self.folder} is a folder with other files ({strange[0]}); name an empty or a new one"
+        if found == identity:
+            return
+        others = sorted({entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")} - {path.name})
+        if others and path.exists():
+            raise CalibrationError(
+                f"checkpoint {self.folder} belongs to another calibration (model, prompts, seed or call differ); "
+                "delete it or name another folder"
             )
-        else:
-            self._put(path, json.dumps({"identity": identity}).encode())
+        if others:
+            raise InvalidArgument(
+                f"checkpoint {self.folder} is a folder with other files ({others[0]}); name an empty or a new one"
+            )
+        # Of one that ended before its first run, such as one that was refused, there is nothing to lose.
+        self._put(path, json.dumps({"identity": identity}).encode())
 
     def _read(self, name: str) -> bool:
         """Whether an earlier process has left the result."""

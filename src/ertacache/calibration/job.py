@@ -69,13 +69,24 @@ class Job:
     spread: Map | None = None
     small: SmallModel | None = None
 
+    def check_checkpoints(self, calls: dict[Size, dict[str, Any]]) -> None:
+        """Refuse a later size's folder before the first size is worked on, rather than after.
+
+        Raises:
+            CalibrationError: another calibration's, or it cannot be read.
+            InvalidArgument: no folder for checkpoints, or another process has it.
+        """
+        if self.checkpoint is None or len(calls) < 2:
+            return
+        for size, call in calls.items():
+            with owned(checkpoint_of(self.checkpoint, size)):
+                self._calibrators(size, call, self._teacher(call))
+
     def profiles(self, size: Size, call: dict[str, Any]) -> list[list[Profile]]:
         """Of each budget the profile at one size, or one for each guidance scale, rising."""
         tell = partial(say, title="calibrate", show=self.show)
         with owned(checkpoint_of(self.checkpoint, size)):
-            teacher: Teacher | None = self.reference
-            if self.teacher_steps is not None:
-                teacher = fine_grid(self.pipe, self.parts.fitted.first(1), call, self.teacher_steps)
+            teacher = self._teacher(call)
             calibrators = self._calibrators(size, call, teacher)
             work = self._announced(self._seen(calibrators), size, teacher, tell)
             with run_progress(self.show, expected=work.calls) as progress:
@@ -90,6 +101,12 @@ class Job:
                 if (text := outcome.warning(profile)) is not None:
                     warnings.warn(f"{self._where(size, n)}{text}", stacklevel=3)
         return found
+
+    def _teacher(self, call: dict[str, Any]) -> Teacher | None:
+        """Of the runs that are aimed at, None where they are the uncached ones."""
+        if self.teacher_steps is None:
+            return self.reference
+        return fine_grid(self.pipe, self.parts.fitted.first(1), call, self.teacher_steps)
 
     def _calibrators(self, size: Size, call: dict[str, Any], teacher: Teacher | None) -> list[Calibrator]:
         """One for each guidance scale, rising; nothing is run yet."""

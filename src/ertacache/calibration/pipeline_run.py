@@ -1,6 +1,7 @@
 """Runs of a user's pipeline, as it is, under a controller: one generator per prompt, results in plain tensors."""
 
 import json
+import re
 import reprlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,8 +30,11 @@ _OURS = (
 _COUNTS = {
     "num_inference_steps": "the steps of the solver", "height": "pixels", "width": "pixels", "num_frames": "frames",
 }  # fmt: skip
-#: Further ones that are one for all prompts.
-_FOR_ALL = (*_COUNTS, "guidance_scale", "true_cfg_scale")
+#: What decides the steps of a run or their guidance, which are one for all prompts.
+_FOR_ALL = re.compile(
+    rf"{'|'.join(_COUNTS)}|sigmas|timesteps|strength|denoising_(start|end)|eta|mu|shift"
+    r"|(\w*_)?(guidance_(re)?scale|cfg_scale)(_2)?"
+)
 #: The longest text of a pipeline's own error that is passed on.
 _LONGEST = 300
 
@@ -66,7 +70,7 @@ def check_call(
             raise InvalidArgument(f"no argument {name!r}{near}")
         if name in call and name in brought:
             raise InvalidArgument(f"{name!r} is given for all prompts and in inputs for each; give it once")
-        if name in brought and name in _FOR_ALL:
+        if name in brought and _FOR_ALL.fullmatch(name):
             raise InvalidArgument(f"{name!r} is one for all prompts; give it in call, not in inputs")
     for name, why in _COUNTS.items():
         if call.get(name) is not None:

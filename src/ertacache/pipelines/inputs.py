@@ -42,7 +42,8 @@ def input_names(inputs: Sequence[Inputs]) -> tuple[str, ...]:
     """The arguments that every prompt brings, sorted; empty where they bring none.
 
     Raises:
-        InvalidArgument: an entry is no dictionary with texts as keys, or has other keys than the first.
+        InvalidArgument: an entry is no dictionary with texts as keys, or has other keys than the first, or None where
+            that has a value: what is given turns guidance on, so that their runs would differ.
     """
     for n, given in enumerate(inputs):
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -55,6 +56,12 @@ def input_names(inputs: Sequence[Inputs]) -> tuple[str, ...]:
                 f"inputs[{n}] has {sorted(given)} and inputs[0] has {sorted(inputs[0])}; give every prompt the same "
                 "arguments"
             )
+        for name, value in given.items():
+            if (value is None) != (inputs[0][name] is None):
+                raise InvalidArgument(
+                    f"{name} is {reprlib.repr(value)} in inputs[{n}] and {reprlib.repr(inputs[0][name])} in inputs[0]; "
+                    "give every prompt the same arguments"
+                )
     return tuple(sorted(inputs[0])) if inputs else ()
 
 
