@@ -226,6 +226,33 @@ def test_what_cannot_be_put_together_is_refused(name: str, flux: Small):
     assert len(str(caught.value)) < 700  # no dump of tensors
 
 
+@pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [
+        (lambda x: x.double(), r"prompt_embeds \[1, \d+, \d+\] torch.float64 \(.*dtype.*\); give what its encode_"),
+        (lambda x: x.bfloat16(), r"prompt_embeds \[1, \d+, \d+\] torch.bfloat16 \(.*\); .* in the denoiser's dtype"),
+        (lambda x: x[..., 1:], r"FluxPipeline fails with .* \(.*shapes cannot be multiplied.*\); give what its"),
+    ],
+    ids=["float64", "bfloat16", "another width"],
+)
+def test_embeddings_of_another_model_or_dtype_are_named(
+    spoiled: Callable[[torch.Tensor], torch.Tensor], message: str, flux: Small, brought: list[dict[str, Any]]
+):
+    inputs = [{**one, "prompt_embeds": spoiled(one["prompt_embeds"])} for one in brought]
+    with pytest.raises(InvalidArgument, match=message):
+        calibrated(flux, inputs, batch_size=1)
+
+
+def test_an_error_of_another_kind_is_the_pipelines_own(flux: Small, brought: list[dict[str, Any]]):
+    def broken(*given: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    handle = flux.pipe.transformer.register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match=r"^out of memory$"):
+        calibrated(flux, brought)
+    handle.remove()
+
+
 def test_guidance_without_negative_embeddings_says_what_is_missing():
     made, names = images.stable_diffusion_xl(), _POOLED
     inputs = [{k: v for k, v in one.items() if "negative" not in k} for one in brought_by(made, names, 1)]

@@ -35,6 +35,8 @@ _FOR_ALL = re.compile(
     rf"{'|'.join(_COUNTS)}|sigmas|timesteps|strength|denoising_(start|end)|eta|mu|shift"
     r"|(\w*_)?(guidance_(re)?scale|cfg_scale)(_2)?"
 )
+#: What torch says of embeddings of another dtype, on another device or of another text encoder.
+_UNFIT = re.compile(r"dtype|scalar type|same device|shapes cannot be multiplied|must match the size|normalized_shape")
 #: The longest text of a pipeline's own error that is passed on.
 _LONGEST = 300
 
@@ -122,7 +124,7 @@ def call_pipeline(pipe: Any, prompts: Prompts, call: dict[str, Any], *, decode: 
         is False.
 
     Raises:
-        InvalidArgument: the pipeline refuses the call.
+        InvalidArgument: the pipeline refuses the call, or fails with the embeddings that prompts bring.
         UnsupportedPipeline: it returns something else than tensors.
     """
     arguments = _arguments(pipe, prompts, call)
@@ -140,6 +142,14 @@ def call_pipeline(pipe: Any, prompts: Prompts, call: dict[str, Any], *, decode: 
                 f"{type(pipe).__name__} has no {' and no '.join(gone)}, and its call fails ({_short(error)}); "
                 "give everything that encode_prompt returns for each prompt: "
                 'inputs=[{"prompt_embeds": ..., "negative_prompt_embeds": ...}, ...]'
+            ) from error
+        except RuntimeError as error:
+            if not embedded(prompts.inputs) or not _UNFIT.search(str(error)):
+                raise
+            kinds = [f"{n} {list(v.shape)} {v.dtype}" for n, v in arguments.items() if isinstance(v, Tensor)]
+            raise InvalidArgument(
+                f"{type(pipe).__name__} fails with {', '.join(kinds)} ({_short(error)}); give what its encode_prompt "
+                "returns for each prompt, in the denoiser's dtype"
             ) from error
     return output.float().cpu()
 
