@@ -21,14 +21,15 @@ def bias_table(result: dict[str, Any]) -> str:
     """Reported minus fresh PSNR over the draws (benchmarks/judged_bias.py)."""
     lines = ["| | reported − fresh, dB | of single draws | within its standard error |", "|---|---:|---:|---|"]
     for found in result["models"]:
-        biases = [row["bias"] for row in found["rows"]]
-        cells = [
-            f"{found['model']}, K = {found['K']}, {len(biases)} draws",
-            f"{found['bias']:+.1f} ± {found['standard_error']:.1f}",
-            f"{min(biases):+.1f} to {max(biases):+.1f}",
-            "yes" if found["within"] else "no",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        for what, key, one in (("PSNR", "bias", found), ("gain over fewer steps", "gain_bias", found["gain"])):
+            biases = [row[key] for row in found["rows"]]
+            cells = [
+                f"{found['model']}, K = {found['K']}, {len(biases)} draws: {what}",
+                f"{one['bias']:+.2f} ± {one['standard_error']:.2f}",
+                f"{min(biases):+.1f} to {max(biases):+.1f}",
+                "yes" if one["within"] else "no",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

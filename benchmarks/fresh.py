@@ -37,11 +37,17 @@ class Fresh:
 
     def psnr(self, profile: Profile) -> list[float]:
         """PSNR of every prompt under a profile against the uncached run, in dB."""
+        return self._against(self._images(Player(profile, RunStats(), keep_nan=True), hidden=profile.site == "hidden"))
+
+    def fewer_steps(self, K: int) -> list[float]:
+        """PSNR of every prompt in a run of K solver steps against the uncached run, in dB."""
+        return self._against(self._images(Controller(), num_inference_steps=K))
+
+    def _against(self, images: Tensor) -> list[float]:
         metrics = PairedMetrics()
-        images = self._images(Player(profile, RunStats(), keep_nan=True), hidden=profile.site == "hidden")
         metrics.update(images.nan_to_num(0.0), self.reference)
         return [round(value, 4) for value in metrics.state()["psnr"]]
 
-    def _images(self, controller: Controller, hidden: bool = False) -> Tensor:
-        parts = self.prompts.batches(BATCH)
-        return torch.cat([run_pipeline(self.pipe, part, controller, self.call, hidden=hidden) for part in parts])
+    def _images(self, controller: Controller, hidden: bool = False, **other: Any) -> Tensor:
+        call, parts = {**self.call, **other}, self.prompts.batches(BATCH)
+        return torch.cat([run_pipeline(self.pipe, part, controller, call, hidden=hidden) for part in parts])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from PIL import Image
 
 from benchmark_scripts import ROOT, load
+from ertacache.calibration.prompts import Prompts
+from ertacache.pipelines.loading import load_pipeline
 
 counts: Any = load("calibration_prompts")
 seeds: Any = load("seeds")
@@ -60,9 +63,31 @@ def test_the_bias_is_reported_minus_fresh(tmp_path: Path) -> None:
     for row in found["rows"]:
         assert row["bias"] == pytest.approx(row["reported"] - row["fresh"], abs=1e-3)
         assert 1 <= row["judged_prompts"] < 4
+        fewer = row["fewer_steps"]
+        assert row["gain_bias"] == pytest.approx(row["bias"] - fewer["judged"] + fewer["fresh"], abs=1e-3)
+    assert found["gain"] == bias.summary([row["gain_bias"] for row in found["rows"]])
     assert {name: found[name] for name in ("bias", "standard_error", "within")} == bias.summary(
         [row["bias"] for row in found["rows"]]
     )
+
+
+def test_both_figures_are_those_of_the_profile_on_the_prompts_that_it_was_judged_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which no fit and no choice has seen, so that they are drawn as the fresh ones are."""
+    found: list[Any] = []
+    calibrate = bias.ertacache.calibrate
+    monkeypatch.setattr(bias.ertacache, "calibrate", lambda *a, **k: found.append(calibrate(*a, **k)) or found[-1])
+    rows = bias.measure("tiny-flux-base", 2.0, tmp_path, **CALL)["rows"]
+    pipe = load_pipeline("tiny-flux-base")
+    for draw, (row, profile) in enumerate(zip(rows, found, strict=True)):
+        used, fresh = bias.drawn("tiny-flux-base", draw)
+        assert (used.seed, fresh.seed) == (bias.SEED + 7 * draw, bias.SEED + 7 * draw + 4)
+        judged = Prompts(used.texts[3:], used.seed + 3)
+        again = bias.Fresh(pipe, judged, profile.provenance.call)
+        assert row["reported"] == pytest.approx(statistics.fmean(again.psnr(profile)), abs=2e-3)
+        own = profile.provenance.heldout["fewer_steps"]
+        assert row["fewer_steps"]["judged"] == pytest.approx(own["psnr"]["mean"], abs=2e-3)
 
 
 def test_a_bias_is_judged_by_its_own_standard_error() -> None:
@@ -78,3 +103,4 @@ def test_what_is_committed_is_what_its_rows_say(name: str) -> None:
         else:
             assert len(model["rows"]) == 24
             assert bias.summary([row["bias"] for row in model["rows"]])["bias"] == model["bias"]
+            assert bias.summary([row["gain_bias"] for row in model["rows"]]) == model["gain"]
