@@ -22,12 +22,12 @@ def test_prompts_across_models_and_steps_down() -> None:
 
 
 def test_the_bias_with_its_error_and_the_range_of_the_draws() -> None:
-    rows = [{"bias": bias} for bias in (-1.0, 2.0, 0.5)]
-    model = {"model": "a", "K": 10, "bias": 0.5, "standard_error": 0.87, "within": True, "rows": rows}
-    text = tables.bias_table({"models": [model, {**model, "within": False}]}).splitlines()
-    assert text[2:] == [
-        "| a, K = 10, 3 draws | +0.5 ± 0.9 | -1.0 to +2.0 | yes |",
-        "| a, K = 10, 3 draws | +0.5 ± 0.9 | -1.0 to +2.0 | no |",
+    rows = [{"bias": bias, "gain_bias": bias / 2} for bias in (-1.0, 2.0, 0.5)]
+    gain = {"bias": 0.25, "standard_error": 0.433, "within": True}
+    model = {"model": "a", "K": 10, "bias": 0.5, "standard_error": 0.87, "within": False, "gain": gain, "rows": rows}
+    assert tables.bias_table({"models": [model]}).splitlines()[2:] == [
+        "| a, K = 10, 3 draws: PSNR | +0.50 ± 0.87 | -1.0 to +2.0 | no |",
+        "| a, K = 10, 3 draws: gain over fewer steps | +0.25 ± 0.43 | -0.5 to +1.0 | yes |",
     ]
 
 

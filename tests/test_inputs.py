@@ -161,15 +161,23 @@ def test_what_cannot_be_given_is_refused_before_any_run(options: dict[str, Any],
     assert pipe.calls == 0
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["guidance_scale", "guidance_scale_2", "image_guidance_scale", "guidance_rescale", "true_cfg_scale", "strength",
-     "sigmas", "denoising_end", "num_inference_steps"],
-)  # fmt: skip
-def test_what_is_one_for_all_prompts_is_no_input_of_each(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pipeline_call, "defaults_of", lambda pipe: {"prompt": None, name: None})
+@pytest.mark.parametrize("name", ["guidance_scale", "num_inference_steps"])
+def test_what_is_one_for_all_prompts_is_no_input_of_each(name: str):
     with pytest.raises(InvalidArgument, match=f"'{name}' is one for all prompts; give it in call, not in inputs"):
         check_call(image_pipeline(), {}, [{name: 3}, {name: 7}])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["guidance_scale_2", "image_guidance_scale", "guidance_rescale", "strength", "sigmas", "denoising_end"],
+)
+def test_what_decides_the_steps_and_the_guidance_is_alike_for_all(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipeline_call, "defaults_of", lambda pipe: {"prompt": None, name: None})
+    check_call(image_pipeline(), {}, [{name: [0.5, 0.1]}, {name: [0.5, 0.1]}])
+    with pytest.raises(
+        InvalidArgument, match=f"'{name}' is one for all prompts, and differs in inputs; give it in call"
+    ):
+        check_call(image_pipeline(), {}, [{name: [0.5, 0.1]}, {name: [0.5, 0.2]}])
 
 
 def test_what_only_some_prompts_have_is_refused():

@@ -16,7 +16,7 @@ from ertacache.calibration.followed import Followed
 from ertacache.calibration.prompts import Prompts
 from ertacache.errors import ErtacacheError, InvalidArgument, meant
 from ertacache.pipelines import pipeline_call
-from ertacache.pipelines.inputs import Inputs, embedded, input_names, is_text, joined
+from ertacache.pipelines.inputs import Inputs, digest, embedded, input_names, is_text, joined
 from ertacache.pipelines.models import denoisers_of, takes_one_prompt
 from ertacache.pipelines.solvers import read_grid
 from ertacache.runtime.hooks import attached
@@ -30,10 +30,11 @@ _OURS = (
 _COUNTS = {
     "num_inference_steps": "the steps of the solver", "height": "pixels", "width": "pixels", "num_frames": "frames",
 }  # fmt: skip
-#: What decides the steps of a run or their guidance, which are one for all prompts.
-_FOR_ALL = re.compile(
-    rf"{'|'.join(_COUNTS)}|sigmas|timesteps|strength|denoising_(start|end)|eta|mu|shift"
-    r"|(\w*_)?(guidance_(re)?scale|cfg_scale)(_2)?"
+#: Further ones that are one for all prompts.
+_FOR_ALL = (*_COUNTS, "guidance_scale", "true_cfg_scale")
+#: What else decides the steps of a run or their guidance: a prompt may bring it if all bring the same.
+_ALIKE = re.compile(
+    r"sigmas|timesteps|strength|denoising_(start|end)|eta|mu|shift|(\w*_)?(guidance_(re)?scale|cfg_scale)(_2)?"
 )
 #: What torch says of embeddings of another dtype, on another device or of another text encoder.
 _UNFIT = re.compile(r"dtype|scalar type|same device|shapes cannot be multiplied|must match the size|normalized_shape")
@@ -72,8 +73,10 @@ def check_call(
             raise InvalidArgument(f"no argument {name!r}{near}")
         if name in call and name in brought:
             raise InvalidArgument(f"{name!r} is given for all prompts and in inputs for each; give it once")
-        if name in brought and _FOR_ALL.fullmatch(name):
+        if name in brought and name in _FOR_ALL:
             raise InvalidArgument(f"{name!r} is one for all prompts; give it in call, not in inputs")
+        if name in brought and _ALIKE.fullmatch(name) and len({digest([{name: one[name]}]) for one in inputs}) > 1:
+            raise InvalidArgument(f"{name!r} is one for all prompts, and differs in inputs; give it in call")
     for name, why in _COUNTS.items():
         if call.get(name) is not None:
             check_whole(name, call[name], 1, why)
